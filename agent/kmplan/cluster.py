@@ -1,0 +1,77 @@
+"""The cluster file: what a user says about a cluster."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from kmplan import document
+from kmplan.addresses import AddressPlan
+from kmplan.errors import UserError
+
+CLUSTER_FILE = "cluster.yaml"
+NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
+SSH_KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-", "sk-ssh-ed25519@", "sk-ecdsa-sha2-")
+
+
+class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A Kubermesh cluster."""
+
+    version: Annotated[Literal[1], Meta(description="Version of this file's format.")]
+    name: Annotated[
+        str,
+        Meta(
+            pattern=NAME_PATTERN, description="Name of the cluster: lower-case letters, digits and dashes, at most 40."
+        ),
+    ]
+    prefix: Annotated[
+        str, Meta(description="The cluster's own IPv6 prefix, a /48 in fd00::/8. It cannot be changed later.")
+    ]
+    voters: Annotated[Literal[1, 3, 5], Meta(description="How many nodes vote in etcd, once there are that many.")] = 3
+    ssh_authorized_keys: Annotated[
+        list[str], Meta(description="Public keys that may log in as root on every node. Without one there is no login.")
+    ] = []
+    dns_upstreams: Annotated[
+        list[str], Meta(description="Addresses of name servers that answer for names outside the cluster.")
+    ] = []
+
+    def __post_init__(self) -> None:
+        """Check what types cannot say; raises ValueError, which msgspec shows with its place."""
+        try:
+            AddressPlan.parse(self.prefix)
+        except ValueError:
+            raise ValueError(f"prefix: expected an IPv6 /48 in fd00::/8, got `{self.prefix}`") from None
+        for index, key in enumerate(self.ssh_authorized_keys):
+            if not key.startswith(SSH_KEY_TYPES) or len(key.split()) < 2 or "\n" in key:
+                raise ValueError(f"ssh_authorized_keys[{index}]: expected one public key as in id_ed25519.pub")
+        for index, address in enumerate(self.dns_upstreams):
+            try:
+                ip_address(address)
+            except ValueError:
+                raise ValueError(f"dns_upstreams[{index}]: expected an IP address, got `{address}`") from None
+
+    @property
+    def plan(self) -> AddressPlan:
+        """The cluster's addresses."""
+        return AddressPlan.parse(self.prefix)
+
+
+def read_cluster(directory: Path) -> ClusterFile:
+    """Read the cluster file of a cluster directory; UserError in one line when it is not one."""
+    path = directory / CLUSTER_FILE
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if not found:
+        raise UserError(
+            f"{directory}: not a cluster directory (no {CLUSTER_FILE})", "make one with `kmbuild init NAME`"
+        )
+    return document.read(path, ClusterFile)
+
+
+def default_node_name(cluster: str, number: int) -> str:
+    """Return the name of a node that was given none."""
+    return f"{cluster}-{number}"

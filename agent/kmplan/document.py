@@ -1,0 +1,52 @@
+"""Files with a schema: read and checked in one step, written so that a crash leaves the old or the new one."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from kmplan.errors import UserError
+from kmplan.files import write
+
+__all__ = ["convert", "parse", "read", "schema", "write"]
+
+T = TypeVar("T")
+
+
+def read(path: Path, kind: type[T]) -> T:
+    """Read a YAML (or JSON) file into `kind`, a msgspec type.
+
+    Raises UserError in one line that names the file, the place in it and what was expected there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return parse(text, kind, str(path))
+
+
+def parse(text: str, kind: type[T], source: str) -> T:
+    """Parse YAML text into `kind`; `source` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise UserError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    return convert(data, kind, source)
+
+
+def convert(data: object, kind: type[T], source: str) -> T:
+    """Check plain data (dicts, lists, strings) against `kind`; `source` names it in errors."""
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at ")
+        where = place.strip("`").removeprefix("$").removeprefix(".")
+        raise UserError(f"{source}: {where + ': ' if where else ''}{what}") from error
+
+
+def schema(kind: type[Any]) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a msgspec type."""
+    return msgspec.json.schema(kind)

@@ -1,0 +1,124 @@
+"""The one module that starts processes."""
+
+import asyncio
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kmplan.errors import UserError
+
+LOG_TAIL_LINES = 15
+
+
+class CommandError(UserError):
+    """A command that failed: shows it in a form that can be pasted, the end of its output, and where the log is."""
+
+    def __init__(self, argv: Sequence[str], code: int, output: str, log: Path | None = None) -> None:
+        tail = output.strip().splitlines()[-LOG_TAIL_LINES:]
+        place = f"\n  log: {log}" if log else ""
+        shown = "".join(f"\n  | {line}" for line in tail)
+        super().__init__(f"command failed with {describe_exit(code)}: {shlex.join(argv)}{shown}{place}")
+        self.argv = list(argv)
+        self.code = code
+        self.output = output
+
+
+def describe_exit(code: int) -> str:
+    """Put an exit status into words; a negative one is a signal, as in `subprocess`."""
+    return f"signal {-code}" if code < 0 else f"status {code}"
+
+
+def die_with_parent(argv: Sequence[str]) -> list[str]:
+    """Prefix a command so that the kernel kills it when the starting thread dies (prctl(2) PR_SET_PDEATHSIG)."""
+    return ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    input: str | bytes | None = None,  # noqa: A002 - the name `subprocess` has for it
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path | None = None,
+    check: bool = True,
+    timeout_s: float | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with its standard output and error in the result.
+
+    With `log`, both go to that file instead (appended), and stdout in the result is the file's new end.
+    `env` is added to this process's environment. Raises CommandError when it fails and `check` is set,
+    UserError when the program is missing or `timeout_s` is over.
+    """
+    words = [str(word) for word in argv]
+    data = input.encode() if isinstance(input, str) else input
+    merged = {**os.environ, **(env or {})}
+    try:
+        if log:
+            with log.open("ab") as sink:
+                start = sink.tell()
+                done = subprocess.run(
+                    words, input=data, stdin=None if data is not None else subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+                    env=merged, cwd=cwd, timeout=timeout_s, pass_fds=pass_fds, check=False,
+                )  # fmt: skip
+            with log.open("rb") as written:
+                written.seek(start)
+                out, err = written.read().decode(errors="replace"), ""
+        else:
+            done = subprocess.run(
+                words, input=data, stdin=None if data is not None else subprocess.DEVNULL, capture_output=True,
+                env=merged, cwd=cwd, timeout=timeout_s, pass_fds=pass_fds, check=False,
+            )  # fmt: skip
+            out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    except FileNotFoundError as error:
+        if cwd is not None and not cwd.is_dir():
+            raise
+        raise UserError(f"{words[0]}: not found on this machine", "install it, or run `make setup`") from error
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"no end after {timeout_s:g} s: {shlex.join(words)}") from error
+    if check and done.returncode != 0:
+        raise CommandError(words, done.returncode, out + err, log)
+    return subprocess.CompletedProcess(words, done.returncode, out, err)
+
+
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one: own session, output appended to `log`."""
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=pass_fds,
+        )  # fmt: skip
+
+
+def replace_self(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+    """Become another program (execvp(3)): for interactive ones such as kubectl or a console."""
+    words = [str(word) for word in argv]
+    os.execvpe(words[0], words, {**os.environ, **(env or {})})  # noqa: S606
+
+
+async def run_async(argv: Sequence[str | Path], *, input: str | None = None, check: bool = True) -> tuple[int, str]:  # noqa: A002
+    """Run a command without blocking the event loop; returns its status and its mixed output.
+
+    Raises CommandError when it fails and `check` is set.
+    """
+    words = [str(word) for word in argv]
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate(input.encode() if input is not None else None)
+    text = out.decode(errors="replace")
+    code = process.returncode or 0
+    if check and code != 0:
+        raise CommandError(words, code, text)
+    return code, text

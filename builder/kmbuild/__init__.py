@@ -1,0 +1,1 @@
+"""The build tool: command line, configuration, build stages, flashing."""

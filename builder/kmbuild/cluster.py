@@ -1,0 +1,203 @@
+"""`kmbuild cluster`: clusters of the image on this machine."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kmcluster import access, bench, report, state, waiting
+from kmcluster.drivers import NAMES, driver_of
+from kmcluster.image import Image
+from kmcluster.topology import find_topology, read_topology
+from kmplan import run
+from kmplan.errors import UserError
+
+ACTIONS = ("on", "off", "cut", "reset", "freeze", "thaw")
+FOLLOW_S = 0.2
+
+name_option = click.option("--name", "name", metavar="CLUSTER", help="Which cluster; may be left out if there is one.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+passed_on = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@click.group()
+def cluster() -> None:
+    """Boot clusters of the image on this machine."""
+
+
+@cluster.command()
+@click.argument("topology")
+@click.option("--driver", type=click.Choice(NAMES), default="nspawn", show_default=True, help="What runs the machines.")
+@click.option("--name", help="Name of the cluster.  [default: the topology's]")
+@click.option(
+    "--image", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="The .raw or its folder."
+)
+@click.option(
+    "--cluster", "directory", type=click.Path(path_type=Path), help="Cluster directory.  [default: a new one]"
+)
+@click.option(
+    "--load", type=click.Path(path_type=Path), multiple=True, help="Container image (tar) to import; repeatable."
+)
+@click.option("--timeout", "timeout_s", type=float, help="Seconds until every node has to be Ready.")
+@json_option
+def up(
+    topology: str,
+    driver: str,
+    name: str | None,
+    image: Path,
+    directory: Path | None,
+    load: Sequence[Path],
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Power on a cluster and wait until every node is Ready; TOPOLOGY is a file or a shipped one's name."""
+    path = find_topology(topology)
+    order = bench.Order(
+        name=name or path.stem,
+        topology=read_topology(path),
+        driver=driver,
+        image=locate_image(image),
+        directory=directory,
+        make_directory=make_directory,
+    )
+    start = time.monotonic()
+    made = bench.up(order)
+    show_line(time.monotonic() - start, made.name, f"power on ({made.driver}, {made.accelerator})")
+    took = waiting.wait_ready(made, show_line, timeout_s)
+    for archive in load:
+        for machine in made.machines:
+            bench.load_image(made, machine, archive)
+    if as_json:
+        click.echo(json.dumps({**report.describe(made), "ready_s": round(took, 2)}, indent=2))
+    else:
+        click.echo(f"{made.name} is Ready; try: kmbuild cluster kubectl -- get nodes")
+
+
+def show_line(seconds: float, node: str, what: str) -> None:
+    """Show progress, apart from the result."""
+    click.echo(f"{seconds:7.1f} s  {node}  {what}", err=True)
+
+
+def locate_image(image: Path) -> Image:
+    """The image in a folder, or that with this .raw, with the tools it was built by."""
+    from kmbuild.artefacts import find_image
+
+    return find_image(image)
+
+
+def make_directory(folder: Path, name: str) -> None:
+    """Make a cluster directory as `kmbuild init` does."""
+    from kmbuild.init import make_cluster
+
+    make_cluster(folder, name)
+
+
+@cluster.command("list")
+@json_option
+def list_clusters(as_json: bool) -> None:
+    """List the clusters on this machine."""
+    rows = report.overview()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['name']:20} {row['driver']:7} {row['on']} of {row['nodes']} on")
+
+
+@cluster.command()
+@click.argument("name", required=False)
+@json_option
+def status(name: str | None, as_json: bool) -> None:
+    """Show a cluster's nodes."""
+    described = report.describe(state.load(state.only_name(name)))
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    click.echo(f"{described['name']}: {described['driver']}, {described['accelerator']}, {described['image']}")
+    for node in described["nodes"]:
+        click.echo(status_line(node))
+
+
+def status_line(node: dict[str, Any]) -> str:
+    """One node in one line."""
+    ready = next((event.get("boot_s") for event in node["events"] if event.get("name") == "node-ready"), None)
+    parts = [f"{node['name']:12}", f"{node['role']:6}", f"{node['power']:7}", f"{node['state']:11}", node["api"]]
+    parts += [f"Ready after {ready:.1f} s"] if isinstance(ready, int | float) else []
+    parts += [", ".join(node["addresses"])] if node["addresses"] else []
+    return "  ".join(parts)
+
+
+@cluster.command()
+@click.argument("node")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+@name_option
+def console(node: str, follow: bool, name: str | None) -> None:
+    """Print what a node's console showed."""
+    loaded = state.load(state.only_name(name))
+    driver, machine = driver_of(loaded), loaded.machine(node)
+    path = driver.console(machine)
+    if not path.exists():
+        raise UserError(f"{machine.name} has no console yet", "was it ever on?")
+    with path.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+        while follow and driver.power(machine) != "off":
+            sys.stdout.buffer.flush()
+            time.sleep(FOLLOW_S)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+@cluster.command("exec", context_settings=passed_on)
+@name_option
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True)
+def execute(name: str | None, node: str, command: Sequence[str]) -> None:
+    """Run COMMAND in a node; its status is this command's status."""
+    loaded = state.load(state.only_name(name))
+    words = command[1:] if command[0] == "--" else command
+    sys.exit(driver_of(loaded).attach(loaded.machine(node), words))
+
+
+@cluster.command()
+@click.argument("name", required=False)
+def kubeconfig(name: str | None) -> None:
+    """Print an admin kubeconfig that works on this machine."""
+    click.echo(access.kubeconfig(state.load(state.only_name(name))), nl=False)
+
+
+@cluster.command(context_settings=passed_on)
+@name_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def kubectl(name: str | None, arguments: Sequence[str]) -> None:
+    """Run the image's own kubectl against a cluster."""
+    argv, environment = access.kubectl(state.load(state.only_name(name)))
+    run.replace_self([*argv, *arguments], environment)
+
+
+@cluster.command()
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="All clusters of this user.")
+def down(name: str | None, every: bool) -> None:
+    """End a cluster and remove all of it, also after a crash of this tool; nothing to do is no error."""
+    names = state.cluster_names() if every or not name else [name]
+    if not every and len(names) > 1:
+        state.only_name(None)
+    for one in names:
+        bench.down(one)
+
+
+@cluster.command()
+@click.argument("node")
+@click.argument("action", type=click.Choice(ACTIONS))
+@name_option
+@json_option
+def power(node: str, action: str, name: str | None, as_json: bool) -> None:
+    """Switch a node on or off, cut its power, reset, freeze or thaw it."""
+    changed = bench.power(state.only_name(name), node, action)
+    if as_json:
+        click.echo(json.dumps(report.describe_machine(driver_of(changed), changed.machine(node)), indent=2))

@@ -1,0 +1,22 @@
+"""Options that several commands share, and what they all check first."""
+
+import os
+from pathlib import Path
+
+import click
+from kmplan.errors import UserError
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Configuration; without it ./kubermesh.yaml, if there is one.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def require_root(what: str) -> None:
+    """Refuse in one line when not called as root."""
+    if os.geteuid() != 0:
+        raise UserError(f"{what} needs root", "call it with sudo")

@@ -1,0 +1,86 @@
+"""The root file system's own pieces: our programs, overlays and the agent, on top of the Debian tree."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jinja2
+from kmplan.errors import UserError
+
+from kmbuild import source, tarball
+from kmbuild.stage import Context
+from kmbuild.stages.components import COMPONENTS, stage_name
+
+PYTHON = "usr/lib/python3/dist-packages"
+TEMPLATES = "usr/share/kubermesh/node"
+PROGRAM_FOLDERS = {"cni": "usr/lib/cni"}
+NOT_ON_A_NODE = {"coredns", "sealdb"}  # CoreDNS runs from its container image alone
+PROGRAM_LINKS = {"kubelet": "kubernetes", "kubectl": "kubernetes", "etcdctl": "etcd", "etcdutl": "etcd"}
+
+Entry = tuple[str, Path | bytes | str, int]
+
+
+def programs(context: Context) -> Iterator[Entry]:
+    """Compiled programs: (path, host file, mode)."""
+    for name, component in COMPONENTS.items():
+        folder = PROGRAM_FOLDERS.get(name, "usr/bin")
+        for program in component.programs:
+            if program not in NOT_ON_A_NODE:
+                yield f"{folder}/{program}", context.folder(stage_name(name)) / program, 0o755
+
+
+def overlay(context: Context) -> Iterator[Entry]:
+    """overlays/root as it is (`.j2` rendered), overlays/node as templates, and the versions."""
+    settings = {"version": context.config.image_version, "versions": context.config.versions}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
+    root = source.folder("overlays") / "root"
+    for path in source.files(root):
+        name = str(path.relative_to(root))
+        mode = 0o755 if path.lstat().st_mode & 0o100 else 0o644
+        if path.is_symlink():
+            yield name, os.readlink(path), mode
+        elif path.suffix == ".j2":
+            yield name.removesuffix(".j2"), environment.from_string(path.read_text()).render(settings).encode(), mode
+        else:
+            yield name, path, mode
+    node = source.folder("overlays") / "node"
+    for path in source.files(node):
+        yield f"{TEMPLATES}/{path.relative_to(node)}", path, 0o644
+    versions = {"image": context.config.image_version, "epoch": context.epoch, **context.config.versions}
+    yield "usr/lib/kubermesh/versions.json", (json.dumps(versions, indent=1) + "\n").encode(), 0o644
+
+
+def agent(context: Context, work: Path) -> Iterator[Entry]:
+    """The agent's packages, compiled so that Python looks at no time stamp (PEP 552, unchecked)."""
+    python = work / "python"
+    for package in source.agent_packages():
+        shutil.copytree(package, python / package.name, ignore=shutil.ignore_patterns(*source.IGNORED))
+    argv = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", "/work/python", "-p", f"/{PYTHON}", "/work/python"]
+    context.in_tools("disk", argv, binds={work: "/work"})
+    for path in sorted(python.rglob("*")):
+        if path.is_file():
+            yield f"{PYTHON}/{path.relative_to(python)}", path, 0o644
+
+
+def write_piece(context: Context, work: Path, target: Path) -> None:
+    """Write all that comes on top of the Debian tree; UserError when two sources claim one path."""
+    entries = {name: (content, mode) for name, content, mode in (*programs(context), *overlay(context), *agent(context, work))}
+    for name, link in PROGRAM_LINKS.items():
+        entries[f"usr/bin/{name}"] = (link, 0o777)
+    with tarball.open_piece(context.folder("tree") / "tree.tar") as tree:
+        present = {member.name: member.isdir() for member in tree}
+    clash = sorted(set(entries) & {name for name, is_folder in present.items() if not is_folder})
+    if clash:
+        raise UserError(f"overlays: {', '.join(clash)} would replace a Debian package's file", "use a drop-in or another path")
+    folders = {str(parent) for name in entries for parent in Path(name).parents} - set(present) - {"."}
+    with tarball.write_piece(target) as tar:
+        for folder in sorted(folders):
+            tarball.add_folder(tar, folder, context.epoch)
+        for name in sorted(entries):
+            content, mode = entries[name]
+            if isinstance(content, str):
+                tarball.add_link(tar, name, content, context.epoch)
+            else:
+                tarball.add_file(tar, name, content, context.epoch, mode)

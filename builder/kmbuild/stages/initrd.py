@@ -1,0 +1,58 @@
+"""The initial RAM disk: dracut in the tools tree, with the node's kernel modules and nothing of the host."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from kmplan.errors import UserError
+
+from kmbuild import source, tarball
+from kmbuild.stage import Context, Inputs, Stage
+
+DRACUT_MODULES = "bash dm fs-lib rootfs-block systemd systemd-initrd systemd-veritysetup udev-rules"
+
+# What it takes to find the root partition: disks and buses of common machines and of virtual ones, and the root's file systems.
+DRIVERS = (
+    "ahci ata_piix erofs dm-mod dm-verity ehci-pci mmc_block nvme overlay ohci-pci sd_mod sdhci-acpi sdhci-pci uas uhci-hcd "
+    "usb-storage virtio_blk virtio_pci virtio_scsi vmd xhci-pci"
+)
+
+
+def inputs(context: Context) -> Inputs:
+    """Our own units of the initrd; dracut and the kernel come by the needs."""
+    return {"overlays/initrd": source.digest(source.folder("overlays") / "initrd")[:32], "drivers": DRIVERS, "dracut": DRACUT_MODULES}
+
+
+def make(context: Context, work: Path) -> None:
+    """Write `initrd`; `kernel-version` says for which kernel."""
+    context.say("initrd", "extracting kernel modules")
+    modules = work / "modules"
+    version = extract_modules(context.folder("tree") / "tree.tar", modules)
+    context.say("initrd", "running dracut")
+    overlay = source.folder("overlays") / "initrd"
+    argv = ["dracut", "--force", "--no-hostonly", "--no-hostonly-cmdline", "--reproducible", "--no-early-microcode", "--zstd"]
+    argv += ["--kver", version, "--modules", DRACUT_MODULES, "--drivers", DRIVERS, "--include", "/input", "/", "--tmpdir", "/work", "/work/initrd"]
+    context.in_tools("initrd", argv, binds={work: "/work"}, read_only={overlay: "/input", modules: "/usr/lib/modules"})
+    if not (work / "initrd").exists():
+        raise UserError(f"initrd: dracut made no file\n  log: {context.log('initrd')}")
+    (work / "initrd").chmod(0o644)
+    (work / "kernel-version").write_text(version + "\n")
+    shutil.rmtree(modules)
+
+
+def extract_modules(tree: Path, target: Path) -> str:
+    """Copy usr/lib/modules out of the tree; returns the kernel's version."""
+    prefix = "usr/lib/modules/"
+    target.mkdir()
+    with tarball.open_piece(tree) as tar:
+        for member in tar:
+            if member.name.startswith(prefix) and (member.isreg() or member.isdir()):
+                member.name = member.name.removeprefix(prefix)
+                tar.extract(member, target, filter="data")
+    versions = sorted(path.name for path in target.iterdir())
+    if len(versions) != 1:
+        raise UserError(f"initrd: expected modules of one kernel, found {', '.join(versions) or 'none'}")
+    return versions[0]
+
+
+STAGE = Stage("initrd", ("tools", "tree"), inputs, make, sys.modules[__name__])

@@ -1,0 +1,1 @@
+"""Clusters of the image on one machine: drivers, machines, topologies."""

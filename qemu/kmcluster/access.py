@@ -1,0 +1,51 @@
+"""The way from the host to a cluster's API."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kmcluster.state import Cluster
+from kmcluster.topology import Role
+from kmplan import files
+from kmplan.errors import UserError
+
+# A name that every API server's certificate has.
+SERVER_NAME = "kubernetes"
+
+
+def kubeconfig(cluster: Cluster) -> str:
+    """The admin's kubeconfig, with the anycast address replaced by the port on this host that leads to the seed.
+
+    Raises UserError when the cluster directory has no readable admin.kubeconfig.
+    """
+    path = cluster.directory / "admin.kubeconfig"
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text())
+        entries = [entry["cluster"] for entry in config["clusters"]]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a kubeconfig") from error
+    seed = next(machine for machine in cluster.machines if machine.node.role is Role.SEED)
+    for entry in entries:
+        entry["server"] = f"https://127.0.0.1:{seed.api_port}"
+        entry["tls-server-name"] = SERVER_NAME
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def kubectl(cluster: Cluster) -> tuple[list[str], dict[str, str]]:
+    """The argv and the environment that run the image's own kubectl on the host.
+
+    The multi-call binary acts by the name it is called by: a link of that name is kept in the cluster's folder.
+    """
+    link = cluster.folder / "kubectl"
+    target = cluster.image.kubectl.resolve()
+    if not target.exists():
+        raise UserError(f"{target}: no such file", "`make image` builds it")
+    if not link.is_symlink() or Path(link.readlink()) != target:
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    config = cluster.folder / "kubeconfig"
+    files.write(config, kubeconfig(cluster), 0o600)
+    return [str(link)], {"KUBECONFIG": str(config)}

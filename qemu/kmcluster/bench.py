@@ -1,0 +1,155 @@
+"""Clusters up and down: the order of things, whatever the driver."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from kmcluster import state
+from kmcluster.drivers import check_host, driver_of, tuning_of
+from kmcluster.image import Image, check_image
+from kmcluster.kvm import kvm_works
+from kmcluster.state import Cluster, Machine
+from kmcluster.topology import Role, Topology
+from kmplan import files, seed
+from kmplan.errors import UserError
+
+POWER_OFF_S = 120.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `up` is asked for.
+
+    `directory` is a cluster directory; without one `make_directory(folder, name)` makes one in the state folder.
+    """
+
+    name: str
+    topology: Topology
+    driver: str
+    image: Image
+    directory: Path | None
+    make_directory: Callable[[Path, str], None]
+
+
+def up(order: Order) -> Cluster:
+    """Make the cluster if there is none of that name, and power on every machine that is off; does not wait.
+
+    Raises UserError when the order cannot be met or a cluster of that name is another one.
+    """
+    check_host(order.driver)
+    state.folder_of(order.name)
+    with state.locked(order.name) as folder:
+        if (folder / state.FILE).exists():
+            cluster = state.load(order.name)
+            check_same(cluster, order)
+        else:
+            try:
+                cluster = create(order)
+            except BaseException:
+                state.remove(folder)
+                raise
+        driver = driver_of(cluster)
+        for machine in cluster.machines:
+            driver.power_on(machine)
+    return cluster
+
+
+def check_same(cluster: Cluster, order: Order) -> None:
+    """`up` on an existing cluster only powers it on."""
+    nodes = [machine.node for machine in cluster.machines]
+    if (cluster.driver, nodes) != (order.driver, order.topology.nodes):
+        shape = f"{len(nodes)} node(s) on {cluster.driver}"
+        raise UserError(f"cluster {cluster.name} exists with {shape}", "take it down first, or give another --name")
+
+
+def create(order: Order) -> Cluster:
+    """Check the image, write the state file and give every machine its credentials."""
+    manifest = check_image(order.image)
+    folder = state.folder_of(order.name)
+    directory = order.directory or folder / "cluster"
+    cluster = Cluster(
+        version=1,
+        name=order.name,
+        driver=order.driver,
+        accelerator=choose_accelerator(order),
+        directory=directory.resolve(),
+        image=order.image,
+        roothash=str(manifest["roothash"]),
+        machines=[
+            Machine(name=f"{order.name}-{number}", number=number, node=node)
+            for number, node in enumerate(order.topology.nodes, 1)
+        ],
+    )
+    if order.directory is None and not directory.exists():
+        order.make_directory(directory, order.name)
+    for machine in cluster.machines:
+        write_credentials(cluster, machine)
+    cluster.save()
+    return cluster
+
+
+def choose_accelerator(order: Order) -> str:
+    """What runs the processors: none for containers."""
+    if order.driver != "qemu":
+        return "native"
+    return "kvm" if kvm_works(order.image) else "tcg"
+
+
+def write_credentials(cluster: Cluster, machine: Machine) -> None:
+    """Write a machine's credentials, one file each, readable by their owner only."""
+    folder = cluster.machine_folder(machine) / "credentials"
+    folder.mkdir(mode=0o700, parents=True)
+    if machine.node.role is Role.SEED:
+        bundle = seed.make_bundle(cluster.directory, machine.number, machine.name)
+        files.write(folder / "kubermesh.seed", bundle, 0o600)
+    if tuning := tuning_of(cluster):
+        files.write(folder / "kubermesh.tuning", msgspec.json.encode(tuning), 0o600)
+
+
+def down(name: str) -> bool:
+    """End and remove everything of a cluster; False if there was nothing."""
+    if not state.folder_of(name).exists():
+        return False
+    with state.locked(name) as folder:
+        if (folder / state.FILE).exists():
+            cluster = state.load(name)
+            driver = driver_of(cluster)
+            for machine in cluster.machines:
+                driver.cleanup(machine)
+        state.remove(folder)
+    return True
+
+
+def power(name: str, node: str, action: str) -> Cluster:
+    """Do something to a machine's power: on, off, cut, reset, freeze or thaw."""
+    state.load(name)
+    with state.locked(name):
+        cluster = state.load(name)
+        driver, machine = driver_of(cluster), cluster.machine(node)
+        actions: dict[str, Callable[[], None]] = {
+            "on": lambda: driver.power_on(machine),
+            "off": lambda: driver.power_off(machine, POWER_OFF_S),
+            "cut": lambda: driver.power_cut(machine),
+            "reset": lambda: driver.reset(machine),
+            "freeze": lambda: driver.freeze(machine),
+            "thaw": lambda: driver.thaw(machine),
+        }
+        if action not in actions:
+            raise UserError(f"{action}: no such action", f"there are: {', '.join(actions)}")
+        actions[action]()
+    return cluster
+
+
+def load_image(cluster: Cluster, machine: Machine, archive: Path) -> None:
+    """Import a container image (an OCI or Docker tar) into a running machine."""
+    try:
+        data = archive.read_bytes()
+    except OSError as error:
+        raise UserError(f"{archive}: cannot be read: {error.strerror}") from error
+    argv = ["ctr", "--namespace=k8s.io", "images", "import", "--local", "-"]
+    result = driver_of(cluster).execute(machine, argv, data)
+    if result.code != 0:
+        words = (result.stderr or result.stdout).strip().splitlines()
+        raise UserError(f"{archive}: not imported on {machine.name}: {words[-1] if words else result.code}")

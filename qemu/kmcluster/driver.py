@@ -1,0 +1,74 @@
+"""What a driver can do with a machine: the same for QEMU and nspawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kmcluster.state import Machine
+
+LONG_S = 600.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command in a machine did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Driver(Protocol):
+    """One way to run machines. Every action is idempotent and raises UserError in one line when it fails.
+
+    What a driver starts or makes it first writes into the machine's state (`Machine.processes`, `Machine.cgroups`).
+    """
+
+    def power_on(self, machine: Machine) -> None:
+        """Start a machine that is off; returns when its firmware or first process runs."""
+        ...
+
+    def power_off(self, machine: Machine, timeout_s: float) -> None:
+        """Press the power button and wait until the machine is off."""
+        ...
+
+    def power_cut(self, machine: Machine) -> None:
+        """Pull the plug: nothing in the machine gets another instruction."""
+        ...
+
+    def reset(self, machine: Machine) -> None:
+        """Press the reset button."""
+        ...
+
+    def freeze(self, machine: Machine) -> None:
+        """Stop the machine's clock and processors."""
+        ...
+
+    def thaw(self, machine: Machine) -> None:
+        """Continue a frozen machine."""
+        ...
+
+    def power(self, machine: Machine) -> str:
+        """The machine's power: "on", "off" or "frozen"."""
+        ...
+
+    def console(self, machine: Machine) -> Path:
+        """The file that the machine's console is written to."""
+        ...
+
+    def execute(self, machine: Machine, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = LONG_S) -> Result:
+        """Run a command in the machine to its end."""
+        ...
+
+    def attach(self, machine: Machine, argv: Sequence[str]) -> int:
+        """Run a command in the machine with this process's standard input, output and error; returns its status."""
+        ...
+
+    def read_status(self, machine: Machine) -> dict[str, Any] | None:
+        """The agent's status, or None while there is none."""
+        ...
+
+    def cleanup(self, machine: Machine) -> None:
+        """End and remove whatever was started or made for the machine outside of its folder."""
+        ...

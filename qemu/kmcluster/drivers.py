@@ -1,0 +1,46 @@
+"""Which driver runs a cluster, and what it needs of the host."""
+
+import os
+import shutil
+
+from kmcluster import cgroups
+from kmcluster.driver import Driver
+from kmcluster.nspawn import NspawnDriver
+from kmcluster.qemu import QemuDriver
+from kmcluster.state import Cluster
+from kmcluster.tuning import EMULATED, Tuning, container_tuning
+from kmplan.errors import UserError
+
+NAMES = ("nspawn", "qemu")
+CAP_SYS_RESOURCE = 24
+PROGRAMS = {"nspawn": {"systemd-nspawn": "systemd-container", "nsenter": "util-linux"}}
+
+
+def driver_of(cluster: Cluster) -> Driver:
+    """The driver of a cluster."""
+    return NspawnDriver(cluster) if cluster.driver == "nspawn" else QemuDriver(cluster)
+
+
+def check_host(driver: str) -> None:
+    """Raise UserError when this host or user cannot run the driver's machines."""
+    if driver not in NAMES:
+        raise UserError(f"{driver}: no such driver", f"there are: {', '.join(NAMES)}")
+    for program, package in PROGRAMS.get(driver, {}).items():
+        if shutil.which(program) is None:
+            raise UserError(f"{program}: not found on this machine", f"install the package {package}")
+    if driver == "nspawn" and os.geteuid() != 0:
+        raise UserError("the nspawn driver needs root", "use sudo, or --driver qemu")
+
+
+def may_raise_limits() -> bool:
+    """Whether this process has CAP_SYS_RESOURCE."""
+    with open("/proc/self/status") as file:  # noqa: PTH123
+        bounds = next(line for line in file if line.startswith("CapEff:"))
+    return bool(int(bounds.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
+
+
+def tuning_of(cluster: Cluster) -> Tuning:
+    """What the driver overrides on its nodes: nothing under KVM."""
+    if cluster.driver == "nspawn":
+        return container_tuning(legacy_cgroups=not cgroups.is_unified(), may_raise_limits=may_raise_limits())
+    return EMULATED if cluster.accelerator == "tcg" else {}

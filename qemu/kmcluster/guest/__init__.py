@@ -1,0 +1,1 @@
+"""What the bench carries into an unmodified machine."""

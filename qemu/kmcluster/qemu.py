@@ -1,0 +1,201 @@
+"""Machines as QEMU virtual machines: the disk image itself, under OVMF."""
+
+import base64
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kmcluster import channel, process, qmp
+from kmcluster.driver import LONG_S, Result
+from kmcluster.forward import listen
+from kmcluster.launch import Spec
+from kmcluster.process import Process
+from kmcluster.qemu_argv import ADDRESS, OVMF, kernel_arguments, mac_address, qemu_arguments
+from kmcluster.starter import start
+from kmcluster.state import Cluster, Machine
+from kmcluster.tools import qemu, qemu_environment, tool
+from kmplan import run
+from kmplan.errors import UserError
+
+STATUS = "/run/kubermesh/status.json"
+STATUS_TIMEOUT_S = 20.0
+
+
+class QemuDriver:
+    """Runs the machines of one cluster as virtual machines."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def power_on(self, machine: Machine) -> None:
+        """Make the disk at the first power on, then start QEMU."""
+        if self.power(machine) != "off":
+            return
+        self.cleanup(machine)
+        folder = self.cluster.machine_folder(machine)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.make_disk(machine)
+        self.make_variables(folder)
+        with listen(machine.api_port) as free:
+            machine.api_port = free.getsockname()[1]
+        strings = self.write_strings(machine)
+        tools = self.cluster.image.tools
+        argv = qemu(tools, qemu_arguments(self.cluster.name, machine, tools, self.cluster.accelerator, strings))
+
+        def note(started: Process) -> None:
+            machine.processes["qemu"] = started
+            self.cluster.save()
+
+        log = folder / "qemu.log"
+        started = start(Spec(argv=argv, cwd=str(folder)), log, note, env=qemu_environment(tools))
+        self.wait_for_monitor(machine, started, log)
+
+    def make_disk(self, machine: Machine) -> None:
+        """An overlay over the image, as big as the machine's disk: the image itself is never written to."""
+        disk = self.cluster.machine_folder(machine) / "disk.qcow2"
+        if disk.exists():
+            return
+        partial = disk.with_suffix(".partial")
+        options = ["-q", "-f", "qcow2", "-F", "raw", "-b", str(self.cluster.image.raw.resolve())]
+        run.run(
+            tool(self.cluster.image.tools, "qemu-img", "create", *options, str(partial), f"{machine.node.disk_gib}G")
+        )
+        partial.rename(disk)
+
+    def make_variables(self, folder: Path) -> None:
+        """The firmware's variable store, the machine's own."""
+        if not (folder / "vars.fd").exists():
+            shutil.copyfile(self.cluster.image.tools / OVMF / "OVMF_VARS_4M.fd", folder / ".vars.fd")
+            (folder / ".vars.fd").rename(folder / "vars.fd")
+
+    def write_strings(self, machine: Machine) -> list[str]:
+        """Write the SMBIOS strings, one file each, so that no secret stands in an argv; returns paths in the folder."""
+        folder = self.cluster.machine_folder(machine)
+        given = {path.name: path.read_bytes() for path in sorted((folder / "credentials").glob("*"))}
+        given |= channel.credentials(mac_address(machine), f"{ADDRESS}/24")
+        (folder / "smbios").mkdir(mode=0o700, exist_ok=True)
+        extra = f"io.systemd.stub.kernel-cmdline-extra={kernel_arguments(self.cluster.accelerator)}"
+        strings = {"kernel-arguments": extra}
+        for name, data in given.items():
+            strings[name] = f"io.systemd.credential.binary:{name}={base64.b64encode(data).decode()}"
+        for name, text in strings.items():
+            (folder / "smbios" / name).write_text(text)
+        return [f"smbios/{name}" for name in strings]
+
+    def wait_for_monitor(self, machine: Machine, started: Process, log: Path) -> None:
+        """Wait until QEMU answers; raises UserError with its words when it ended instead."""
+        path = self.socket(machine, "qmp")
+        while not process.wait_end(started, 0.05):
+            if path.exists():
+                try:
+                    qmp.execute(path, "query-status")
+                except UserError:
+                    continue
+                return
+        words = log.read_text(errors="replace").strip().splitlines()
+        raise UserError(f"{machine.name}: QEMU ended: {words[-1] if words else 'without a word'}")
+
+    def socket(self, machine: Machine, name: str) -> Path:
+        """Path of one of the machine's sockets."""
+        return self.cluster.machine_folder(machine) / f"{name}.sock"
+
+    def power_off(self, machine: Machine, timeout_s: float) -> None:
+        """Ask the system to power off; the power button is for a system that does not answer."""
+        state = self.power(machine)
+        if state == "frozen":
+            self.thaw(machine)
+        started = machine.processes.get("qemu")
+        if state != "off" and started:
+            try:
+                self.execute(machine, ["systemctl", "--no-block", "poweroff"], timeout_s=20)
+            except UserError:
+                qmp.execute(self.socket(machine, "qmp"), "system_powerdown")
+            if not process.wait_end(started, timeout_s):
+                raise UserError(
+                    f"{machine.name} is still on after {timeout_s:g} s", "`cluster power NODE cut` does not ask"
+                )
+        self.cleanup(machine)
+
+    def power_cut(self, machine: Machine) -> None:
+        """Kill QEMU; what it wrote is in the host's page cache, as after a cut with a disk that keeps its word."""
+        self.cleanup(machine)
+
+    def reset(self, machine: Machine) -> None:
+        """Reset the machine; one that is off is powered on."""
+        if self.power(machine) == "off":
+            self.power_on(machine)
+        else:
+            self.command(machine, "system_reset")
+            self.thaw(machine)
+
+    def freeze(self, machine: Machine) -> None:
+        """Stop the virtual processors."""
+        self.command(machine, "stop")
+
+    def thaw(self, machine: Machine) -> None:
+        """Continue."""
+        if self.power(machine) != "off":
+            self.command(machine, "cont")
+
+    def command(self, machine: Machine, name: str) -> Any:
+        """Run a QMP command on a machine that is on."""
+        if self.power(machine) == "off":
+            raise UserError(f"{machine.name} is off", f"`kmbuild cluster power {machine.name} on`")
+        return qmp.execute(self.socket(machine, "qmp"), name)
+
+    def power(self, machine: Machine) -> str:
+        """Whether QEMU runs, and whether its processors do."""
+        started = machine.processes.get("qemu")
+        if started is None or not process.is_running(started):
+            return "off"
+        try:
+            running = qmp.execute(self.socket(machine, "qmp"), "query-status")["running"]
+        except UserError:
+            return "on" if process.is_running(started) else "off"
+        return "on" if running else "frozen"
+
+    def console(self, machine: Machine) -> Path:
+        """The first serial port."""
+        return self.cluster.machine_folder(machine) / "console.log"
+
+    def execute(self, machine: Machine, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = LONG_S) -> Result:
+        """Run a command over the virtio serial port."""
+        state = self.power(machine)
+        if state != "on":
+            raise UserError(
+                f"{machine.name} is {state}",
+                f"`kmbuild cluster power {machine.name} {'on' if state == 'off' else 'thaw'}`",
+            )
+        return channel.execute(self.socket(machine, "exec"), argv, stdin, timeout_s)
+
+    def attach(self, machine: Machine, argv: Sequence[str]) -> int:
+        """Run a command with all of standard input read before, and output written after."""
+        stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
+        result = self.execute(machine, argv, stdin)
+        sys.stdout.write(result.stdout)
+        sys.stderr.write(result.stderr)
+        return result.code
+
+    def read_status(self, machine: Machine) -> dict[str, Any] | None:
+        """Read the file over the virtio serial port."""
+        if self.power(machine) != "on":
+            return None
+        text = channel.read(self.socket(machine, "exec"), STATUS, STATUS_TIMEOUT_S)
+        try:
+            return msgspec.json.decode(text, type=dict[str, Any]) if text else None
+        except msgspec.MsgspecError:
+            return None
+
+    def cleanup(self, machine: Machine) -> None:
+        """Kill QEMU."""
+        for started in machine.processes.values():
+            process.end(started)
+        machine.processes = {}
+        for name in ("qmp", "exec"):
+            self.socket(machine, name).unlink(missing_ok=True)
+        if self.cluster.folder.is_dir():
+            self.cluster.save()

@@ -1,0 +1,74 @@
+"""The command line of a QEMU machine."""
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from kmcluster.state import Machine
+
+# A network of its own between machine and host: RFC 2544's range meets none of the cluster's.
+NETWORK, HOST, ADDRESS = "198.18.0.0/24", "198.18.0.2", "198.18.0.15"
+API_PORT = 6443
+OVMF = "usr/share/OVMF"
+
+# Halve the cost of everything under TCG, where every timer is MMIO and every switch flushes the TLB.
+TCG_KERNEL_ARGUMENTS = "highres=off nohz=off psi=0 preempt=none transparent_hugepage=never audit=0"
+KERNEL_ARGUMENTS = "console=ttyS0"
+
+
+def kernel_arguments(accelerator: str) -> str:
+    """What is added to the image's own kernel arguments."""
+    return f"{KERNEL_ARGUMENTS} {TCG_KERNEL_ARGUMENTS}" if accelerator == "tcg" else KERNEL_ARGUMENTS
+
+
+def accelerator_arguments(accelerator: str) -> list[str]:
+    """Accelerator and processor: TCG needs a big translation buffer, and emulates some instructions dearly."""
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    return ["-accel", "tcg,thread=multi,tb-size=2000", "-cpu", "max,-aes,-pclmulqdq,-la57"]
+
+
+def firmware_arguments(tools: Path, variables: str) -> list[str]:
+    """OVMF: its code shared and read-only, its variables the machine's own."""
+    return [
+        "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={quoted(tools / OVMF / 'OVMF_CODE_4M.fd')}",
+        "-drive", f"if=pflash,unit=1,format=raw,file={quoted(variables)}",
+    ]  # fmt: skip
+
+
+def quoted(path: Path | str) -> str:
+    """A comma in an option's value is written twice."""
+    return str(path).replace(",", ",,")
+
+
+def mac_address(machine: Machine) -> str:
+    """Hardware address of the port that leads to the host."""
+    return f"52:54:00:6b:{machine.number >> 8:02x}:{machine.number & 255:02x}"
+
+
+def machine_uuid(cluster: str, machine: Machine) -> str:
+    """The SMBIOS UUID: the same at every power on."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"kubermesh:{cluster}:{machine.number}"))
+
+
+def qemu_arguments(
+    cluster: str, machine: Machine, tools: Path, accelerator: str, credentials: Sequence[str]
+) -> list[str]:
+    """Arguments of a machine's QEMU, which runs in the machine's folder; `credentials` are files of SMBIOS strings."""
+    forward = f"hostfwd=tcp:127.0.0.1:{machine.api_port}-{ADDRESS}:{API_PORT}"
+    return [
+        "-name", machine.name, "-uuid", machine_uuid(cluster, machine), "-nodefaults", "-no-user-config",
+        "-machine", "q35,usb=off,vmport=off", *accelerator_arguments(accelerator),
+        "-smp", str(machine.node.cpus), "-m", f"{machine.node.memory_mib}M",
+        *firmware_arguments(tools, "vars.fd"),
+        "-drive", "if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file=disk.qcow2",
+        "-device", "virtio-blk-pci,drive=disk,bootindex=0",
+        "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+        "-display", "none", "-vga", "none", "-serial", "file:console.log",
+        "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+        "-device", "virtio-serial-pci", "-chardev", "socket,id=exec,path=exec.sock,server=on,wait=off",
+        "-device", "virtserialport,chardev=exec,name=kubermesh.exec",
+        "-netdev", f"user,id=api,restrict=on,ipv6=off,net={NETWORK},host={HOST},{forward}",
+        "-device", f"virtio-net-pci,netdev=api,mac={mac_address(machine)},romfile=",
+        *(argument for file in credentials for argument in ("-smbios", f"type=11,path={quoted(file)}")),
+    ]  # fmt: skip

@@ -1,0 +1,160 @@
+"""What is known of each cluster on this machine: one JSON file, written as a whole before and after every step."""
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from kmcluster.folders import clusters_folder
+from kmcluster.image import Image
+from kmcluster.process import Process
+from kmcluster.topology import Node
+from kmplan import files
+from kmplan.errors import UserError
+
+FILE = "cluster.json"
+NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
+
+
+class Machine(msgspec.Struct):
+    """One machine: what it is, and what was started for it.
+
+    `processes` maps a role ("init", "nspawn", "qemu", "forward") to the process; `cgroups` are folders made for it.
+    """
+
+    name: str
+    number: int
+    node: Node
+    api_port: int = 0
+    processes: dict[str, Process] = msgspec.field(default_factory=dict)
+    cgroups: list[str] = msgspec.field(default_factory=list)
+
+
+class Cluster(msgspec.Struct):
+    """One cluster on the bench."""
+
+    version: int
+    name: str
+    driver: str
+    accelerator: str
+    directory: Path
+    image: Image
+    roothash: str
+    machines: list[Machine]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of this cluster is."""
+        return folder_of(self.name)
+
+    def machine_folder(self, machine: Machine) -> Path:
+        """Where everything of one machine is."""
+        return self.folder / "machines" / machine.name
+
+    def machine(self, name: str) -> Machine:
+        """Find a machine by name or number; raises UserError."""
+        for machine in self.machines:
+            if name in (machine.name, str(machine.number)):
+                return machine
+        raise UserError(
+            f"{name}: no such node in cluster {self.name}", f"nodes: {', '.join(m.name for m in self.machines)}"
+        )
+
+    def save(self) -> None:
+        """Write the state file, or leave the old one."""
+        files.write(self.folder / FILE, msgspec.json.format(msgspec.json.encode(self, enc_hook=str)) + b"\n", 0o600)
+
+
+def folder_of(name: str) -> Path:
+    """The folder of a cluster; raises UserError for a name that cannot be one."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name}: not a cluster name", "use up to 32 of a-z, 0-9 and -, beginning with a letter")
+    return clusters_folder() / name
+
+
+def cluster_names() -> list[str]:
+    """Names of all clusters that left a folder, also half-made ones."""
+    root = clusters_folder()
+    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+
+
+def load(name: str) -> Cluster:
+    """Read a cluster's state; raises UserError when there is no such cluster or its file is damaged."""
+    path = folder_of(name) / FILE
+    if not path.exists():
+        known = ", ".join(cluster_names())
+        raise UserError(
+            f"no cluster {name} on this machine", f"there are: {known}" if known else "`kmbuild cluster up` makes one"
+        )
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Cluster, dec_hook=decode)
+    except (msgspec.MsgspecError, OSError) as error:
+        raise UserError(f"{path}: {error}", f"`kmbuild cluster down {name}` removes what is left of it") from error
+
+
+def decode(kind: type, value: object) -> object:
+    """Paths are strings in the file."""
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(kind)
+
+
+def only_name(name: str | None) -> str:
+    """The name given, or that of the one cluster there is; raises UserError."""
+    if name:
+        return name
+    names = cluster_names()
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise UserError("no cluster on this machine", "`kmbuild cluster up` makes one")
+    raise UserError("more than one cluster on this machine", f"say which one: {', '.join(names)}")
+
+
+@contextmanager
+def locked(name: str, timeout_s: float = 60) -> Iterator[Path]:
+    """Hold a cluster's lock; makes its folder (0700). Raises UserError when another process holds it too long."""
+    folder = folder_of(name)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            if try_lock(descriptor, folder):
+                yield folder
+                return
+        finally:
+            os.close(descriptor)
+        if time.monotonic() > deadline:
+            raise UserError(f"cluster {name} is being changed by another kmbuild", "wait for it, or end it")
+        time.sleep(0.1)
+
+
+def try_lock(descriptor: int, folder: Path) -> bool:
+    """Lock an open folder; False if it is taken, or was removed meanwhile and is another one now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def remove(folder: Path) -> None:
+    """Remove a cluster's folder, the state file last: an interrupted removal can be repeated."""
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if path.name == FILE:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

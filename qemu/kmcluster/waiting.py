@@ -1,0 +1,83 @@
+"""Waits until a cluster is Ready, telling what happens as it happens."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from kmcluster.console import read_lines
+from kmcluster.driver import Driver
+from kmcluster.drivers import driver_of
+from kmcluster.state import Cluster, Machine
+from kmplan.errors import UserError
+
+TAIL_LINES = 12
+POLL_S = {"native": 0.2, "kvm": 1.0, "tcg": 4.0}
+TIMEOUT_S = {"native": 120.0, "kvm": 180.0, "tcg": 900.0}
+
+
+@dataclass
+class Seen:
+    """What was seen of a machine so far."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    state: str = "no word from the agent"
+    message: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the node says of itself that it is Ready."""
+        return self.state == "ready"
+
+    def take(self, status: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take in a status; returns the events that are new. A list that got shorter is that of a new boot."""
+        events = [event for event in status.get("events", []) if isinstance(event, dict)]
+        new = events[len(self.events) :] if len(events) >= len(self.events) else events
+        self.events = events
+        self.state, self.message = str(status.get("state", "?")), str(status.get("message", ""))
+        return new
+
+
+Show = Callable[[float, str, str], None]
+
+
+def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> float:
+    """Wait until every node is Ready; returns the seconds it took.
+
+    `show` is called with (seconds since the call, node, event). Raises UserError when a machine dies or fails, or time
+    is over: with what was seen last and the console's end.
+    """
+    limit = timeout_s if timeout_s is not None else TIMEOUT_S[cluster.accelerator]
+    driver = driver_of(cluster)
+    seen = {machine.name: Seen() for machine in cluster.machines}
+    start = time.monotonic()
+    while not all(one.ready for one in seen.values()):
+        for machine in cluster.machines:
+            observe(driver, machine, seen[machine.name], lambda node, what: show(time.monotonic() - start, node, what))
+        if time.monotonic() - start > limit and not all(one.ready for one in seen.values()):
+            late = next(machine for machine in cluster.machines if not seen[machine.name].ready)
+            raise failure(driver, late, f"is not Ready after {limit:g} s", seen[late.name])
+        time.sleep(0 if all(one.ready for one in seen.values()) else POLL_S[cluster.accelerator])
+    return time.monotonic() - start
+
+
+def observe(driver: Driver, machine: Machine, seen: Seen, show: Callable[[str, str], None]) -> None:
+    """Look at one machine once."""
+    status = driver.read_status(machine)
+    if status is None:
+        if driver.power(machine) == "off":
+            raise failure(driver, machine, "died", seen)
+        return
+    for event in seen.take(status):
+        boot_s = event.get("boot_s")
+        times = f" ({boot_s:.1f} s after power on)" if isinstance(boot_s, int | float) else ""
+        show(machine.name, f"{event.get('name', '?')}{times}")
+    if seen.state == "failed":
+        raise failure(driver, machine, "failed", seen)
+
+
+def failure(driver: Driver, machine: Machine, what: str, seen: Seen) -> UserError:
+    """The error for a machine that did not come up."""
+    last = f"last seen: {seen.state}{': ' + seen.message if seen.message else ''}"
+    shown = "".join(f"\n  | {line}" for line in read_lines(driver.console(machine))[-TAIL_LINES:])
+    return UserError(f"{machine.name} {what}; {last}{shown}\n  console: {driver.console(machine)}")

@@ -1,0 +1,215 @@
+"""The smaller parts of the bench."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from test_cluster_state import make_cluster
+
+from kmcluster import access, cgroups, channel, console, forward, qmp, testimage, tuning, waiting
+from kmcluster.state import Machine
+from kmcluster.topology import Node, Role
+from kmplan.errors import UserError
+from kmplan.tuning import Tuning
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        tuning.EMULATED,
+        tuning.container_tuning(legacy_cgroups=True, may_raise_limits=False),
+        tuning.container_tuning(legacy_cgroups=False, may_raise_limits=True),
+    ],
+)
+def test_the_agent_takes_every_tuning(value: dict[str, Any]) -> None:
+    msgspec.convert(value, Tuning)
+
+
+def test_a_container_on_a_common_host_needs_little() -> None:
+    assert tuning.container_tuning(legacy_cgroups=False, may_raise_limits=True) == {
+        "kubelet": {"localStorageCapacityIsolation": False}
+    }
+
+
+def test_a_container_on_cgroup_v1_without_cap_sys_resource() -> None:
+    made = tuning.container_tuning(legacy_cgroups=True, may_raise_limits=False)
+    assert made["kubelet"]["failCgroupV1"] is False
+    assert made["kubelet"]["cgroupDriver"] == "cgroupfs"
+    assert "restrict_oom_score_adj = true" in made["containerd"]
+    assert "SystemdCgroup = false" in made["containerd"]
+
+
+def test_the_kubeconfig_leads_to_the_port_on_this_host(tmp_path: Path) -> None:
+    original = {
+        "clusters": [
+            {"name": "one", "cluster": {"server": "https://[fd00::1]:6443", "certificate-authority-data": "x"}}
+        ]
+    }
+    (tmp_path / "admin.kubeconfig").write_text(yaml.safe_dump(original))
+    cluster = make_cluster()
+    cluster.directory, cluster.machines[0].api_port = tmp_path, 7000
+    (entry,) = yaml.safe_load(access.kubeconfig(cluster))["clusters"]
+    assert entry["cluster"] == {
+        "server": "https://127.0.0.1:7000",
+        "certificate-authority-data": "x",
+        "tls-server-name": "kubernetes",
+    }
+
+
+def test_a_missing_kubeconfig_is_one_line(tmp_path: Path) -> None:
+    cluster = make_cluster()
+    cluster.directory = tmp_path
+    with pytest.raises(UserError, match=r"admin.kubeconfig: cannot be read"):
+        access.kubeconfig(cluster)
+
+
+def test_the_forwarder_carries_both_directions() -> None:
+    """Through a real listener, as the machine's would be."""
+
+    async def scenario() -> bytes:
+        async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write((await reader.read()).upper())
+            writer.close()
+
+        inside = await asyncio.start_server(shout, "127.0.0.1", 0)
+        port = inside.sockets[0].getsockname()[1]
+        listener = forward.listen(0)
+        server = asyncio.ensure_future(forward.serve(listener, ["127.0.0.1"], port))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"hello")
+        writer.write_eof()
+        answer = await asyncio.wait_for(reader.read(), 5)
+        server.cancel()
+        inside.close()
+        return answer
+
+    assert asyncio.run(scenario()) == b"HELLO"
+
+
+def test_a_taken_port_is_replaced_by_another() -> None:
+    with forward.listen(0) as first, forward.listen(first.getsockname()[1]) as second:
+        assert second.getsockname()[1] != first.getsockname()[1]
+
+
+def serve_lines(path: Path, answers: list[bytes]) -> threading.Thread:
+    """A server that answers every line with the next of `answers`."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rwb") as stream:
+            stream.write(b'{"QMP": {}}\n')
+            stream.flush()
+            for answer in answers:
+                stream.readline()
+                stream.write(answer + b"\n")
+                stream.flush()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_qmp_passes_over_events(tmp_path: Path) -> None:
+    serve_lines(tmp_path / "s", [b'{"return": {}}', b'{"event": "STOP"}\n{"return": {"running": false}}'])
+    assert qmp.execute(tmp_path / "s", "query-status") == {"running": False}
+
+
+def test_qmp_says_what_qemu_refused(tmp_path: Path) -> None:
+    serve_lines(tmp_path / "s", [b'{"return": {}}', b'{"error": {"class": "x", "desc": "no such thing"}}'])
+    with pytest.raises(UserError, match="QEMU refuses stop: no such thing"):
+        qmp.execute(tmp_path / "s", "stop")
+
+
+def test_qmp_without_qemu_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="QEMU does not answer"):
+        qmp.execute(tmp_path / "none", "stop")
+
+
+def test_a_late_answer_to_another_request_is_passed_over() -> None:
+    late = json.dumps({"id": "a", "code": 0, "stdout": "", "stderr": ""}).encode()
+    assert channel.parse(late, "b") is None
+    assert channel.parse(late[:9], "a") is None
+    result = channel.parse(late, "a")
+    assert result is not None
+    assert result.code == 0
+
+
+def test_the_guests_script_answers_requests(tmp_path: Path) -> None:
+    """The very script that the machine runs, with a pipe for the port."""
+    code = f"""
+import os, runpy, sys
+script = runpy.run_path({str(channel.SCRIPT)!r})
+for line in sys.stdin.buffer:
+    script["answer"](1, line)
+"""
+    requests = [
+        {"id": "1", "argv": ["sh", "-c", "cat; echo no >&2; exit 3"], "stdin": "aGk="},
+        {"id": "2", "read": str(tmp_path / "missing")},
+        {"id": "3", "argv": ["nonsuch"]},
+        {"id": "4", "argv": ["sleep", "9"], "timeout_s": 0.1},
+    ]
+    text = "\n".join(json.dumps(request) for request in requests) + "\nhalf a li\n"
+    done = subprocess.run([sys.executable, "-c", code], input=text.encode(), capture_output=True, check=True)
+    first, second, third, fourth = (
+        channel.parse(line, str(number)) for number, line in enumerate(done.stdout.split(b"\n\n"), 1)
+    )
+    assert (first.code, first.stdout, first.stderr) == (3, "hi", "no\n")  # type: ignore[union-attr]
+    assert [result.code for result in (second, third, fourth) if result] == [127, 127, 124]
+
+
+def test_events_are_shown_once_and_again_after_a_new_boot() -> None:
+    seen = waiting.Seen()
+    started, ready = {"name": "started"}, {"name": "node-ready"}
+    assert seen.take({"state": "starting", "events": [started]}) == [started]
+    assert seen.take({"state": "ready", "events": [started, ready]}) == [ready]
+    assert seen.ready
+    assert seen.take({"state": "starting", "events": [started]}) == [started]
+    assert not seen.ready
+
+
+def test_the_test_image_is_the_same_twice(tmp_path: Path) -> None:
+    (tmp_path / "busybox").write_bytes(b"\x7fELF")
+    first = testimage.make_archive(tmp_path / "busybox", tmp_path / "a").read_bytes()
+    assert testimage.make_archive(tmp_path / "busybox", tmp_path / "b").read_bytes() == first
+
+
+def test_cgroups_are_children_of_what_is_ours() -> None:
+    for folder in map(Path, cgroups.plan("kubermesh-x")):
+        assert folder.name == "kubermesh-x"
+        assert folder.parent == cgroups.ROOT or folder.parent in cgroups.own_folders()
+
+
+def test_a_seed_and_a_blank_machine_differ_by_role_only() -> None:
+    assert Machine(name="a", number=1, node=Node(role=Role.SEED)) != Machine(name="a", number=1, node=Node())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[    1.0] Kernel panic - not syncing: Attempted to kill init!",
+        "[    2.0] Out of memory: Killed process 12 (etcd)",
+        "goroutine 1 [running]:",
+        "[\x1b[0;1;31mFAILED\x1b[0m] Failed to start foo.service",
+        "systemd[1]: sysinit.target: Found ordering cycle on foo.service/start",
+    ],
+)
+def test_faults_on_a_console_are_found(tmp_path: Path, line: str) -> None:
+    (tmp_path / "console.log").write_text(f"all is well\r\n{line}\r\n")
+    (found,) = console.find_faults(console.read_lines(tmp_path / "console.log"))
+    assert found.endswith(line[-10:])
+
+
+def test_a_quiet_console_has_no_faults(tmp_path: Path) -> None:
+    (tmp_path / "console.log").write_text("[  OK  ] Started kubelet.service.\npanic=10 rd.shell=0\n")
+    assert console.find_faults(console.read_lines(tmp_path / "console.log")) == []
