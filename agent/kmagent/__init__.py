@@ -1,1 +1,5 @@
-"""The mesh agent: one asyncio daemon that owns a node from power-on to Ready."""
+"""The mesh agent: one asyncio daemon per node.
+
+`python3 -m kmagent` is the daemon. What needs heavy libraries (certificates, templates, schemas) runs in a short-lived
+child, `python3 -m kmagent prepare`, so that the daemon starts quickly and stays small.
+"""

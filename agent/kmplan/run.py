@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kmplan.errors import UserError
 
@@ -16,7 +17,7 @@ class CommandError(UserError):
     """A command that failed: shows it in a form that can be pasted, the end of its output, and where the log is."""
 
     def __init__(self, argv: Sequence[str], code: int, output: str, log: Path | None = None) -> None:
-        tail = output.strip().splitlines()[-LOG_TAIL_LINES:]
+        tail = [line[-300:] for line in output.strip().splitlines()[-LOG_TAIL_LINES:]]
         place = f"\n  log: {log}" if log else ""
         shown = "".join(f"\n  | {line}" for line in tail)
         super().__init__(f"command failed with {describe_exit(code)}: {shlex.join(argv)}{shown}{place}")
@@ -54,33 +55,38 @@ def run(
     """
     words = [str(word) for word in argv]
     data = input.encode() if isinstance(input, str) else input
-    merged = {**os.environ, **(env or {})}
+    options: dict[str, Any] = {
+        "env": {**os.environ, **(env or {})},
+        "cwd": cwd,
+        "timeout": timeout_s,
+        "pass_fds": pass_fds,
+    }
+    options |= {"input": data} if data is not None else {"stdin": subprocess.DEVNULL}
     try:
         if log:
-            with log.open("ab") as sink:
-                start = sink.tell()
-                done = subprocess.run(
-                    words, input=data, stdin=None if data is not None else subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                    env=merged, cwd=cwd, timeout=timeout_s, pass_fds=pass_fds, check=False,
-                )  # fmt: skip
-            with log.open("rb") as written:
-                written.seek(start)
-                out, err = written.read().decode(errors="replace"), ""
+            code, out, err = _run_logged(words, log, options)
         else:
-            done = subprocess.run(
-                words, input=data, stdin=None if data is not None else subprocess.DEVNULL, capture_output=True,
-                env=merged, cwd=cwd, timeout=timeout_s, pass_fds=pass_fds, check=False,
-            )  # fmt: skip
-            out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+            done = subprocess.run(words, capture_output=True, check=False, **options)
+            code, out, err = done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     except FileNotFoundError as error:
         if cwd is not None and not cwd.is_dir():
             raise
         raise UserError(f"{words[0]}: not found on this machine", "install it, or run `make setup`") from error
     except subprocess.TimeoutExpired as error:
         raise UserError(f"no end after {timeout_s:g} s: {shlex.join(words)}") from error
-    if check and done.returncode != 0:
-        raise CommandError(words, done.returncode, out + err, log)
-    return subprocess.CompletedProcess(words, done.returncode, out, err)
+    if check and code != 0:
+        raise CommandError(words, code, out + err, log)
+    return subprocess.CompletedProcess(words, code, out, err)
+
+
+def _run_logged(words: list[str], log: Path, options: dict[str, Any]) -> tuple[int, str, str]:
+    """Run with all output appended to `log`; returns the status and what was appended."""
+    with log.open("ab") as sink:
+        start = sink.tell()
+        done = subprocess.run(words, stdout=sink, stderr=subprocess.STDOUT, check=False, **options)
+    with log.open("rb") as written:
+        written.seek(start)
+        return done.returncode, written.read().decode(errors="replace"), ""
 
 
 def spawn(

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+
+from kmbuild.config import Config
 from kmplan import document
 from kmplan.errors import UserError
 from kmplan.run import run
-
-from kmbuild.config import Config
 
 HELPER = Path("/usr/lib/apt/apt-helper")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -69,16 +69,26 @@ def find_archives(config: Config) -> Archives:
     targets = host_targets() if config.debian.mirror is None else []
     main = config.debian.mirror or next((uri for uri, release in targets if not release.endswith("-security")), None)
     if main is None:
-        raise UserError("debian.mirror: not set, and this host's apt sources name no Debian archive", "set it in kubermesh.yaml")
-    security = config.debian.security_mirror or next((uri for uri, release in targets if release.endswith("-security")), None)
+        raise UserError(
+            "debian.mirror: not set, and this host's apt sources name no Debian archive", "set it in kubermesh.yaml"
+        )
+    security = config.debian.security_mirror or next(
+        (uri for uri, release in targets if release.endswith("-security")), None
+    )
     return Archives(main.rstrip("/"), (security or re.sub(r"[^/]+/?$", "debian-security", main)).rstrip("/"))
 
 
 def host_targets() -> list[tuple[str, str]]:
     """List (address, release) of the host's Debian archives, third parties' left out."""
-    lines = run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]).stdout.splitlines()
+    lines = run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    ).stdout.splitlines()
     rows = [line.split() for line in lines]
-    return [(row[0], row[1]) for row in rows if len(row) == 3 and row[2] == "main" and re.search(r"/debian(-security)?/?$", row[0])]
+    return [
+        (row[0], row[1])
+        for row in rows
+        if len(row) == 3 and row[2] == "main" and re.search(r"/debian(-security)?/?$", row[0])
+    ]
 
 
 class Apt:
@@ -94,7 +104,9 @@ class Apt:
         signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
         main, security = f"deb {signed}{archives.main}", f"deb {signed}{archives.security}"
         lines = [f"{main} {suite} main non-free-firmware", f"{main} {suite}-updates main non-free-firmware"]
-        document.write(self.root / "sources.list", "\n".join([*lines, f"{security} {suite}-security main non-free-firmware", ""]))
+        document.write(
+            self.root / "sources.list", "\n".join([*lines, f"{security} {suite}-security main non-free-firmware", ""])
+        )
 
     @property
     def _env(self) -> dict[str, str]:
@@ -106,7 +118,16 @@ class Apt:
 
     def resolve(self, names: Iterable[str]) -> list[Package]:
         """Find what installing `names` on top of the essential packages means: every .deb, sorted by name."""
-        argv = ["apt-get", "install", "--print-uris", "-y", "-qq", "?and(?essential,?architecture(amd64))", "apt", *sorted(names)]
+        argv = [
+            "apt-get",
+            "install",
+            "--print-uris",
+            "-y",
+            "-qq",
+            "?and(?essential,?architecture(amd64))",
+            "apt",
+            *sorted(names),
+        ]
         lines = run(argv, env=self._env).stdout.splitlines()
         return sorted((self._parse(line) for line in lines if line.startswith("'")), key=lambda package: package.name)
 
@@ -137,7 +158,10 @@ def fetch(store: Path, packages: Iterable[Package], archives: Archives, progress
         batch = wanted[start : start + BATCH]
         if callable(progress):
             progress(f"fetching packages {start + 1} to {start + len(batch)} of {len(wanted)}")
-        triples = [(archives.url(package), f"{deb_path(store, package)}.{os.getpid()}", f"SHA256:{package.sha256}") for package in batch]
+        triples = [
+            (archives.url(package), f"{deb_path(store, package)}.{os.getpid()}", f"SHA256:{package.sha256}")
+            for package in batch
+        ]
         try:
             run([HELPER, "download-file", *(word for triple in triples for word in triple)])
         except UserError as error:
@@ -180,4 +204,6 @@ def make_repository(store: Path, packages: Iterable[Package], folder: Path, suit
     index = "\n".join(stanzas).encode()
     document.write(folder / "Packages", index)
     checksum = hashlib.sha256(index).hexdigest()
-    document.write(folder / "Release", f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {checksum} {len(index)} Packages\n")
+    document.write(
+        folder / "Release", f"Suite: {suite}\nCodename: {suite}\nSHA256:\n {checksum} {len(index)} Packages\n"
+    )

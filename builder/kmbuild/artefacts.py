@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+
 from kmplan import document
 from kmplan.errors import UserError
 

@@ -4,11 +4,10 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from kmplan.errors import UserError
-
 from kmbuild.cache import Entry
 from kmbuild.progress import Progress
 from kmbuild.stage import Context, Inputs, Stage, content_id
+from kmplan.errors import UserError
 
 AT_ONCE = 2
 SHOWN_CHANGES = 6
@@ -111,11 +110,16 @@ def check_needs(stage: Stage, context: Context) -> None:
         damaged = context.cache.damaged(entry) if entry else []
         if entry and damaged:
             context.cache.remove(entry)
-            raise UserError(f"cache entry {need}/{entry.id[:12]} was damaged ({', '.join(damaged)}) and is removed", "run the command again")
+            raise UserError(
+                f"cache entry {need}/{entry.id[:12]} was damaged ({', '.join(damaged)}) and is removed",
+                "run the command again",
+            )
 
 
 def disk_error(stage: str, error: OSError, context: Context) -> Exception:
     """Put an OSError of a stage into one line."""
     if context.cache.full_disk():
-        return UserError(f"{stage}: no space left on the disk of {context.cache.path}", "free some, or set cache.path elsewhere")
+        return UserError(
+            f"{stage}: no space left on the disk of {context.cache.path}", "free some, or set cache.path elsewhere"
+        )
     return UserError(f"{stage}: {error.filename or context.cache.path}: {error.strerror or error}")

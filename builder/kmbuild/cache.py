@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from kmplan import document
-from kmplan.errors import UserError
 
 from kmbuild.source import file_digest
+from kmplan import document
+from kmplan.errors import UserError
 
 ENTRY = "entry.json"
 
@@ -52,7 +52,9 @@ class Cache:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"{folder}: {error.strerror}", "set cache.path in kubermesh.yaml to a folder you can write") from error
+                raise UserError(
+                    f"{folder}: {error.strerror}", "set cache.path in kubermesh.yaml to a folder you can write"
+                ) from error
 
     def place(self, stage: str, content_id: str) -> Path:
         """Folder of an entry, there or not."""
@@ -87,13 +89,18 @@ class Cache:
         """Forget an entry."""
         shutil.rmtree(self.place(entry.stage, entry.id))
 
-    def store(self, stage: str, content_id: str, inputs: dict[str, str], work: Path, start: float, hashes: Mapping[str, str]) -> Entry:
+    def store(
+        self, stage: str, content_id: str, inputs: dict[str, str], work: Path, start: float, hashes: Mapping[str, str]
+    ) -> Entry:
         """Move a finished work folder into the cache. Regular files at its top are recorded, and checked later.
 
         `start` is the monotonic time at which the stage began; `hashes` are SHA-256 sums that are known already.
         """
         names = sorted(path.name for path in work.iterdir() if path.is_file())
-        files = {name: FileRecord((work / name).stat().st_size, hashes.get(name) or file_digest(work / name)) for name in names}
+        files = {
+            name: FileRecord((work / name).stat().st_size, hashes.get(name) or file_digest(work / name))
+            for name in names
+        }
         entry = Entry(stage, content_id, inputs, files, time.time(), time.monotonic() - start)
         for name in names:
             with (work / name).open("rb") as file:
@@ -167,7 +174,10 @@ class Cache:
 
     def evict(self, limit_bytes: int) -> list[Entry]:
         """Remove entries, the least recently used first, until the stages fit; never one that this build used."""
-        sizes = {self.place(entry.stage, entry.id): (entry, disk_usage(self.place(entry.stage, entry.id))) for entry in self.entries()}
+        sizes = {
+            self.place(entry.stage, entry.id): (entry, disk_usage(self.place(entry.stage, entry.id)))
+            for entry in self.entries()
+        }
         total = sum(size for _, size in sizes.values())
         removed = []
         for folder in sorted(sizes, key=lambda folder: (folder / ENTRY).stat().st_mtime):

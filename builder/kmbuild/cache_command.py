@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from kmplan.errors import UserError
 
 from kmbuild import config as configuration
 from kmbuild.cache import Cache, disk_usage
 from kmbuild.options import config_option, json_option, require_root
+from kmplan.errors import UserError
 
 
 @click.group()
@@ -25,7 +25,13 @@ def list_entries(config_path: Path | None, as_json: bool) -> None:
     """List finished stages: when they were made, how long it took, and their size."""
     store = Cache(configuration.load(config_path)[0].cache_path)
     rows = [
-        {"stage": entry.stage, "id": entry.id, "built": entry.built, "seconds": round(entry.seconds, 1), "bytes": disk_usage(store.place(entry.stage, entry.id))}
+        {
+            "stage": entry.stage,
+            "id": entry.id,
+            "built": entry.built,
+            "seconds": round(entry.seconds, 1),
+            "bytes": disk_usage(store.place(entry.stage, entry.id)),
+        }
         for entry in store.entries()
     ]
     if as_json:
@@ -33,7 +39,9 @@ def list_entries(config_path: Path | None, as_json: bool) -> None:
         return
     for row in rows:
         built = datetime.fromtimestamp(float(str(row["built"])), UTC).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"{row['stage']:24} {str(row['id'])[:12]}  {built}  {row['seconds']:>7} s  {int(str(row['bytes'])) >> 20:>6} MiB")
+        click.echo(
+            f"{row['stage']:24} {str(row['id'])[:12]}  {built}  {row['seconds']:>7} s  {int(str(row['bytes'])) >> 20:>6} MiB"
+        )
 
 
 @cache.command()

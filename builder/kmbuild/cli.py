@@ -3,7 +3,6 @@
 import sys
 
 import click
-from kmplan.errors import UserError
 
 from kmbuild.cache_command import cache
 from kmbuild.cluster import cluster
@@ -11,6 +10,7 @@ from kmbuild.config_command import config
 from kmbuild.image import image
 from kmbuild.init import init
 from kmbuild.lock_command import lock
+from kmplan.errors import UserError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,4 +44,3 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-

@@ -10,11 +10,18 @@ from typing import Any
 
 import click
 
+from kmbuild import config as configuration
+from kmbuild import init
+from kmbuild.artefacts import MANIFEST, read_manifest
+from kmbuild.cache import Cache
 from kmcluster import access, bench, report, state, waiting
 from kmcluster.drivers import NAMES, driver_of
 from kmcluster.image import Image
 from kmcluster.topology import find_topology, read_topology
 from kmplan import run
+from kmplan.addresses import random_prefix
+from kmplan.cluster import ClusterFile
+from kmplan.document import convert
 from kmplan.errors import UserError
 
 ACTIONS = ("on", "off", "cut", "reset", "freeze", "thaw")
@@ -83,18 +90,30 @@ def show_line(seconds: float, node: str, what: str) -> None:
     click.echo(f"{seconds:7.1f} s  {node}  {what}", err=True)
 
 
-def locate_image(image: Path) -> Image:
-    """The image in a folder, or that with this .raw, with the tools it was built by."""
-    from kmbuild.artefacts import find_image
+def locate_image(path: Path) -> Image:
+    """The image in a folder, or the one whose .raw is given, with the tools it was built by.
 
-    return find_image(image)
+    Raises UserError when there is none, or the build cache no longer has what machines need beside it.
+    """
+    folder = path if path.is_dir() else path.parent
+    manifest = read_manifest(folder)
+    stages = Cache(configuration.load(None)[0].cache_path).stages
+    needed = [stages / name / manifest.stages.get(name, "none") for name in ("tools", "components-kubernetes")]
+    for place in needed:
+        if not place.is_dir():
+            raise UserError(f"{place}: no longer in the build cache", "`make image` makes it again")
+    return Image(
+        raw=path if path.is_file() else folder / manifest.artefacts["raw"].name,
+        erofs=folder / manifest.artefacts["erofs"].name,
+        manifest=folder / MANIFEST,
+        tools=needed[0] / "root",
+        kubectl=needed[1] / "kubernetes",
+    )
 
 
 def make_directory(folder: Path, name: str) -> None:
     """Make a cluster directory as `kmbuild init` does."""
-    from kmbuild.init import make_cluster
-
-    make_cluster(folder, name)
+    init.create(folder, convert({"version": 1, "name": name, "prefix": str(random_prefix())}, ClusterFile, name))
 
 
 @cluster.command("list")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import yaml
+from msgspec import Meta, Struct
+
 from kmplan import document
 from kmplan.errors import UserError
-from msgspec import Meta, Struct
 
 FILE_NAME = "kubermesh.yaml"
 

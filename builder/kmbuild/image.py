@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import click
-from kmplan.errors import UserError
 from rich.console import Console
 
 from kmbuild import config as configuration
@@ -20,13 +19,16 @@ from kmbuild.options import config_option, json_option, require_root
 from kmbuild.progress import Progress
 from kmbuild.stage import Context
 from kmbuild.stages import ALL
+from kmplan.errors import UserError
 
 HOST_TOOLS = ("apt-get", "bwrap", "dpkg-deb", "mmdebstrap", "rsync", "setpriv", "unshare")
 
 
 @click.command()
 @config_option
-@click.option("--until", type=click.Choice([stage.name for stage in ALL]), default="disk", help="Stop after this stage.")
+@click.option(
+    "--until", type=click.Choice([stage.name for stage in ALL]), default="disk", help="Stop after this stage."
+)
 @click.option("-v", "--verbose", is_flag=True, help="Say why a stage is made: which of its inputs changed.")
 @json_option
 def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) -> None:
@@ -54,18 +56,27 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
     publish(entry, config.output_path, names)
     seconds = time.monotonic() - start
     if as_json:
-        result = {"output": str(config.output_path), "seconds": round(seconds, 1), "stages": progress.seconds, "files": names}
+        result = {
+            "output": str(config.output_path),
+            "seconds": round(seconds, 1),
+            "stages": progress.seconds,
+            "files": names,
+        }
         click.echo(json.dumps({**result, "roothash": read_manifest(config.output_path).roothash}, indent=1))
         return
     raw = config.output_path / names["raw"]
-    console.print(f"{raw}: {raw.stat().st_blocks * 512 >> 20} MiB on disk, from {place}, in {seconds:.1f} s", soft_wrap=True)
+    console.print(
+        f"{raw}: {raw.stat().st_blocks * 512 >> 20} MiB on disk, from {place}, in {seconds:.1f} s", soft_wrap=True
+    )
 
 
 def check_host() -> None:
     """Refuse in one line what cannot work: not root, another processor, a missing tool."""
     require_root("kmbuild image")
     if platform.machine() != "x86_64":
-        raise UserError(f"this machine is {platform.machine()}; images are built on and for x86_64", "use another machine")
+        raise UserError(
+            f"this machine is {platform.machine()}; images are built on and for x86_64", "use another machine"
+        )
     missing = [tool for tool in HOST_TOOLS if shutil.which(tool) is None]
     if missing:
         raise UserError(f"missing on this machine: {', '.join(missing)}", "run `make setup`")

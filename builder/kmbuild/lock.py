@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from kmplan import document
-from kmplan.errors import UserError
 
 from kmbuild import source
 from kmbuild.archive import Apt, Package, find_archives
 from kmbuild.config import Config
+from kmplan import document
+from kmplan.errors import UserError
 
 FILE_NAME = "kubermesh.lock"
 
@@ -58,7 +58,9 @@ def read(path: Path, config: Config) -> Lock:
     """Read a lock and check that it is one for this configuration."""
     lock = document.read(path, Lock)
     if lock.suite != config.debian.suite:
-        raise UserError(f"{path}: locks Debian {lock.suite}, the configuration says {config.debian.suite}", "run `kmbuild lock`")
+        raise UserError(
+            f"{path}: locks Debian {lock.suite}, the configuration says {config.debian.suite}", "run `kmbuild lock`"
+        )
     for tree, names in requested(config).items():
         missing = sorted(set(names) - set(lock.requested.get(tree, [])))
         surplus = sorted(set(lock.requested.get(tree, [])) - set(names))

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from kmplan.errors import UserError
 
 from kmbuild import archive
 from kmbuild import config as configuration
@@ -11,11 +10,15 @@ from kmbuild import lock as locking
 from kmbuild.cache import Cache
 from kmbuild.lock import Lock
 from kmbuild.options import config_option
+from kmplan import document
+from kmplan.errors import UserError
 
 
 @click.command()
 @config_option
-@click.option("--fetch/--no-fetch", default=True, help="Fetch the packages into the cache now, so that builds need no archive.")
+@click.option(
+    "--fetch/--no-fetch", default=True, help="Fetch the packages into the cache now, so that builds need no archive."
+)
 def lock(config_path: Path | None, fetch: bool) -> None:
     """Resolve today's package versions and write them to kubermesh.lock."""
     config, _ = configuration.load(config_path)
@@ -36,7 +39,7 @@ def lock(config_path: Path | None, fetch: bool) -> None:
 def previous(path: Path) -> Lock | None:
     """The lock that is there now, if it can be read."""
     try:
-        return locking.document.read(path, Lock)
+        return document.read(path, Lock)
     except UserError:
         return None
 

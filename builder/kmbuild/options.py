@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import click
+
 from kmplan.errors import UserError
 
 config_option = click.option(

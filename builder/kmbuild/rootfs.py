@@ -1,17 +1,16 @@
 """The root file system's own pieces: our programs, overlays and the agent, on top of the Debian tree."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import jinja2
-from kmplan.errors import UserError
 
 from kmbuild import source, tarball
 from kmbuild.stage import Context
 from kmbuild.stages.components import COMPONENTS, stage_name
+from kmplan.errors import UserError
 
 PYTHON = "usr/lib/python3/dist-packages"
 TEMPLATES = "usr/share/kubermesh/node"
@@ -40,7 +39,7 @@ def overlay(context: Context) -> Iterator[Entry]:
         name = str(path.relative_to(root))
         mode = 0o755 if path.lstat().st_mode & 0o100 else 0o644
         if path.is_symlink():
-            yield name, os.readlink(path), mode
+            yield name, str(path.readlink()), mode
         elif path.suffix == ".j2":
             yield name.removesuffix(".j2"), environment.from_string(path.read_text()).render(settings).encode(), mode
         else:
@@ -57,7 +56,19 @@ def agent(context: Context, work: Path) -> Iterator[Entry]:
     python = work / "python"
     for package in source.agent_packages():
         shutil.copytree(package, python / package.name, ignore=shutil.ignore_patterns(*source.IGNORED))
-    argv = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "-s", "/work/python", "-p", f"/{PYTHON}", "/work/python"]
+    argv = [
+        "python3",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "-s",
+        "/work/python",
+        "-p",
+        f"/{PYTHON}",
+        "/work/python",
+    ]
     context.in_tools("disk", argv, binds={work: "/work"})
     for path in sorted(python.rglob("*")):
         if path.is_file():
@@ -66,14 +77,18 @@ def agent(context: Context, work: Path) -> Iterator[Entry]:
 
 def write_piece(context: Context, work: Path, target: Path) -> None:
     """Write all that comes on top of the Debian tree; UserError when two sources claim one path."""
-    entries = {name: (content, mode) for name, content, mode in (*programs(context), *overlay(context), *agent(context, work))}
+    entries = {
+        name: (content, mode) for name, content, mode in (*programs(context), *overlay(context), *agent(context, work))
+    }
     for name, link in PROGRAM_LINKS.items():
         entries[f"usr/bin/{name}"] = (link, 0o777)
     with tarball.open_piece(context.folder("tree") / "tree.tar") as tree:
         present = {member.name: member.isdir() for member in tree}
     clash = sorted(set(entries) & {name for name, is_folder in present.items() if not is_folder})
     if clash:
-        raise UserError(f"overlays: {', '.join(clash)} would replace a Debian package's file", "use a drop-in or another path")
+        raise UserError(
+            f"overlays: {', '.join(clash)} would replace a Debian package's file", "use a drop-in or another path"
+        )
     folders = {str(parent) for name in entries for parent in Path(name).parents} - set(present) - {"."}
     with tarball.write_piece(target) as tar:
         for folder in sorted(folders):

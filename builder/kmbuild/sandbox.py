@@ -11,9 +11,25 @@ from pathlib import Path
 from kmplan.run import die_with_parent
 
 # The build's own environment: nothing of the caller's locale, time zone or settings reaches a tool.
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/tmp", "TMPDIR": "/tmp"}  # noqa: S108
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+}
 CA_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
-NETWORK_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "GOPROXY", "GOSUMDB", "GONOSUMDB")
+NETWORK_VARIABLES = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "GOPROXY",
+    "GOSUMDB",
+    "GONOSUMDB",
+)
 
 
 def on_host(argv: Sequence[str | Path]) -> list[str]:
@@ -39,9 +55,30 @@ def in_tree(
     """
     words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--hostname", "kmbuild"]
     words += [] if network else ["--unshare-net"]
-    words += ["--ro-bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--tmpfs", "/run", "--tmpfs", "/input"]  # noqa: S108
+    words += [
+        "--ro-bind",
+        str(root),
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+        "--tmpfs",
+        "/tmp",
+        "--tmpfs",
+        "/run",
+        "--tmpfs",
+        "/input",
+    ]
     if network:
-        words += ["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf", "--ro-bind-try", str(CA_BUNDLE), str(CA_BUNDLE)]
+        words += [
+            "--ro-bind-try",
+            "/etc/resolv.conf",
+            "/etc/resolv.conf",
+            "--ro-bind-try",
+            str(CA_BUNDLE),
+            str(CA_BUNDLE),
+        ]
     for options, places in (("--ro-bind", read_only), ("--bind", binds)):
         for outside, inside in (places or {}).items():
             words += [options, str(outside), inside]

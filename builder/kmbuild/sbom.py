@@ -18,7 +18,9 @@ MODULE_LINE = re.compile(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", re.MULTILINE)
 def debian_component(package: Package, suite: str) -> Component:
     """One Debian package (purl type `deb`)."""
     purl = PackageURL("deb", "debian", package.name, package.version, {"arch": "amd64", "distro": suite})
-    return Component(name=package.name, version=package.version, type=ComponentType.LIBRARY, purl=purl, bom_ref=purl.to_string())
+    return Component(
+        name=package.name, version=package.version, type=ComponentType.LIBRARY, purl=purl, bom_ref=purl.to_string()
+    )
 
 
 def go_component(path: str, version: str) -> Component:
@@ -34,7 +36,12 @@ def parse_modules(listing: str) -> set[tuple[str, str]]:
 
 
 def write(
-    image: tuple[str, str], packages: Iterable[Package], suite: str, modules: Iterable[tuple[str, str]], components: Mapping[str, str], epoch: int
+    image: tuple[str, str],
+    packages: Iterable[Package],
+    suite: str,
+    modules: Iterable[tuple[str, str]],
+    components: Mapping[str, str],
+    epoch: int,
 ) -> str:
     """Return the document as text: the same image gives the same bytes.
 
@@ -43,8 +50,16 @@ def write(
     name, version = image
     parts = [debian_component(package, suite) for package in packages]
     parts += [go_component(path, module_version) for path, module_version in modules]
-    parts += [Component(name=part, version=number, type=ComponentType.APPLICATION, bom_ref=f"component:{part}") for part, number in components.items()]
-    bom = Bom(components=parts, serial_number=uuid.uuid5(uuid.NAMESPACE_URL, repr(sorted(part.bom_ref.value or "" for part in parts))))
-    bom.metadata.component = Component(name=name, version=version, type=ComponentType.OPERATING_SYSTEM, bom_ref=f"image:{name}")
+    parts += [
+        Component(name=part, version=number, type=ComponentType.APPLICATION, bom_ref=f"component:{part}")
+        for part, number in components.items()
+    ]
+    bom = Bom(
+        components=parts,
+        serial_number=uuid.uuid5(uuid.NAMESPACE_URL, repr(sorted(part.bom_ref.value or "" for part in parts))),
+    )
+    bom.metadata.component = Component(
+        name=name, version=version, type=ComponentType.OPERATING_SYSTEM, bom_ref=f"image:{name}"
+    )
     bom.metadata.timestamp = datetime.fromtimestamp(epoch, UTC)
     return JsonV1Dot6(bom).output_as_string(indent=1)

@@ -43,7 +43,7 @@ def digest(root: Path) -> str:
         status = path.lstat()
         is_link = stat.S_ISLNK(status.st_mode)
         kind = "link" if is_link else "program" if status.st_mode & 0o100 else "file"
-        content = os.readlink(path).encode() if is_link else path.read_bytes()
+        content = str(path.readlink()).encode() if is_link else path.read_bytes()
         total.update(f"{path.relative_to(root)}\0{kind}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
 

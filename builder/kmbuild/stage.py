@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from kmplan.errors import UserError
-from kmplan.run import CommandError, run
-
 from kmbuild import sandbox
 from kmbuild.cache import Cache
 from kmbuild.config import Config
 from kmbuild.lock import Lock
+from kmplan.errors import UserError
+from kmplan.run import CommandError, run
 
 Inputs = dict[str, str]
 
@@ -59,17 +58,23 @@ class Context:
     ) -> str:
         """Run a command in the tools tree, its output into the stage's log; returns that output."""
         merged = {"SOURCE_DATE_EPOCH": str(self.epoch), **(env or {})}
-        words = sandbox.in_tree(self.tools, argv, binds=binds, read_only=read_only, env=merged, network=network, workdir=workdir)
+        words = sandbox.in_tree(
+            self.tools, argv, binds=binds, read_only=read_only, env=merged, network=network, workdir=workdir
+        )
         return self.logged(stage, words)
 
-    def logged(self, stage: str, words: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    def logged(
+        self, stage: str, words: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> str:
         """Run a command with its output in the stage's log; a failure says when the disk is full."""
         try:
             return run(words, env=env, cwd=cwd, log=self.log(stage)).stdout
         except CommandError as error:
             full = self.cache.full_disk()
             if full:
-                raise UserError(f"{stage}: no space left on the disk of {full}", "free some, or set cache.path elsewhere") from error
+                raise UserError(
+                    f"{stage}: no space left on the disk of {full}", "free some, or set cache.path elsewhere"
+                ) from error
             raise
 
     def log(self, stage: str) -> Path:
@@ -81,10 +86,10 @@ class Context:
 class Stage:
     """One step of the build.
 
-    `inputs` names everything but the needs that feeds the result, as short strings: that is what a rebuild is explained
-    with. `make` fills an empty folder
-    and may return hashes (file name -> SHA-256) that it has computed already. `module` is the code that does it: a change of it redoes the stage.
-    `runs_in` are stages that must exist to make this one, but whose content does not reach its result.
+    `inputs` names everything but the needs that feeds the result, as short strings: a rebuild is explained with them.
+    `make` fills an empty folder and may return hashes (file name -> SHA-256) that it has computed already.
+    `module` is the code that does it: a change of it redoes the stage. `runs_in` are stages that must exist to make this
+    one, but whose content does not reach its result.
     """
 
     name: str

@@ -10,10 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmplan.errors import UserError
-
 from kmbuild import sandbox, source
 from kmbuild.stage import Context, Inputs, Stage
+from kmplan.errors import UserError
 
 STAGING_MAJOR = "0"  # k8s.io/api and its sisters are v0.37.2 where Kubernetes is v1.37.2
 
@@ -44,7 +43,10 @@ COMPONENTS = {
         "k8s.io/kubernetes", (".",), ("kubernetes",), tags="selinux,notest,grpcnotrace", stamps=KUBERNETES_STAMPS
     ),
     "etcd": Component(
-        "go.etcd.io/etcd/server/v3", (".",), ("etcd",), siblings=("go.etcd.io/etcd/etcdctl/v3", "go.etcd.io/etcd/etcdutl/v3")
+        "go.etcd.io/etcd/server/v3",
+        (".",),
+        ("etcd",),
+        siblings=("go.etcd.io/etcd/etcdctl/v3", "go.etcd.io/etcd/etcdutl/v3"),
     ),
     "coredns": Component("github.com/coredns/coredns", (".",), ("coredns",)),
     "containerd": Component(
@@ -93,7 +95,18 @@ def build(context: Context, name: str, work: Path) -> None:
     for package in component.packages:
         target = f"/work/out/{component.programs[0]}" if package == "." else "/work/out/"
         tags = [f"-tags={component.tags}"] if component.tags else []
-        argv = ["go", "build", "-trimpath", "-buildvcs=false", *tags, "-ldflags", linker_flags(component, version), "-o", target, package]
+        argv = [
+            "go",
+            "build",
+            "-trimpath",
+            "-buildvcs=false",
+            *tags,
+            "-ldflags",
+            linker_flags(component, version),
+            "-o",
+            target,
+            package,
+        ]
         go(context, name, work, argv)
     for program in component.programs:
         (work / "out" / program).rename(work / program)

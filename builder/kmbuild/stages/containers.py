@@ -16,13 +16,12 @@ import sys
 import tarfile
 from pathlib import Path
 
-from kmplan import document
-from kmplan.errors import UserError
-from kmplan.oci import OciImage, write_archive
-
 from kmbuild import tarball
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.components import COMPONENTS, stage_name
+from kmplan import document
+from kmplan.errors import UserError
+from kmplan.oci import OciImage, write_archive
 
 ROOT = "usr/lib/kubermesh/containerd"
 SNAPSHOTTER = "io.containerd.snapshotter.v1.overlayfs"
@@ -104,7 +103,10 @@ def follow(members: dict[str, tarfile.TarInfo], name: str) -> tarfile.TarInfo:
     """Find the regular file behind a path of a tar, through symbolic and hard links."""
     member = members.get(name)
     if member is None:
-        raise UserError(f"containers: {name} is not in the tree", "the tools and the tree are of different Debian versions; run `kmbuild lock`")
+        raise UserError(
+            f"containers: {name} is not in the tree",
+            "the tools and the tree are of different Debian versions; run `kmbuild lock`",
+        )
     if member.issym():
         return follow(members, os.path.normpath(Path(name).parent / member.linkname))
     return follow(members, member.linkname) if member.islnk() else member
@@ -119,10 +121,19 @@ def make_images(context: Context, tree: Path, libraries: dict[str, Path]) -> lis
     loader = {"usr/lib64/ld-linux-x86-64.so.2": "../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"}
     programs = {f"usr/bin/{name}": kubernetes for name in KUBERNETES_PROGRAMS}
     return [
-        OciImage(f"kubermesh.local/kubernetes:v{versions['kubernetes']}", {**programs, **libraries}, {**MERGED_USR, **loader}),
-        OciImage(f"kubermesh.local/etcd:v{versions['etcd']}", {f"usr/bin/{name}": etcd for name in ("etcd", "etcdctl", "etcdutl")}),
+        OciImage(
+            f"kubermesh.local/kubernetes:v{versions['kubernetes']}", {**programs, **libraries}, {**MERGED_USR, **loader}
+        ),
+        OciImage(
+            f"kubermesh.local/etcd:v{versions['etcd']}",
+            {f"usr/bin/{name}": etcd for name in ("etcd", "etcdctl", "etcdutl")},
+        ),
         OciImage(f"kubermesh.local/coredns:v{versions['coredns']}", {"usr/bin/coredns": coredns}),
-        OciImage("kubermesh.local/pause:1", {"usr/bin/catatonit": context.tools / "usr/bin/catatonit"}, entrypoint=("/usr/bin/catatonit", "-P")),
+        OciImage(
+            "kubermesh.local/pause:1",
+            {"usr/bin/catatonit": context.tools / "usr/bin/catatonit"},
+            entrypoint=("/usr/bin/catatonit", "-P"),
+        ),
     ]
 
 
@@ -165,7 +176,9 @@ def seed_files(state: Path) -> list[Path]:
     """What containerd needs of its state beside the snapshots: databases, manifests and configurations."""
     skip = state / SNAPSHOTTER / "snapshots"
     wanted = (state / "io.containerd.content.v1.content", *(state / name for name in DATABASES))
-    found = {child for path in wanted for child in (path, *path.rglob("*"), *path.parents) if child.is_relative_to(state)}
+    found = {
+        child for path in wanted for child in (path, *path.rglob("*"), *path.parents) if child.is_relative_to(state)
+    }
     ingest = state / "io.containerd.content.v1.content" / "ingest"
     return sorted(path for path in found - {state} if not path.is_relative_to(skip) and path.parent != ingest)
 
@@ -182,11 +195,17 @@ def add_path(tar: tarfile.TarFile, name: str, path: Path, epoch: int, known: dic
     if stat.S_ISDIR(status.st_mode):
         tarball.add_folder(tar, name, epoch, mode)
     elif stat.S_ISLNK(status.st_mode):
-        tarball.add_link(tar, name, os.readlink(path), epoch)
+        tarball.add_link(tar, name, str(path.readlink()), epoch)
     elif known and (place := known.get(digest(path))):
         tarball.add_link(tar, name, place, epoch, hard=True)
     else:
         tarball.add_file(tar, name, path, epoch, mode)
 
 
-STAGE = Stage("containers", ("tools", "tree", *(stage_name(name) for name in ("kubernetes", "etcd", "coredns", "containerd"))), inputs, make, sys.modules[__name__])
+STAGE = Stage(
+    "containers",
+    ("tools", "tree", *(stage_name(name) for name in ("kubernetes", "etcd", "coredns", "containerd"))),
+    inputs,
+    make,
+    sys.modules[__name__],
+)

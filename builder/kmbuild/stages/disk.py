@@ -8,14 +8,13 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from kmplan import document
-from kmplan.errors import UserError
-
 from kmbuild import rootfs, sbom, source, tarball
 from kmbuild.artefacts import Artefact, Manifest, as_json, file_names
 from kmbuild.source import file_digest
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.components import COMPONENTS, stage_name
+from kmplan import document
+from kmplan.errors import UserError
 
 SLOT_BYTES = 768 << 20  # overlays/root/usr/lib/repart.d
 NAMESPACE = uuid.UUID("8d3f2a52-6d1c-4c6e-9a5f-6b1d0f3a7c11")  # of the UUIDs that follow from a build's content id
@@ -25,7 +24,7 @@ BOOT_TRIES = 3
 # rd.* and panic: a boot that fails ends in a reboot, so that systemd-boot can count it and fall back to the other slot.
 KERNEL_ARGUMENTS = (
     "root=/dev/mapper/root rootfstype=erofs ro rd.shell=0 rd.emergency=reboot panic=10 systemd.default_device_timeout_sec=60s "
-    "systemd.machine_id=firmware console=tty0 console=ttyS0,115200 loglevel=4"
+    "systemd.machine_id=firmware systemd.show_status=error systemd.ssh_auto=no console=tty0 console=ttyS0,115200 loglevel=4"
 )
 
 BUILD_DROP_INS = {
@@ -66,7 +65,10 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
         roothash=roothash,
         epoch=context.epoch,
         kernel=(context.folder("initrd") / "kernel-version").read_text().strip(),
-        artefacts={kind: Artefact(names[kind], (work / names[kind]).stat().st_size, hashes[names[kind]]) for kind in ("raw", "uki", "erofs", "verity", "sbom")},
+        artefacts={
+            kind: Artefact(names[kind], (work / names[kind]).stat().st_size, hashes[names[kind]])
+            for kind in ("raw", "uki", "erofs", "verity", "sbom")
+        },
         stages=dict(context.ids),
         versions=context.config.versions,
     )
@@ -83,11 +85,21 @@ def make_root(context: Context, work: Path, target: Path, seed: uuid.UUID) -> No
     pieces = [context.folder("tree") / "tree.tar", work / "own.tar", context.folder("containers") / "containers.tar"]
     tarball.join(pieces, work / "root.tar")
     fixed = [f"-T{context.epoch}", "-U", str(uuid.uuid5(seed, "root")), "--quiet"]
-    argv = ["mkfs.erofs", "--tar=f", *EROFS_COMPRESSION[context.config.compression], *fixed, "/work/root.erofs", "/work/root.tar"]
+    argv = [
+        "mkfs.erofs",
+        "--tar=f",
+        *EROFS_COMPRESSION[context.config.compression],
+        *fixed,
+        "/work/root.erofs",
+        "/work/root.tar",
+    ]
     context.in_tools("disk", argv, binds={work: "/work"})
     size = (work / "root.erofs").stat().st_size
     if size > SLOT_BYTES:
-        raise UserError(f"disk: the root file system has {size >> 20} MiB, a slot {SLOT_BYTES >> 20}", "take out packages or set compression: small")
+        raise UserError(
+            f"disk: the root file system has {size >> 20} MiB, a slot {SLOT_BYTES >> 20}",
+            "take out packages or set compression: small",
+        )
     (work / "root.erofs").rename(target)
     (work / "root.tar").unlink()
     (work / "own.tar").unlink()
@@ -138,7 +150,15 @@ def write_definitions(target: Path) -> None:
 
 def repart(context: Context, work: Path, seed: uuid.UUID, image: str, options: list[str]) -> str:
     """Run systemd-repart(8) on the image file, offline; returns its JSON report."""
-    fixed = ["--offline=yes", "--dry-run=no", f"--seed={seed}", "--definitions=/work/repart.d", "--root=/work/stage", "--json=short", "--no-pager"]
+    fixed = [
+        "--offline=yes",
+        "--dry-run=no",
+        f"--seed={seed}",
+        "--definitions=/work/repart.d",
+        "--root=/work/stage",
+        "--json=short",
+        "--no-pager",
+    ]
     output = context.in_tools("disk", ["systemd-repart", *fixed, *options, f"/work/{image}"], binds={work: "/work"})
     lines = [line for line in output.splitlines() if line.startswith("[")]
     if not lines:
@@ -191,7 +211,9 @@ def make_sbom(context: Context) -> str:
         modules |= sbom.parse_modules(listing)
     components = {name: version for name, version in context.config.versions.items() if name in COMPONENTS}
     image = ("kubermesh", context.config.image_version)
-    return sbom.write(image, context.lock.packages["tree"], context.lock.suite, sorted(modules), components, context.epoch)
+    return sbom.write(
+        image, context.lock.packages["tree"], context.lock.suite, sorted(modules), components, context.epoch
+    )
 
 
 NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "containers", "initrd")

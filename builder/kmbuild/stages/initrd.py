@@ -4,10 +4,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from kmplan.errors import UserError
-
 from kmbuild import source, tarball
 from kmbuild.stage import Context, Inputs, Stage
+from kmplan.errors import UserError
 
 DRACUT_MODULES = "bash dm fs-lib rootfs-block systemd systemd-initrd systemd-veritysetup udev-rules"
 
@@ -20,7 +19,11 @@ DRIVERS = (
 
 def inputs(context: Context) -> Inputs:
     """Our own units of the initrd; dracut and the kernel come by the needs."""
-    return {"overlays/initrd": source.digest(source.folder("overlays") / "initrd")[:32], "drivers": DRIVERS, "dracut": DRACUT_MODULES}
+    return {
+        "overlays/initrd": source.digest(source.folder("overlays") / "initrd")[:32],
+        "drivers": DRIVERS,
+        "dracut": DRACUT_MODULES,
+    }
 
 
 def make(context: Context, work: Path) -> None:
@@ -30,8 +33,29 @@ def make(context: Context, work: Path) -> None:
     version = extract_modules(context.folder("tree") / "tree.tar", modules)
     context.say("initrd", "running dracut")
     overlay = source.folder("overlays") / "initrd"
-    argv = ["dracut", "--force", "--no-hostonly", "--no-hostonly-cmdline", "--reproducible", "--no-early-microcode", "--zstd"]
-    argv += ["--kver", version, "--modules", DRACUT_MODULES, "--drivers", DRIVERS, "--include", "/input", "/", "--tmpdir", "/work", "/work/initrd"]
+    argv = [
+        "dracut",
+        "--force",
+        "--no-hostonly",
+        "--no-hostonly-cmdline",
+        "--reproducible",
+        "--no-early-microcode",
+        "--zstd",
+    ]
+    argv += [
+        "--kver",
+        version,
+        "--modules",
+        DRACUT_MODULES,
+        "--drivers",
+        DRIVERS,
+        "--include",
+        "/input",
+        "/",
+        "--tmpdir",
+        "/work",
+        "/work/initrd",
+    ]
     context.in_tools("initrd", argv, binds={work: "/work"}, read_only={overlay: "/input", modules: "/usr/lib/modules"})
     if not (work / "initrd").exists():
         raise UserError(f"initrd: dracut made no file\n  log: {context.log('initrd')}")

@@ -12,13 +12,21 @@ MOUNT_POINTS = ("work", "input", "cache", "usr/lib/modules")
 
 def inputs(context: Context) -> Inputs:
     """All packages with their hashes."""
-    return {f"package {package.name}": f"{package.version} {package.sha256[:16]}" for package in context.lock.packages["tools"]}
+    return {
+        f"package {package.name}": f"{package.version} {package.sha256[:16]}"
+        for package in context.lock.packages["tools"]
+    }
 
 
 def make(context: Context, work: Path) -> None:
     """Unpack the locked packages into `root`."""
     packages = context.lock.packages["tools"]
-    archive.fetch(context.cache.path / "debs", packages, archive.find_archives(context.config), lambda text: context.say("tools", text))
+    archive.fetch(
+        context.cache.path / "debs",
+        packages,
+        archive.find_archives(context.config),
+        lambda text: context.say("tools", text),
+    )
     context.say("tools", "unpacking")
     repository = work / "repository"
     archive.make_repository(context.cache.path / "debs", packages, repository, context.lock.suite)

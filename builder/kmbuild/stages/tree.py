@@ -7,39 +7,53 @@ import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
-from kmplan import document
-from kmplan.errors import UserError
-
 from kmbuild import archive, sandbox, source, tarball
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.tools import remove_tree
+from kmplan import document
+from kmplan.errors import UserError
 
 ELEMENTS = ("kubermesh-debian", "kubermesh-node", "kubermesh-tree")
 
+# The root itself, and places that are empty in the image: mount points, what a boot fills, the other slot's kernel.
+FOLDERS = {
+    "./": 0o755,
+    "boot": 0o755,
+    "dev": 0o755,
+    "proc": 0o555,
+    "run": 0o755,
+    "sys": 0o555,
+    "tmp": 0o1777,
+    "var": 0o755,
+}
+
 # What the host or the run left in the tree: no image may carry it.
 DROPPED = (
+    "boot/",
+    "dev/",
+    "etc/.pwd.lock",
+    "etc/apt",
+    "etc/dib-manifests",
     "etc/hostname",
     "etc/resolv.conf",
-    "etc/dib-manifests",
-    "etc/.pwd.lock",
     "etc/ssh/ssh_host_",
-    "etc/apt",
-    "boot/",
-    "vmlinuz",
     "initrd.img",
-    "dev/",
     "proc/",
-    "sys/",
+    "root/.",
     "run/",
+    "sys/",
     "tmp/",
     "var/",
-    "root/.",
-)  # fmt: skip
+    "vmlinuz",
+)
 
 
 def inputs(context: Context) -> Inputs:
     """All packages with their hashes, our elements, and the version of diskimage-builder."""
-    packages = {f"package {package.name}": f"{package.version} {package.sha256[:16]}" for package in context.lock.packages["tree"]}
+    packages = {
+        f"package {package.name}": f"{package.version} {package.sha256[:16]}"
+        for package in context.lock.packages["tree"]
+    }
     elements = {f"elements/{name}": source.digest(source.folder("elements") / name)[:32] for name in ELEMENTS}
     settings = {"diskimage-builder": version("diskimage-builder"), "epoch": str(context.epoch)}
     return {**packages, **elements, **settings}
@@ -48,7 +62,12 @@ def inputs(context: Context) -> Inputs:
 def make(context: Context, work: Path) -> None:
     """Run disk-image-create, then sort and clean its tar into `tree.tar`; `vmlinuz` is the kernel."""
     packages = context.lock.packages["tree"]
-    archive.fetch(context.cache.path / "debs", packages, archive.find_archives(context.config), lambda text: context.say("tree", text))
+    archive.fetch(
+        context.cache.path / "debs",
+        packages,
+        archive.find_archives(context.config),
+        lambda text: context.say("tree", text),
+    )
     repository = work / "repository"
     archive.make_repository(context.cache.path / "debs", packages, repository, context.lock.suite)
     context.say("tree", "running disk-image-create")
@@ -66,7 +85,11 @@ def run_disk_image_create(context: Context, work: Path, repository: Path) -> Non
     shims = work / "shims"
     shims.mkdir()
     (work / "tmp").mkdir()
-    document.write(shims / "sudo", '#!/bin/sh\n# diskimage-builder calls sudo also when it is root already.\n[ "$1" = -E ] && shift\nexec env "$@"\n', 0o755)
+    document.write(
+        shims / "sudo",
+        '#!/bin/sh\n# diskimage-builder calls sudo also when it is root already.\n[ "$1" = -E ] && shift\nexec env "$@"\n',
+        0o755,
+    )
     env = {
         **sandbox.ENVIRONMENT,
         "PATH": f"{shims}:{Path(sys.executable).parent}:{sandbox.ENVIRONMENT['PATH']}",
@@ -93,7 +116,9 @@ def normalise(raw: Path, target: Path, kernel: Path, epoch: int) -> None:
     with tarfile.open(raw) as tar, tarball.write_piece(target) as out:
         members = {clean_name(member.name): member for member in tar}
         extract_kernel(tar, members, kernel)
-        kept = {name: member for name, member in members.items() if name and not is_dropped(name)}
+        kept = {name: member for name, member in members.items() if name not in FOLDERS and not is_dropped(name)}
+        for name, mode in FOLDERS.items():
+            tarball.add_folder(out, name, epoch, mode)
         first_name: dict[str, str] = {}
         for name in sorted(kept):
             member = kept[name]
@@ -118,13 +143,13 @@ def extract_kernel(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], ta
 
 
 def clean_name(name: str) -> str:
-    """A member's path without a leading ./ or slash."""
-    return os.path.normpath(name).lstrip("/") if name not in (".", "./") else ""
+    """A member's path without a leading ./ or slash; the root itself is ./"""
+    return os.path.normpath(name).lstrip("/") if name not in (".", "./") else "./"
 
 
 def is_dropped(name: str) -> bool:
-    """Tell whether a path is left out; the folders that end in a slash stay, empty."""
-    return any(name.startswith(prefix) for prefix in DROPPED) and f"{name}/" not in DROPPED
+    """Tell whether a path is left out."""
+    return name.startswith(DROPPED)
 
 
 def plain_member(member: tarfile.TarInfo, name: str, epoch: int) -> tarfile.TarInfo:

@@ -1,0 +1,50 @@
+# Thin: every target is a line or two that calls the tool.
+VENV   := .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+
+# What the build and the bench need of the host, by Debian's and Ubuntu's names.
+HOST_PACKAGES := bubblewrap debian-archive-keyring git iproute2 kmod mmdebstrap nftables python3 python3-venv rsync \
+	systemd-container util-linux
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: image test test-unit lint format setup bench clean help
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+image: setup ## Build the image into ./out (needs root).
+	$(SUDO) $(BIN)/kmbuild image
+
+test: setup ## Run all tests: units, builds, the image's content, booted clusters (needs root).
+	$(SUDO) $(BIN)/kmbuild image
+	$(SUDO) $(BIN)/pytest
+
+test-unit: $(VENV)/.installed ## Run the tests that need neither root nor an image; seconds.
+	$(BIN)/pytest tests/unit
+
+lint: $(VENV)/.installed ## Check style, types and elements.
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/.installed ## Format the code.
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: setup ## Measure what docs/benchmarks.md publishes (needs root).
+	$(SUDO) $(BIN)/python -m tests.bench
+
+setup: $(VENV)/.host $(VENV)/.installed ## Install what the project needs on this machine.
+
+$(VENV)/.host: Makefile
+	@missing=; for package in $(HOST_PACKAGES); do \
+		dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -qx installed || missing="$$missing $$package"; done; \
+	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; fi
+	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.host
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+clean: ## Remove ./out and the virtual environment; the build cache stays (`kmbuild cache clean`).
+	rm -rf out $(VENV)

@@ -1,0 +1,76 @@
+"""The API's anycast address: on `lo` while the local API server is ready, so that the mesh leads clients to it."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from kmagent import network
+from kmagent.http import Client
+from kmagent.paths import Paths
+from kmagent.state import State
+from kmplan.errors import UserError
+
+log = logging.getLogger(__name__)
+
+STARTING_S = 0.5
+PERIOD_S = 2.0
+GOOD_TO_ANNOUNCE = 2
+BAD_TO_WITHDRAW = 3
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the last checks said: how many good or bad ones in a row, and what follows from them."""
+
+    good: int = 0
+    bad: int = 0
+    ready: bool = False
+    announced: bool = False
+
+
+def step(health: Health, ok: bool) -> Health:
+    """Take in one check. Ready at once; announced after 2 good checks; neither after 3 bad ones (6 s)."""
+    if ok:
+        good = health.good + 1
+        return Health(good, 0, True, health.announced or good >= GOOD_TO_ANNOUNCE)
+    bad = health.bad + 1
+    gone = bad >= BAD_TO_WITHDRAW
+    return Health(0, bad, health.ready and not gone, health.announced and not gone)
+
+
+async def run(state: State, paths: Paths) -> None:
+    """Check the local API server and keep the conditions `api` and `announced`, and the address, accordingly."""
+    facts = state.facts
+    assert facts is not None  # noqa: S101 - configured
+    client = Client("::1", 6443, folder=paths.pki / "agent", timeout_s=5 * facts.probe_scale)
+    # An agent that was killed left the address where it was: there it stays unless the checks say otherwise.
+    health = Health(announced=await network.has_address(facts.api))
+    if not health.announced:
+        await state.wait_for("etcd")
+    while True:
+        ok = await client.is_ok("/readyz")
+        health = step(health, ok)
+        await _follow(state, facts.api, health)
+        pause = PERIOD_S if health.ready else STARTING_S
+        await asyncio.sleep(pause * facts.probe_scale)
+
+
+async def withdraw(address: str) -> None:
+    """Take the address away at once; no harm when it is not there."""
+    if await network.has_address(address):
+        await network.ip_batch(network.anycast_commands(address, present=False))
+
+
+async def _follow(state: State, address: str, health: Health) -> None:
+    state.set("api", health.ready)
+    if health.announced == state.conditions["announced"]:
+        return
+    try:
+        if health.announced:
+            await network.ip_batch(network.anycast_commands(address, present=True))
+        else:
+            await withdraw(address)
+    except UserError as error:
+        log.error("the API address: %s", error)
+        return
+    state.set("announced", health.announced)

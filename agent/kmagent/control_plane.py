@@ -1,0 +1,54 @@
+"""The control plane's static pods, started in order: what comes too early crash-loops."""
+
+import asyncio
+import logging
+
+from kmagent.components import CONTROL_PLANE
+from kmagent.http import Client
+from kmagent.paths import Paths
+from kmagent.state import State
+from kmplan.files import write_if_changed
+
+log = logging.getLogger(__name__)
+
+ETCD_STARTING_S = 0.2
+ETCD_RUNNING_S = 5.0
+
+
+def wanted_manifests(etcd: bool, api: bool, present: frozenset[str]) -> list[str]:
+    """Return the components whose manifests are due: what is present stays, and the next one when its basis serves."""
+    due = {"etcd", *present}
+    if etcd:
+        due.add("kube-apiserver")
+    if api:
+        due.update(("kube-controller-manager", "kube-scheduler"))
+    return [name for name in CONTROL_PLANE if name in due]
+
+
+def place(paths: Paths, etcd: bool, api: bool) -> list[str]:
+    """Give kubelet the manifests that are due; returns those that were new or changed."""
+    present = frozenset(path.stem for path in paths.manifests.glob("*.yaml"))
+    placed = []
+    for name in wanted_manifests(etcd, api, present):
+        content = (paths.staged / f"{name}.yaml").read_text()
+        if write_if_changed(paths.manifests / f"{name}.yaml", content, 0o600):
+            placed.append(name)
+    return placed
+
+
+async def run(state: State, paths: Paths) -> None:
+    """Place manifests whenever something came up or was rendered again."""
+    while True:
+        changed = state.change()
+        placed = await asyncio.to_thread(place, paths, state.conditions["etcd"], state.conditions["api"])
+        if placed:
+            log.info("kubelet was given %s", ", ".join(placed))
+        await changed.wait()
+
+
+async def watch_etcd(state: State, scale: float) -> None:
+    """Keep the condition `etcd`: does the local member serve?"""
+    client = Client("127.0.0.1", 2381, timeout_s=5 * scale)
+    while True:
+        state.set("etcd", await client.is_ok("/readyz"))
+        await asyncio.sleep(scale * (ETCD_RUNNING_S if state.conditions["etcd"] else ETCD_STARTING_S))

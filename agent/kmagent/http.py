@@ -1,0 +1,95 @@
+"""The one HTTP client: a kept connection, used from a thread so that the event loop never waits."""
+
+import asyncio
+import http.client
+import ssl
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer: its status and body."""
+
+    status: int
+    body: bytes
+
+
+class Client:
+    """One server, reached over one connection that is kept.
+
+    `folder` holds `cluster-ca.crt`, and `client.{crt,key}` when `authenticate` is set; they are read at every connect,
+    so that renewed certificates are used. Without `folder` the connection is plain.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        folder: Path | None = None,
+        authenticate: bool = False,
+        timeout_s: float = 10,
+    ) -> None:
+        self._address = (host, port)
+        self._folder = folder
+        self._authenticate = authenticate
+        self._timeout_s = timeout_s
+        self._connection: http.client.HTTPConnection | None = None
+        self._lock = threading.Lock()
+
+    async def request(
+        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+    ) -> Response:
+        """Ask the server; raises OSError when it does not answer."""
+        return await asyncio.to_thread(self._request, method, path, body, content_type)
+
+    async def is_ok(self, path: str) -> bool:
+        """Tell whether a GET is answered with 200."""
+        try:
+            return (await self.request("GET", path)).status == 200
+        except OSError:
+            return False
+
+    def _request(self, method: str, path: str, body: bytes | None, content_type: str) -> Response:
+        with self._lock:
+            fresh = self._connection is None
+            try:
+                return self._ask(method, path, body, content_type)
+            except (OSError, http.client.HTTPException) as error:
+                self._close()
+                if fresh:
+                    raise error if isinstance(error, OSError) else OSError(str(error)) from error
+            # The server may close a kept connection at any time: only a new one's failure counts.
+            try:
+                return self._ask(method, path, body, content_type)
+            except http.client.HTTPException as error:
+                self._close()
+                raise OSError(str(error)) from error
+            except OSError:
+                self._close()
+                raise
+
+    def _ask(self, method: str, path: str, body: bytes | None, content_type: str) -> Response:
+        connection = self._connection or self._connect()
+        self._connection = connection
+        headers = {"Content-Type": content_type} if body is not None else {}
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return Response(answer.status, answer.read())
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._address
+        if self._folder is None:
+            return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
+        context = ssl.create_default_context(cafile=str(self._folder / "cluster-ca.crt"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if self._authenticate:
+            context.load_cert_chain(self._folder / "client.crt", self._folder / "client.key")
+        return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None

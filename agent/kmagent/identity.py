@@ -1,0 +1,167 @@
+"""Who this node is: taken from the seed at the first boot, from the disk ever after."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from kmagent.paths import Paths
+from kmplan import pki
+from kmplan.cluster import ClusterFile
+from kmplan.errors import UserError
+from kmplan.files import write, write_if_changed
+from kmplan.seed import SeedBundle, parse_bundle
+from kmplan.tuning import Tuning
+
+log = logging.getLogger(__name__)
+
+IDENTITY_DAYS = 3650
+
+
+class Role(msgspec.Struct, frozen=True, kw_only=True):
+    """`role.json`, written last: where it exists, the identity on the disk is complete.
+
+    `last_seen` is the latest moment this node knows of, in seconds since 1970: nothing is signed before it.
+    """
+
+    version: Literal[1] = 1
+    epoch: int = 1
+    cluster_id: str
+    number: int
+    name: str
+    role: Literal["voter", "standby", "worker"] = "voter"
+    member_id: str | None = None
+    last_seen: float = 0
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's place in its cluster."""
+
+    cluster: ClusterFile
+    role: Role
+
+
+def load(paths: Paths, now: float) -> Identity:
+    """Return this node's identity, keeping what a seed brings.
+
+    Raises UserError when there is neither a seed nor an identity, or when they contradict each other.
+    """
+    seed = _read_seed(paths)
+    role = _read_role(paths)
+    if seed and role:
+        _check_same_node(seed, role)
+    if seed:
+        role = _keep(paths, seed, role, now)
+    if role is None:
+        raise UserError(
+            "no seed credential and nothing in /var/lib/kubermesh", "this machine belongs to no cluster yet"
+        )
+    return Identity(cluster=_read_cluster(paths), role=role)
+
+
+def remember_time(paths: Paths, role: Role, now: float) -> None:
+    """Keep the latest moment seen, so that a lost clock does not go back behind it."""
+    if now > role.last_seen:
+        _write_role(paths, msgspec.structs.replace(role, last_seen=float(int(now))))
+
+
+def read_tuning(paths: Paths) -> Tuning:
+    """Read the bench's credential; without one nothing is overridden."""
+    data = _read_credential(paths, "kubermesh.tuning")
+    try:
+        return msgspec.json.decode(data, type=Tuning) if data else Tuning()
+    except msgspec.DecodeError as error:
+        raise UserError(f"credential kubermesh.tuning: {error}") from error
+
+
+def read_secret(paths: Paths, name: str) -> str:
+    """Read one of the cluster's secret files, as named in the seed."""
+    try:
+        return (paths.state / name).read_text(encoding="ascii")
+    except OSError as error:
+        raise UserError(f"{paths.state / name}: cannot be read: {error.strerror}") from error
+
+
+def read_authority(paths: Paths, name: str) -> pki.Pair:
+    """Read a certificate authority with its key."""
+    return pki.Pair(read_secret(paths, f"pki/{name}.crt"), read_secret(paths, f"pki/{name}.key"))
+
+
+def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Role:
+    (paths.state / "pki").mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, content in seed.files.items():
+        write_if_changed(_inside(paths.state, name), content, 0o600)
+    write_if_changed(paths.state / "cluster.json", msgspec.json.encode(seed.cluster), 0o600)
+    if known:
+        return known
+    _make_key(paths, seed)
+    role = Role(cluster_id=_cluster_id(seed), number=seed.node.number, name=seed.node.name, last_seen=float(int(now)))
+    _write_role(paths, role)
+    log.info("this machine is now node %d, %s, of cluster %s", role.number, role.name, seed.cluster.name)
+    return role
+
+
+def _make_key(paths: Paths, seed: SeedBundle) -> None:
+    authority = pki.Pair(seed.files["pki/node-ca.crt"], seed.files["pki/node-ca.key"])
+    subject = pki.Subject(f"kubermesh:node:{seed.node.name}", ("kubermesh:nodes",), ("client", "server"))
+    pair = pki.issue(authority, subject, IDENTITY_DAYS)
+    write(paths.state / "identity.key", pair.key, 0o600)
+    write(paths.state / "identity.crt", pair.certificate, 0o600)
+
+
+def _check_same_node(seed: SeedBundle, role: Role) -> None:
+    if _cluster_id(seed) != role.cluster_id:
+        raise UserError(
+            f"the seed is of cluster {seed.cluster.name}, but this disk belongs to another one",
+            "erase the disk or boot without the seed",
+        )
+    if (seed.node.number, seed.node.name) != (role.number, role.name):
+        raise UserError(
+            f"the seed is for node {seed.node.number} ({seed.node.name}), "
+            f"but this disk is node {role.number} ({role.name})"
+        )
+
+
+def _cluster_id(seed: SeedBundle) -> str:
+    return pki.fingerprint(seed.files["pki/cluster-ca.crt"])
+
+
+def _read_seed(paths: Paths) -> SeedBundle | None:
+    data = _read_credential(paths, "kubermesh.seed")
+    return parse_bundle(data) if data else None
+
+
+def _read_credential(paths: Paths, name: str) -> bytes | None:
+    path = paths.credentials / name if paths.credentials else None
+    return path.read_bytes() if path and path.exists() else None
+
+
+def _read_role(paths: Paths) -> Role | None:
+    path = paths.state / "role.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Role)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _read_cluster(paths: Paths) -> ClusterFile:
+    path = paths.state / "cluster.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ClusterFile)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _write_role(paths: Paths, role: Role) -> None:
+    write(paths.state / "role.json", msgspec.json.encode(role), 0o600)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if ".." in path.parts:
+        raise UserError(f"credential kubermesh.seed: files: impossible name {name}")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path

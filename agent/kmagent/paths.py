@@ -1,0 +1,60 @@
+"""Where the agent reads and writes. Functions get a `Paths`, so that tests can give them another place."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The agent's folders: `run` is empty after a reboot, `state` is what a node remembers."""
+
+    run: Path = Path("/run/kubermesh")
+    state: Path = Path("/var/lib/kubermesh")
+    templates: Path = Path("/usr/share/kubermesh/node")
+    manifests: Path = Path("/run/kubernetes/manifests")
+    versions: Path = Path("/usr/lib/kubermesh/versions.json")
+    containerd_seed: Path = Path("/usr/lib/kubermesh/containerd")
+    containerd: Path = Path("/var/lib/containerd")
+    audit: Path = Path("/var/log/kubernetes/audit")
+
+    @property
+    def pki(self) -> Path:
+        """Leaf certificates, one folder per component."""
+        return self.run / "pki"
+
+    @property
+    def config(self) -> Path:
+        """Configuration files, one folder per component."""
+        return self.run / "config"
+
+    @property
+    def staged(self) -> Path:
+        """Rendered static pods, before their turn comes."""
+        return self.run / "manifests"
+
+    @property
+    def facts(self) -> Path:
+        """What `prepare` found out about this node."""
+        return self.run / "node.json"
+
+    @property
+    def addons(self) -> Path:
+        """The objects to apply, as a JSON list."""
+        return self.run / "addons.json"
+
+    @property
+    def status(self) -> Path:
+        """What the agent shows."""
+        return self.run / "status.json"
+
+    @property
+    def credentials(self) -> Path | None:
+        """The credentials that systemd passed to this process, if any."""
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        return Path(folder) if folder else None
+
+
+def in_container() -> bool:
+    """Tell whether this machine is a container (https://systemd.io/CONTAINER_INTERFACE)."""
+    return Path("/run/host/container-manager").exists() or Path("/run/systemd/container").exists()

@@ -1,0 +1,114 @@
+"""The child process that makes a node's files: identity, certificates, configuration. Safe to repeat."""
+
+import datetime
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+from kmagent import certificates, facts, identity, render, ssh
+from kmagent.components import UIDS
+from kmagent.facts import Facts
+from kmagent.identity import Identity
+from kmagent.paths import Paths, in_container
+from kmplan.errors import UserError
+from kmplan.files import write_if_changed
+from kmplan.seed import SECRET_FILES
+from kmplan.tuning import Tuning
+
+log = logging.getLogger(__name__)
+
+CLOCK_EPOCH = Path("/usr/lib/clock-epoch")
+
+
+def main() -> int:
+    """Prepare this node; prints how many seconds later a certificate is due."""
+    print(json.dumps({"renew_in_s": round(prepare(Paths()), 1)}))
+    return 0
+
+
+def prepare(paths: Paths) -> float:
+    """Bring every file in /run/kubermesh up to date; returns after how many seconds to do it again."""
+    me = identity.load(paths, time.time())
+    tuning = identity.read_tuning(paths)
+    versions = read_versions(paths)
+    now = clock_floor(me, paths)
+    identity.remember_time(paths, me.role, now)
+    node = make_facts(me, tuning, versions["image"])
+    _make_folders(paths)
+    moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    first_services = [str(address) for address in me.cluster.plan.kubernetes]
+    due = certificates.issue_all(paths, certificates.leaves(node, (first_services[0], first_services[1])), moment)
+    secrets = {name: identity.read_secret(paths, name) for name in SECRET_FILES}
+    for file in render.render_all(
+        paths.templates, render.Inputs(node, me.cluster, tuning, versions, secrets, run=paths.run)
+    ):
+        _place(paths, file)
+    ssh.prepare(paths, me.cluster.ssh_authorized_keys)
+    # Last: where it exists, everything it speaks of does.
+    facts.save(paths.facts, node)
+    return (due - moment).total_seconds()
+
+
+def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
+    """Work out a node's facts from its identity and the address plan."""
+    plan, number = me.cluster.plan, me.role.number
+    return Facts(
+        cluster=me.cluster.name,
+        name=me.role.name,
+        number=number,
+        role=me.role.role,
+        prefix=str(plan.prefix),
+        address=str(plan.node(number)),
+        address4=str(plan.node4(number)),
+        pods=str(plan.pods(number)),
+        pods4=str(plan.pods4(number)),
+        services=str(plan.services),
+        services4=str(plan.services4),
+        api=str(plan.api),
+        join=str(plan.join),
+        dns=str(plan.dns),
+        dns4=str(plan.dns4),
+        image=image,
+        probe_scale=tuning.probe_scale,
+        ssh=bool(me.cluster.ssh_authorized_keys),
+    )
+
+
+def read_versions(paths: Paths) -> dict[str, str]:
+    """Read which versions are in this image."""
+    try:
+        versions: dict[str, str] = json.loads(paths.versions.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{paths.versions}: {error}", "this image is broken") from error
+    return versions
+
+
+def clock_floor(me: Identity, paths: Paths) -> float:
+    """Return the time, not before this image was built or this node last ran; a clock that lost its battery is set."""
+    now = time.time()
+    built = next((path.stat().st_mtime for path in (CLOCK_EPOCH, paths.versions) if path.exists()), 0.0)
+    floor = max(built, me.role.last_seen)
+    if now >= floor:
+        return now
+    log.warning("the clock is %d s behind what this node has seen", floor - now)
+    if not in_container():
+        time.clock_settime(time.CLOCK_REALTIME, floor)
+    return floor
+
+
+def _make_folders(paths: Paths) -> None:
+    paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    paths.manifests.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path, uid in ((paths.state / "etcd", UIDS["etcd"]), (paths.audit, UIDS["kube-apiserver"])):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chown(path, uid, uid)
+    for component in ("kube-apiserver", "kube-controller-manager", "kube-scheduler"):
+        certificates.make_folder(paths.config / component, UIDS[component])
+
+
+def _place(paths: Paths, file: render.File) -> None:
+    target = paths.run / file.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_if_changed(target, file.content, file.mode, file.uid)

@@ -1,0 +1,131 @@
+"""The one thing that the agent's parts share: what is true of this node now, and when it became so."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kmagent.facts import Facts
+from kmplan.files import write
+
+CONDITIONS = ("configured", "etcd", "api", "addons", "announced", "ready")
+EVENT_NAMES = {"ready": "node-ready"}
+MAX_EVENTS = 200
+
+
+@dataclass
+class State:
+    """Conditions and events of this node. Parts set conditions, and wait for those of others; none calls another part.
+
+    `on_change` are called after every change, in the event loop; they must not block.
+    """
+
+    version: str = ""
+    facts: Facts | None = None
+    message: str = "starting"
+    failed: bool = False
+    conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))
+    events: list[dict[str, Any]] = field(default_factory=list)
+    on_change: list[Callable[[], None]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    boot_offset: float = field(default_factory=lambda: boot_seconds() - time.monotonic())
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def set(self, condition: str, value: bool, message: str | None = None) -> None:
+        """Set a condition; a change is an event."""
+        if message is not None:
+            self.message = message
+        if self.conditions[condition] != value:
+            self.conditions[condition] = value
+            name = EVENT_NAMES.get(condition, condition)
+            self.record(name if value else f"{name}-lost")
+
+    def record(self, name: str) -> None:
+        """Note that something happened now."""
+        now = time.monotonic()
+        moment = {"name": name, "boot_s": round(now + self.boot_offset, 2), "agent_s": round(now - self.started, 2)}
+        self.events = [*self.events, moment][-MAX_EVENTS:]
+        self.notify()
+
+    def fail(self, message: str) -> None:
+        """Note that this node cannot go on without somebody's help."""
+        self.failed, self.message = True, message
+        self.record("failed")
+
+    def notify(self) -> None:
+        """Wake everyone who waits and tell everyone who listens."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+        for callback in self.on_change:
+            callback()
+
+    def change(self) -> asyncio.Event:
+        """Return the event of the next change: take it first, then look, then wait."""
+        return self._changed
+
+    async def wait_for(self, *conditions: str) -> None:
+        """Wait until all these conditions hold."""
+        while not all(self.conditions[name] for name in conditions):
+            await self._changed.wait()
+
+    @property
+    def phase(self) -> str:
+        """The state in one word: starting, configured, etcd, api, ready, or failed."""
+        return phase(self.conditions, self.failed)
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as plain data: what status.json and /status show."""
+        facts = self.facts
+        node = {"name": facts.name, "number": facts.number, "addresses": facts.addresses} if facts else None
+        return {
+            "version": self.version,
+            "cluster": facts.cluster if facts else None,
+            "node": node,
+            "role": facts.role if facts else None,
+            "state": self.phase,
+            "message": self.message,
+            "conditions": self.conditions,
+            "events": self.events,
+            "memory_mib": memory_mib(),
+        }
+
+
+def phase(conditions: dict[str, bool], failed: bool) -> str:
+    """Return the furthest point that a node has reached and still holds."""
+    if failed:
+        return "failed"
+    reached = "starting"
+    for name in ("configured", "etcd", "api", "ready"):
+        if not conditions[name]:
+            break
+        reached = name
+    return reached
+
+
+def earlier_events(path: Path) -> list[dict[str, Any]]:
+    """Return the events that an agent before this one wrote down since the machine started."""
+    try:
+        events: list[dict[str, Any]] = json.loads(path.read_text())["events"]
+    except (OSError, ValueError, KeyError):
+        return []
+    return events
+
+
+def write_status(path: Path, state: State) -> None:
+    """Write the state to a file that is whole at any moment."""
+    write(path, json.dumps(state.document(), indent=1) + "\n")
+
+
+def memory_mib() -> float:
+    """Return how much memory this process occupies (proc(5), statm)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * 4096 / 2**20, 1)
+
+
+def boot_seconds() -> float:
+    """Return the time since this machine's PID 1 started (proc(5), stat, field 22)."""
+    fields = Path("/proc/1/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / 100
