@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from kmbuild.source import data_ranges
 from kmplan import document
 from kmplan.errors import UserError
 
@@ -86,20 +87,14 @@ def is_same(source: Path, target: Path) -> bool:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy only the parts of a file that hold data (lseek(2) SEEK_DATA), so that holes stay holes."""
+    """Copy only the parts of a file that hold data, so that holes stay holes."""
     with source.open("rb") as file, target.open("wb") as out:
         size = os.fstat(file.fileno()).st_size
         out.truncate(size)
-        position = 0
-        while position < size:
-            try:
-                start = os.lseek(file.fileno(), position, os.SEEK_DATA)
-            except OSError:  # ENXIO: a hole up to the end
-                break
-            position = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+        for start, end in data_ranges(file.fileno(), size):
             os.lseek(out.fileno(), start, os.SEEK_SET)
             os.lseek(file.fileno(), start, os.SEEK_SET)
-            remaining = position - start
+            remaining = end - start
             while remaining > 0:
                 copied = os.sendfile(out.fileno(), file.fileno(), None, min(remaining, 1 << 30))
                 if copied == 0:

@@ -29,7 +29,9 @@ class FileRecord(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What is known of a finished stage; `built` in seconds since 1970, `seconds` the time that it took."""
+    """What is known of a finished stage; `built` in seconds since 1970, `seconds` the time that it took,
+    `disk_bytes` what it takes on disk, holes not counted.
+    """
 
     stage: str
     id: str
@@ -37,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True):
     files: dict[str, FileRecord]
     built: float
     seconds: float
+    disk_bytes: int
 
 
 class Cache:
@@ -101,7 +104,7 @@ class Cache:
             name: FileRecord((work / name).stat().st_size, hashes.get(name) or file_digest(work / name))
             for name in names
         }
-        entry = Entry(stage, content_id, inputs, files, time.time(), time.monotonic() - start)
+        entry = Entry(stage, content_id, inputs, files, time.time(), time.monotonic() - start, disk_usage(work))
         for name in names:
             with (work / name).open("rb") as file:
                 os.fsync(file.fileno())
@@ -174,20 +177,16 @@ class Cache:
 
     def evict(self, limit_bytes: int) -> list[Entry]:
         """Remove entries, the least recently used first, until the stages fit; never one that this build used."""
-        sizes = {
-            self.place(entry.stage, entry.id): (entry, disk_usage(self.place(entry.stage, entry.id)))
-            for entry in self.entries()
-        }
-        total = sum(size for _, size in sizes.values())
+        entries = {self.place(entry.stage, entry.id): entry for entry in self.entries()}
+        total = sum(entry.disk_bytes for entry in entries.values())
         removed = []
-        for folder in sorted(sizes, key=lambda folder: (folder / ENTRY).stat().st_mtime):
+        for folder in sorted(entries, key=lambda folder: (folder / ENTRY).stat().st_mtime):
             if total <= limit_bytes:
                 break
             if folder not in self.used:
-                entry, size = sizes[folder]
-                self.remove(entry)
-                removed.append(entry)
-                total -= size
+                self.remove(entries[folder])
+                removed.append(entries[folder])
+                total -= entries[folder].disk_bytes
         return removed
 
 

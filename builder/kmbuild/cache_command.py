@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from kmbuild import config as configuration
-from kmbuild.cache import Cache, disk_usage
+from kmbuild.cache import Cache
 from kmbuild.options import config_option, json_option, require_root
 from kmplan.errors import UserError
 
@@ -30,7 +30,7 @@ def list_entries(config_path: Path | None, as_json: bool) -> None:
             "id": entry.id,
             "built": entry.built,
             "seconds": round(entry.seconds, 1),
-            "bytes": disk_usage(store.place(entry.stage, entry.id)),
+            "bytes": entry.disk_bytes,
         }
         for entry in store.entries()
     ]

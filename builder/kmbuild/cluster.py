@@ -95,6 +95,8 @@ def locate_image(path: Path) -> Image:
 
     Raises UserError when there is none, or the build cache no longer has what machines need beside it.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no image here", "build one with `make image`")
     folder = path if path.is_dir() else path.parent
     manifest = read_manifest(folder)
     stages = Cache(configuration.load(None)[0].cache_path).stages

@@ -1,4 +1,4 @@
-"""The root file system's own pieces: our programs, overlays and the agent, on top of the Debian tree."""
+"""What comes on top of the packed root file system and changes often: overlays and the agent."""
 
 import json
 import shutil
@@ -9,25 +9,12 @@ import jinja2
 
 from kmbuild import source, tarball
 from kmbuild.stage import Context
-from kmbuild.stages.components import COMPONENTS, stage_name
 from kmplan.errors import UserError
 
 PYTHON = "usr/lib/python3/dist-packages"
 TEMPLATES = "usr/share/kubermesh/node"
-PROGRAM_FOLDERS = {"cni": "usr/lib/cni"}
-NOT_ON_A_NODE = {"coredns", "sealdb"}  # CoreDNS runs from its container image alone
-PROGRAM_LINKS = {"kubelet": "kubernetes", "kubectl": "kubernetes", "etcdctl": "etcd", "etcdutl": "etcd"}
 
 Entry = tuple[str, Path | bytes | str, int]
-
-
-def programs(context: Context) -> Iterator[Entry]:
-    """Compiled programs: (path, host file, mode)."""
-    for name, component in COMPONENTS.items():
-        folder = PROGRAM_FOLDERS.get(name, "usr/bin")
-        for program in component.programs:
-            if program not in NOT_ON_A_NODE:
-                yield f"{folder}/{program}", context.folder(stage_name(name)) / program, 0o755
 
 
 def overlay(context: Context) -> Iterator[Entry]:
@@ -75,22 +62,17 @@ def agent(context: Context, work: Path) -> Iterator[Entry]:
             yield f"{PYTHON}/{path.relative_to(python)}", path, 0o644
 
 
-def write_piece(context: Context, work: Path, target: Path) -> None:
-    """Write all that comes on top of the Debian tree; UserError when two sources claim one path."""
-    entries = {
-        name: (content, mode) for name, content, mode in (*programs(context), *overlay(context), *agent(context, work))
-    }
-    for name, link in PROGRAM_LINKS.items():
-        entries[f"usr/bin/{name}"] = (link, 0o777)
-    with tarball.open_piece(context.folder("tree") / "tree.tar") as tree:
-        present = {member.name: member.isdir() for member in tree}
-    clash = sorted(set(entries) & {name for name, is_folder in present.items() if not is_folder})
+def write_tar(context: Context, work: Path, target: Path) -> None:
+    """Write overlays and agent as a tar; UserError when one would replace a file that is in the root already."""
+    entries = {name: (content, mode) for name, content, mode in (*overlay(context), *agent(context, work))}
+    present = set((context.folder("root") / "names.txt").read_text().splitlines())
+    clash = sorted(set(entries) & present)
     if clash:
         raise UserError(
             f"overlays: {', '.join(clash)} would replace a Debian package's file", "use a drop-in or another path"
         )
-    folders = {str(parent) for name in entries for parent in Path(name).parents} - set(present) - {"."}
-    with tarball.write_piece(target) as tar:
+    folders = {str(parent) for name in entries for parent in Path(name).parents} - present - {"."}
+    with tarball.write_piece(work / "own.piece") as tar:
         for folder in sorted(folders):
             tarball.add_folder(tar, folder, context.epoch)
         for name in sorted(entries):
@@ -99,3 +81,6 @@ def write_piece(context: Context, work: Path, target: Path) -> None:
                 tarball.add_link(tar, name, content, context.epoch)
             else:
                 tarball.add_file(tar, name, content, context.epoch, mode)
+    tarball.join([work / "own.piece"], target)
+    (work / "own.piece").unlink()
+    shutil.rmtree(work / "python")

@@ -1,5 +1,6 @@
 """The way from the host to a cluster's API."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ def kubeconfig(cluster: Cluster) -> str:
     for entry in entries:
         entry["server"] = f"https://127.0.0.1:{seed.api_port}"
         entry["tls-server-name"] = SERVER_NAME
-    return yaml.safe_dump(config, sort_keys=False)
+    # JSON is YAML too, and a cluster called `n` is no boolean in it.
+    return json.dumps(config, indent=2) + "\n"
 
 
 def kubectl(cluster: Cluster) -> tuple[list[str], dict[str, str]]:

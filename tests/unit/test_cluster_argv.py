@@ -29,6 +29,7 @@ def test_nspawn_on_cgroup_v1() -> None:
         "--network-namespace-path=/proc/42/ns/net",
         "--capability=all",
         "--drop-capability=CAP_SYS_MODULE,CAP_SYS_TIME",
+        "--system-call-filter=@keyring bpf",
         "--console=read-only",
         "--link-journal=no",
         "--resolv-conf=off",

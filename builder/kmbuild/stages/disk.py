@@ -8,17 +8,16 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from kmbuild import rootfs, sbom, source, tarball
+from kmbuild import rootfs, sbom, source
 from kmbuild.artefacts import Artefact, Manifest, as_json, file_names
 from kmbuild.source import file_digest
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.components import COMPONENTS, stage_name
+from kmbuild.stages.root import NAMESPACE, pack
 from kmplan import document
 from kmplan.errors import UserError
 
 SLOT_BYTES = 768 << 20  # overlays/root/usr/lib/repart.d
-NAMESPACE = uuid.UUID("8d3f2a52-6d1c-4c6e-9a5f-6b1d0f3a7c11")  # of the UUIDs that follow from a build's content id
-EROFS_COMPRESSION = {"fast": ["-zzstd,level=3"], "small": ["-zlzma,level=6", "-C65536"]}
 BOOT_TRIES = 3
 
 # rd.* and panic: a boot that fails ends in a reboot, so that systemd-boot can count it and fall back to the other slot.
@@ -42,7 +41,6 @@ def inputs(context: Context) -> Inputs:
         **{f"agent/{package.name}": source.digest(package)[:32] for package in source.agent_packages()},
         **{f"version {name}": version for name, version in context.config.versions.items()},
         "kernel arguments": " ".join(context.config.kernel.arguments),
-        "compression": context.config.compression,
         "image version": context.config.image_version,
         "code of rootfs": source.file_digest(Path(rootfs.__file__))[:16],
         "code of sbom": source.file_digest(Path(sbom.__file__))[:16],
@@ -53,7 +51,7 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
     """Write the image and its papers; returns the hashes of the large files."""
     names = file_names(context.config.image_version)
     seed = uuid.uuid5(NAMESPACE, context.ids["disk"])
-    make_root(context, work, work / names["erofs"], seed)
+    make_root(context, work, work / names["erofs"])
     roothash = make_disk(context, work, names, seed)
     context.say("disk", "hashing")
     hashes = {names[kind]: file_digest(work / names[kind]) for kind in ("raw", "uki", "erofs", "verity")}
@@ -78,22 +76,12 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
     return hashes
 
 
-def make_root(context: Context, work: Path, target: Path, seed: uuid.UUID) -> None:
-    """Join the pieces of the root tree and pack them with mkfs.erofs(1)."""
-    context.say("disk", "packing the root file system")
-    rootfs.write_piece(context, work, work / "own.tar")
-    pieces = [context.folder("tree") / "tree.tar", work / "own.tar", context.folder("containers") / "containers.tar"]
-    tarball.join(pieces, work / "root.tar")
-    fixed = [f"-T{context.epoch}", "-U", str(uuid.uuid5(seed, "root")), "--quiet"]
-    argv = [
-        "mkfs.erofs",
-        "--tar=f",
-        *EROFS_COMPRESSION[context.config.compression],
-        *fixed,
-        "/work/root.erofs",
-        "/work/root.tar",
-    ]
-    context.in_tools("disk", argv, binds={work: "/work"})
+def make_root(context: Context, work: Path, target: Path) -> None:
+    """Append overlays and agent to the packed root file system."""
+    context.say("disk", "packing overlays")
+    rootfs.write_tar(context, work, work / "own.tar")
+    shutil.copyfile(context.folder("root") / "base.erofs", work / "root.erofs")
+    pack(context, "disk", work, "root.erofs", "own.tar", append=True)
     size = (work / "root.erofs").stat().st_size
     if size > SLOT_BYTES:
         raise UserError(
@@ -101,9 +89,7 @@ def make_root(context: Context, work: Path, target: Path, seed: uuid.UUID) -> No
             "take out packages or set compression: small",
         )
     (work / "root.erofs").rename(target)
-    (work / "root.tar").unlink()
     (work / "own.tar").unlink()
-    shutil.rmtree(work / "python")
 
 
 def make_disk(context: Context, work: Path, names: Mapping[str, str], seed: uuid.UUID) -> str:
@@ -216,5 +202,5 @@ def make_sbom(context: Context) -> str:
     )
 
 
-NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "containers", "initrd")
+NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "root", "initrd")
 STAGE = Stage("disk", NEEDS, inputs, make, sys.modules[__name__])

@@ -1,0 +1,242 @@
+"""The agent's decisions, as tables: control-plane order, anycast, node, network, certificates, state."""
+
+import asyncio
+import datetime
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kmagent import anycast, certificates, console, control_plane, kubernetes_api, network, node, status
+from kmagent.facts import Facts, load, save
+from kmagent.paths import Paths
+from kmagent.state import State, phase
+
+FACTS = Facts(
+    cluster="one",
+    name="one-1",
+    number=1,
+    role="voter",
+    prefix="fd00::/48",
+    address="fd00::1",
+    address4="10.0.1.1",
+    pods="fd00:0:0:1::/64",
+    pods4="10.0.1.0/24",
+    services="fd00:0:0:ffff::/112",
+    services4="10.255.0.0/16",
+    api="fd00::a:1",
+    join="fd00::a:2",
+    dns="fd00:0:0:ffff::a",
+    dns4="10.255.0.10",
+    image="0.1.0",
+)
+ALL = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"]
+
+
+@pytest.mark.parametrize(
+    ("etcd", "api", "present", "wanted"),
+    [
+        (False, False, [], ["etcd"]),
+        (True, False, ["etcd"], ALL[:2]),
+        (True, True, ALL[:2], ALL),
+        # What was started stays when its basis goes away for a while: kubelet would stop it otherwise.
+        (False, False, ALL, ALL),
+        (False, False, ALL[:2], ALL[:2]),
+        (True, False, ALL, ALL),
+    ],
+)
+def test_the_control_plane_starts_in_order(etcd: bool, api: bool, present: list[str], wanted: list[str]) -> None:
+    assert control_plane.wanted_manifests(etcd, api, frozenset(present)) == wanted
+
+
+def test_manifests_that_do_not_change_are_not_written_again(tmp_path: Path) -> None:
+    paths = Paths(run=tmp_path, manifests=tmp_path / "kubelet")
+    paths.staged.mkdir()
+    paths.manifests.mkdir()
+    for name in ALL:
+        (paths.staged / f"{name}.yaml").write_text(name)
+    assert control_plane.place(paths, etcd=True, api=False) == ALL[:2]
+    assert control_plane.place(paths, etcd=False, api=False) == []
+    (paths.staged / "etcd.yaml").write_text("new")
+    assert control_plane.place(paths, etcd=False, api=False) == ["etcd"]
+
+
+@pytest.mark.parametrize(
+    ("checks", "ready", "announced"),
+    [
+        ("", False, False),
+        ("+", True, False),
+        ("++", True, True),
+        ("+-+", True, False),
+        ("++--", True, True),
+        ("++---", False, False),
+        ("++--+--", True, True),
+        ("++---+", True, False),
+        ("---", False, False),
+    ],
+)
+def test_the_address_is_announced_after_two_good_checks_and_withdrawn_after_three_bad(
+    checks: str, ready: bool, announced: bool
+) -> None:
+    health = anycast.Health()
+    for check in checks:
+        health = anycast.step(health, check == "+")
+    assert (health.ready, health.announced) == (ready, announced)
+
+
+def test_an_address_left_by_a_killed_agent_stays_while_checks_are_good() -> None:
+    health = anycast.Health(announced=True)
+    assert anycast.step(health, True).announced
+    assert not anycast.step(anycast.step(anycast.step(health, False), False), False).announced
+
+
+def test_the_commands_that_make_a_node() -> None:
+    assert network.node_commands(FACTS) == [
+        "link set lo up",
+        "address replace fd00::1/128 dev lo",
+        "address replace 10.0.1.1/32 dev lo",
+        "route replace unreachable fd00:0:0:1::/64",
+        "route replace unreachable 10.0.1.0/24",
+        "route replace fd00:0:0:ffff::/112 dev lo src fd00::1",
+        "route replace 10.255.0.0/16 dev lo src 10.0.1.1",
+    ]
+    assert network.anycast_commands("fd00::a:1", True) == ["address replace fd00::a:1/128 dev lo preferred_lft 0"]
+
+
+def test_ports_are_what_has_a_device_and_in_a_container_what_it_was_given(tmp_path: Path) -> None:
+    for name, index, link, kind in [
+        ("lo", 1, 1, 772), ("eth0", 2, 2, 1), ("dummy0", 3, 3, 1), ("cable1", 4, 9, 1), ("veth12ab", 5, 8, 1),
+    ]:  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ifindex").write_text(f"{index}\n")
+        (tmp_path / name / "iflink").write_text(f"{link}\n")
+        (tmp_path / name / "type").write_text(f"{kind}\n")
+    (tmp_path / "eth0/device").mkdir()
+    assert network.physical_ports(tmp_path) == ["cable1", "eth0"]
+    assert network.physical_ports(tmp_path / "missing") == []
+
+
+def test_a_new_node_gets_its_role_and_prefixes_and_an_old_one_nothing() -> None:
+    new = {"metadata": {"labels": {}}, "spec": {}}
+    patch = node.missing(new, FACTS)
+    assert patch == {
+        "metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}},
+        "spec": {"podCIDR": "fd00:0:0:1::/64", "podCIDRs": ["fd00:0:0:1::/64", "10.0.1.0/24"]},
+    }
+    assert node.missing(patch, FACTS) == {}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "ready"),
+    [
+        ([], False),
+        ([{"type": "Ready", "status": "Unknown"}], False),
+        ([{"type": "MemoryPressure", "status": "True"}], False),
+        ([{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}], True),
+    ],
+)
+def test_a_node_is_ready_when_kubernetes_says_so(conditions: list[dict[str, str]], ready: bool) -> None:
+    assert node.is_ready({"status": {"conditions": conditions}}) is ready
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "metadata", "path"),
+    [
+        ("v1", "ConfigMap", {"name": "a", "namespace": "b"}, "/api/v1/namespaces/b/configmaps/a"),
+        ("apps/v1", "DaemonSet", {"name": "a", "namespace": "b"}, "/apis/apps/v1/namespaces/b/daemonsets/a"),
+        (
+            "rbac.authorization.k8s.io/v1",
+            "ClusterRole",
+            {"name": "kubermesh:a"},
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/kubermesh%3Aa",
+        ),
+    ],
+)
+def test_objects_have_their_place_in_the_api(version: str, kind: str, metadata: dict[str, str], path: str) -> None:
+    assert kubernetes_api.path_of({"apiVersion": version, "kind": kind, "metadata": metadata}) == path
+
+
+def test_certificates_are_renewed_with_about_a_third_left_but_not_all_at_once() -> None:
+    start = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)
+    end = start + datetime.timedelta(days=90)
+    moments = {certificates.renewal_time(f"leaf {number}", start, end) for number in range(20)}
+    assert len(moments) > 15
+    assert all(datetime.timedelta(days=30) <= end - moment <= datetime.timedelta(days=39) for moment in moments)
+
+
+def test_the_certificates_of_a_node() -> None:
+    leaves = {f"{leaf.component}/{leaf.name}": leaf for leaf in certificates.leaves(FACTS, ("fd00::f:1", "10.255.0.1"))}
+    api = leaves["kube-apiserver/server"].subject.names
+    assert {"fd00::a:1", "fd00::1", "10.0.1.1", "::1", "localhost", "fd00::f:1", "10.255.0.1", "kubernetes"} <= {*api}
+    assert leaves["kubelet/client"].subject.common_name == "system:node:one-1"
+    assert leaves["etcd/peer"].subject.usages == ("server", "client")
+    masters = [name for name, leaf in leaves.items() if "system:masters" in leaf.subject.organizations]
+    assert masters == ["agent/client"]
+    etcd = {name for name, leaf in leaves.items() if leaf.authority == "etcd-ca"}
+    assert etcd == {"etcd/server", "etcd/peer", "kube-apiserver/etcd-client"}
+
+
+@pytest.mark.parametrize(
+    ("reached", "failed", "expected"),
+    [
+        ([], False, "starting"),
+        (["configured"], False, "configured"),
+        (["configured", "etcd"], False, "etcd"),
+        (["configured", "etcd", "api", "addons", "announced"], False, "api"),
+        (["configured", "etcd", "api", "ready"], False, "ready"),
+        # The API is gone: Ready is what it said last, and no longer counts.
+        (["configured", "etcd", "ready"], False, "etcd"),
+        ([], True, "failed"),
+    ],
+)
+def test_the_state_in_one_word(reached: list[str], failed: bool, expected: str) -> None:
+    conditions = {name: name in reached for name in ("configured", "etcd", "api", "addons", "announced", "ready")}
+    assert phase(conditions, failed) == expected
+
+
+def test_a_change_is_an_event_and_wakes_who_waits() -> None:
+    async def scenario() -> State:
+        state = State(facts=FACTS)
+        waiting = asyncio.create_task(state.wait_for("etcd", "api"))
+        await asyncio.sleep(0)
+        state.set("etcd", True)
+        state.set("etcd", True)
+        state.set("api", True)
+        await asyncio.wait_for(waiting, 1)
+        state.set("api", False)
+        return state
+
+    state = asyncio.run(scenario())
+    assert [event["name"] for event in state.events] == ["etcd", "api", "api-lost"]
+    shown = json.loads(json.dumps(state.document()))
+    assert shown["node"] == {"name": "one-1", "number": 1, "addresses": ["fd00::1", "10.0.1.1"]}
+    assert 0 < shown["memory_mib"]
+
+
+def test_the_status_api_answers() -> None:
+    state = State(version="0.1.0", facts=FACTS)
+    answer = status.respond(state, b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["cluster"] == "one"
+    assert b'kubermesh_condition{condition="ready"} 0' in status.respond(state, b"GET /metrics HTTP/1.1\r\n\r\n")
+    assert status.respond(state, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404")
+    assert status.respond(state, b"POST /status HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 405")
+    assert status.respond(state, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 405")
+
+
+def test_the_console_says_who_the_node_is_and_how_to_reach_it() -> None:
+    state = State(version="0.1.0")
+    state.fail("no seed credential")
+    assert "no seed credential" in console.block(state)
+    text = console.block(State(version="0.1.0", facts=FACTS))
+    for part in ("one-1", "fd00::1", "10.0.1.1", "starting", "https://[fd00::a:1]:6443"):
+        assert part in text
+    assert "ssh" not in text
+
+
+def test_facts_survive_being_written(tmp_path: Path) -> None:
+    assert save(tmp_path / "node.json", FACTS)
+    assert not save(tmp_path / "node.json", FACTS)
+    assert load(tmp_path / "node.json") == FACTS
+    assert os.listdir(tmp_path) == ["node.json"]

@@ -1,0 +1,180 @@
+"""A node's files, made from a real cluster directory: identity, certificates, configuration."""
+
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kmagent import components, prepare
+from kmagent.paths import Paths
+from kmbuild.init import create
+from kmplan import pki
+from kmplan.cluster import ClusterFile
+from kmplan.errors import UserError
+from kmplan.seed import make_bundle
+
+TEMPLATES = Path(__file__).parents[2] / "overlays/node"
+VERSIONS = {"image": "0.1.0", "kubernetes": "1.37.2", "etcd": "3.6.16", "coredns": "1.15.0"}
+
+
+class Machine:
+    """A machine's folders, and what it is given at power on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cluster = folder / "shop"
+        create(self.cluster, ClusterFile(version=1, name="shop", prefix="fd12:3456:789a::/48"))
+        (folder / "credentials").mkdir()
+        (folder / "versions.json").write_text(json.dumps(VERSIONS))
+        self.paths = Paths(
+            run=folder / "run/kubermesh",
+            state=folder / "state",
+            templates=TEMPLATES,
+            manifests=folder / "run/manifests",
+            versions=folder / "versions.json",
+            audit=folder / "audit",
+        )
+        self.seed(1, "shop-1")
+
+    def seed(self, number: int, name: str) -> None:
+        (self.folder / "credentials/kubermesh.seed").write_bytes(make_bundle(self.cluster, number, name))
+
+    def tune(self, tuning: dict[str, Any]) -> None:
+        (self.folder / "credentials/kubermesh.tuning").write_text(json.dumps(tuning))
+
+    def files(self) -> dict[str, tuple[int, bytes]]:
+        found = (path for path in self.paths.run.rglob("*") if path.is_file())
+        return {str(path): (path.stat().st_ino, path.read_bytes()) for path in found}
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        pod: dict[str, Any] = yaml.safe_load((self.paths.staged / f"{name}.yaml").read_text())
+        return pod
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    for name in components.UIDS:
+        monkeypatch.setitem(components.UIDS, name, os.getuid())
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    return Machine(tmp_path)
+
+
+def test_the_second_boot_needs_no_seed_and_is_the_same_node(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    first = json.loads(machine.paths.facts.read_text())
+    identity = (machine.paths.state / "identity.crt").read_bytes()
+    (machine.folder / "credentials/kubermesh.seed").unlink()
+    prepare.prepare(machine.paths)
+    assert json.loads(machine.paths.facts.read_text()) == first
+    assert (machine.paths.state / "identity.crt").read_bytes() == identity
+    assert first["addresses" if "addresses" in first else "address"] == "fd12:3456:789a::1"
+
+
+def test_preparing_again_writes_nothing(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    before = machine.files()
+    renew_in_s = prepare.prepare(machine.paths)
+    assert machine.files() == before
+    assert 50 * 86400 < renew_in_s < 61 * 86400
+
+
+def test_a_due_certificate_is_issued_again_and_others_are_kept(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    folder = machine.paths.pki / "kubelet"
+    old, other = (folder / "client.crt").read_text(), (folder / "server.crt").read_text()
+    authority = pki.Pair(*((machine.cluster / f"pki/cluster-ca.{kind}").read_text() for kind in ("crt", "key")))
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=70)
+    (folder / "client.crt").unlink()
+    (folder / "client.crt").write_text(pki.issue(authority, pki.Subject("old"), 90, past).certificate)
+    prepare.prepare(machine.paths)
+    assert (folder / "client.crt").read_text() != old
+    assert "old" not in (folder / "client.crt").read_text()
+    assert (folder / "server.crt").read_text() == other
+
+
+def test_a_crash_between_key_and_certificate_is_mended(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    folder = machine.paths.pki / "etcd"
+    (folder / ".peer.made-for").unlink()
+    old = (folder / "peer.crt").read_text()
+    prepare.prepare(machine.paths)
+    assert (folder / "peer.crt").read_text() != old
+
+
+def test_a_seed_for_another_node_or_cluster_is_refused(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    machine.seed(2, "shop-2")
+    with pytest.raises(UserError, match=r"^the seed is for node 2 \(shop-2\), but this disk is node 1 \(shop-1\)$"):
+        prepare.prepare(machine.paths)
+    machine.cluster = machine.folder / "other"
+    create(machine.cluster, ClusterFile(version=1, name="other", prefix="fd12:3456:789b::/48"))
+    machine.seed(1, "shop-1")
+    with pytest.raises(UserError, match="^the seed is of cluster other, but this disk belongs to another one"):
+        prepare.prepare(machine.paths)
+
+
+def test_a_machine_without_seed_or_identity_says_so(machine: Machine) -> None:
+    (machine.folder / "credentials/kubermesh.seed").unlink()
+    with pytest.raises(UserError, match="^no seed credential and nothing in /var/lib/kubermesh"):
+        prepare.prepare(machine.paths)
+
+
+def test_secrets_are_private(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    keys = [path for path in machine.folder.rglob("*.key") if path.is_file()]
+    assert len(keys) > 20
+    assert [path for path in keys if path.stat().st_mode & 0o077] == []
+    encryption = machine.paths.config / "kube-apiserver/encryption.yaml"
+    assert encryption.stat().st_mode & 0o777 == 0o400
+    assert (machine.paths.state / "etcd").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_clock_that_went_back_does_not_make_certificates_of_the_past(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    role = machine.paths.state / "role.json"
+    data = json.loads(role.read_text())
+    data["last_seen"] = time.time() + 400 * 86400
+    role.write_text(json.dumps(data))
+    me = prepare.identity.load(machine.paths, time.time())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "in_container", lambda: True)
+        assert prepare.clock_floor(me, machine.paths) == data["last_seen"]
+
+
+def test_the_bench_may_change_timers(machine: Machine) -> None:
+    machine.tune(
+        {
+            "kubelet": {"maxPods": 30, "crashLoopBackOff": {"maxContainerRestartPeriod": "60s"}},
+            "arguments": {"etcd": {"heartbeat-interval": "500"}, "kubelet": {"housekeeping-interval": "60s"}},
+            "environment": {"GOGC": "200"},
+            "containerd": "version = 3\n",
+            "probe_scale": 4.0,
+        }
+    )
+    prepare.prepare(machine.paths)
+    etcd = machine.manifest("etcd")["spec"]["containers"][0]
+    assert "--heartbeat-interval=500" in etcd["command"]
+    assert {"name": "GOGC", "value": "200"} in etcd["env"]
+    assert etcd["livenessProbe"]["periodSeconds"] == 40
+    kubelet = yaml.safe_load((machine.paths.run / "kubelet/config.yaml").read_text())
+    assert (kubelet["maxPods"], kubelet["crashLoopBackOff"]["maxContainerRestartPeriod"]) == (30, "60s")
+    assert "--housekeeping-interval=60s" in (machine.paths.run / "kubelet/environment").read_text()
+    assert (machine.paths.run / "environment").read_text() == 'GOGC="200"\n'
+    assert "tuning.toml" in (machine.paths.run / "containerd/config.toml").read_text()
+
+
+def test_login_exists_only_with_keys(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    assert not (machine.paths.state / "ssh").exists()
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAqk me@desk"
+    text = (machine.cluster / "cluster.yaml").read_text()
+    (machine.cluster / "cluster.yaml").write_text(text.replace("keys: []", f"keys: ['{key}']"))
+    machine.seed(1, "shop-1")
+    prepare.prepare(machine.paths)
+    assert (machine.paths.state / "ssh/authorized_keys").read_text() == f"{key}\n"
+    assert (machine.paths.state / "ssh/ssh_host_ed25519_key").read_text().startswith("-----BEGIN OPENSSH PRIVATE KEY")
