@@ -8,22 +8,12 @@ from kmagent.paths import in_container
 from kmagent.state import State
 
 ACTIVE = Path("/sys/class/tty/console/active")
-EXPLANATIONS = {
-    "starting": "setting up",
-    "configured": "waiting for etcd",
-    "etcd": "waiting for the Kubernetes API",
-    "api": "waiting for this node to be Ready",
-    "ready": "working",
-    "failed": "needs your help",
-}
 
 
 def block(state: State) -> str:
     """Return what a console shows."""
     facts, phase = state.facts, state.phase
-    lines = [f"Kubermesh {state.version}", f"state      {phase}: {EXPLANATIONS[phase]}"]
-    if state.failed:
-        lines.append(f"           {state.message}")
+    lines = [f"Kubermesh {state.version}", f"state      {phase}: {state.message}"]
     if facts:
         lines[1:1] = [
             f"node       {facts.name} (number {facts.number}, {facts.role}) of cluster {facts.cluster}",

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # Certificates are looked at no less often, and the clock is remembered.
 PREPARE_AGAIN_S = 3600.0
+SET_UP_AGAIN_S = 15.0
 
 
 def main() -> int:
@@ -54,19 +55,30 @@ async def _work(state: State, paths: Paths) -> int:
     """Set up and run all parts; ends only when one of them breaks."""
     async with asyncio.TaskGroup() as group:
         group.create_task(notify.keep_alive())
+        renew_in_s = await _set_up_at_last(state, paths)
+        for part in _parts(state, paths, renew_in_s):
+            group.create_task(part)
+    return 1
+
+
+async def _set_up_at_last(state: State, paths: Paths) -> float:
+    """Set up; a failure is shown, and what systemd started without configuration is started once there is one."""
+    while True:
         try:
             renew_in_s = await _set_up(state, paths)
         except UserError as error:
+            if str(error) != state.failure:
+                log.error("%s", error)
             state.fail(str(error))
-            log.error("%s", error)
             notify.send("READY=1\nSTATUS=" + str(error).partition("\n")[0])
-            # Starting again would change nothing; this way somebody can read why.
-            await asyncio.Event().wait()
-        else:
-            notify.send(f"READY=1\nSTATUS=node {state.facts.name if state.facts else ''}")
-            for part in _parts(state, paths, renew_in_s):
-                group.create_task(part)
-    return 1
+            await asyncio.sleep(SET_UP_AGAIN_S)
+            continue
+        late = bool(state.failure)
+        state.fail("")
+        notify.send("READY=1\nSTATUS=set up")
+        if late:
+            await run_async(["systemctl", "start", "--no-block", "containerd.service", "kubelet.service"], check=False)
+        return renew_in_s
 
 
 async def _set_up(state: State, paths: Paths) -> float:
@@ -77,7 +89,7 @@ async def _set_up(state: State, paths: Paths) -> float:
     await network.set_up(state.facts)
     if await seeding:
         log.info("containerd was given this image's container images")
-    state.set("configured", True, "configured")
+    state.set("configured", True)
     if state.facts.ssh:
         await ssh.start()
     return renew_in_s

@@ -14,6 +14,13 @@ from kmplan.files import write
 CONDITIONS = ("configured", "etcd", "api", "addons", "announced", "ready")
 EVENT_NAMES = {"ready": "node-ready"}
 MAX_EVENTS = 200
+EXPLANATIONS = {
+    "starting": "setting up",
+    "configured": "waiting for etcd",
+    "etcd": "waiting for the Kubernetes API",
+    "api": "waiting for this node to be Ready",
+    "ready": "working",
+}
 
 
 @dataclass
@@ -25,8 +32,7 @@ class State:
 
     version: str = ""
     facts: Facts | None = None
-    message: str = "starting"
-    failed: bool = False
+    failure: str = ""
     conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))
     events: list[dict[str, Any]] = field(default_factory=list)
     on_change: list[Callable[[], None]] = field(default_factory=list)
@@ -34,10 +40,8 @@ class State:
     boot_offset: float = field(default_factory=lambda: boot_seconds() - time.monotonic())
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def set(self, condition: str, value: bool, message: str | None = None) -> None:
+    def set(self, condition: str, value: bool) -> None:
         """Set a condition; a change is an event."""
-        if message is not None:
-            self.message = message
         if self.conditions[condition] != value:
             self.conditions[condition] = value
             name = EVENT_NAMES.get(condition, condition)
@@ -51,9 +55,10 @@ class State:
         self.notify()
 
     def fail(self, message: str) -> None:
-        """Note that this node cannot go on without somebody's help."""
-        self.failed, self.message = True, message
-        self.record("failed")
+        """Note that this node cannot go on, or with an empty message that it can again."""
+        known, self.failure = self.failure, message
+        if message != known:
+            self.record("failed" if message else "failed-lost")
 
     def notify(self) -> None:
         """Wake everyone who waits and tell everyone who listens."""
@@ -74,7 +79,12 @@ class State:
     @property
     def phase(self) -> str:
         """The state in one word: starting, configured, etcd, api, ready, or failed."""
-        return phase(self.conditions, self.failed)
+        return phase(self.conditions, bool(self.failure))
+
+    @property
+    def message(self) -> str:
+        """What the state means, in a few words."""
+        return self.failure or EXPLANATIONS[self.phase]
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain data: what status.json and /status show."""

@@ -60,21 +60,29 @@ def as_json(manifest: Manifest) -> bytes:
 def publish(entry: Path, output: Path, names: Mapping[str, str]) -> None:
     """Copy a finished image out of the cache; what is there already with the same size and time is left alone.
 
-    SHA256SUMS comes last: where it is, the rest is whole.
+    SHA256SUMS goes first and comes last: where it is, the rest is whole.
     """
+    changed = [name for name in names.values() if not is_same(entry / name, output / name)]
+    sums = names["sums"]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for name in [name for kind, name in names.items() if kind != "sums"] + [names["sums"]]:
-            source, target = entry / name, output / name
-            if not is_same(source, target):
-                temporary = output / f".{name}.tmp"
-                copy_sparse(source, temporary)
-                shutil.copystat(source, temporary)
-                temporary.replace(target)
+        if changed:
+            (output / sums).unlink(missing_ok=True)
+        for name in [name for name in changed if name != sums] + ([sums] if changed else []):
+            replace_file(entry / name, output / name)
     except OSError as error:
-        for name in names.values():
-            (output / f".{name}.tmp").unlink(missing_ok=True)
         raise UserError(f"{output}: {error.strerror}", "set output in kubermesh.yaml to a folder with room") from error
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Copy a file with its times under a temporary name, which is gone in the end whatever happens."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        copy_sparse(source, temporary)
+        shutil.copystat(source, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_same(source: Path, target: Path) -> bool:

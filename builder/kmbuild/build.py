@@ -1,12 +1,13 @@
 """Runs the stages that a build needs: looks each up by its content id, makes what is missing, two at a time."""
 
+import errno
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from kmbuild.cache import Entry
 from kmbuild.progress import Progress
-from kmbuild.stage import Context, Inputs, Stage, content_id
+from kmbuild.stage import Context, Inputs, Stage, content_id, no_space
 from kmplan.errors import UserError
 
 AT_ONCE = 2
@@ -117,9 +118,7 @@ def check_needs(stage: Stage, context: Context) -> None:
 
 
 def disk_error(stage: str, error: OSError, context: Context) -> Exception:
-    """Put an OSError of a stage into one line."""
-    if context.cache.full_disk():
-        return UserError(
-            f"{stage}: no space left on the disk of {context.cache.path}", "free some, or set cache.path elsewhere"
-        )
+    """Put an OSError of a stage into one line. Its work folder is gone by now: the disk may have room again."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space(stage, context.cache.path)
     return UserError(f"{stage}: {error.filename or context.cache.path}: {error.strerror or error}")

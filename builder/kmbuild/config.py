@@ -27,15 +27,20 @@ class Debian(Struct, forbid_unknown_fields=True, frozen=True):
     """Where Debian packages come from."""
 
     suite: Suite = "trixie"
-    mirror: Url | None = None
-    security_mirror: Url | None = None
+    mirror: Annotated[Url | None, Meta(description="Debian archive. Unset: the host's own apt sources.")] = None
+    security_mirror: Annotated[
+        Url | None,
+        Meta(description="Security archive. Unset: the host's, else `mirror` with debian-security at its end."),
+    ] = None
 
 
 class Kernel(Struct, forbid_unknown_fields=True, frozen=True):
     """Which kernel, and what it is told."""
 
-    flavour: Literal["generic", "cloud"] = "generic"
-    arguments: tuple[KernelArgument, ...] = ()
+    flavour: Annotated[
+        Literal["generic", "cloud"], Meta(description="generic: real machines. cloud: virtio only, smaller.")
+    ] = "generic"
+    arguments: Annotated[tuple[KernelArgument, ...], Meta(description="Added to the kernel command line.")] = ()
 
     @property
     def package(self) -> str:
@@ -46,21 +51,28 @@ class Kernel(Struct, forbid_unknown_fields=True, frozen=True):
 class Cache(Struct, forbid_unknown_fields=True, frozen=True):
     """Where finished stages are kept, and how many."""
 
-    path: str | None = None
-    size_limit_gib: Annotated[float, Meta(gt=0)] = 30.0
+    path: Annotated[str | None, Meta(description="Folder. Unset: $XDG_CACHE_HOME/kubermesh.")] = None
+    size_limit_gib: Annotated[
+        Annotated[float, Meta(gt=0)], Meta(description="Beyond it, what was not used for longest goes.")
+    ] = 30.0
 
 
 class Config(Struct, forbid_unknown_fields=True, frozen=True):
     """One image, described."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], Meta(description="Version of this file's format.")]
     debian: Debian = Debian()
-    packages: tuple[PackageName, ...] = ()
+    packages: Annotated[tuple[PackageName, ...], Meta(description="Debian packages to add to the root tree.")] = ()
     kernel: Kernel = Kernel()
-    components: dict[Component, Version] = {}
-    compression: Literal["fast", "small"] = "fast"
+    components: Annotated[
+        dict[Component, Version],
+        Meta(description="Versions of kubernetes, etcd, coredns, containerd, cni, go; others are as shipped."),
+    ] = {}
+    compression: Annotated[
+        Literal["fast", "small"], Meta(description="fast: zstd. small: LZMA, slower to build, about 10 % smaller.")
+    ] = "fast"
     image_version: ImageVersion = "0.1.0"
-    output: str = "out"
+    output: Annotated[str, Meta(description="Folder for the image, relative to where kmbuild is called.")] = "out"
     cache: Cache = Cache()
 
     @property

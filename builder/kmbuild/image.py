@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from kmbuild import config as configuration
 from kmbuild import lock as locking
+from kmbuild import source
 from kmbuild.artefacts import file_names, publish, read_manifest
 from kmbuild.build import run_stages
 from kmbuild.cache import Cache
@@ -39,7 +41,7 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
     """
     start = time.monotonic()
     config, place = configuration.load(config_path)
-    check_host()
+    check_host(config.cache_path)
     console = Console(stderr=as_json)
     cache = Cache(config.cache_path)
     cache.sweep()
@@ -70,16 +72,24 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
     )
 
 
-def check_host() -> None:
-    """Refuse in one line what cannot work: not root, another processor, a missing tool."""
+def check_host(cache_path: Path) -> None:
+    """Refuse in one line what cannot work: not root, another processor, a space in a path, a missing tool."""
     require_root("kmbuild image")
     if platform.machine() != "x86_64":
         raise UserError(
             f"this machine is {platform.machine()}; images are built on and for x86_64", "use another machine"
         )
+    refuse_spaces(source.folder("elements"), cache_path, Path(sys.executable))
     missing = [tool for tool in HOST_TOOLS if shutil.which(tool) is None]
     if missing:
         raise UserError(f"missing on this machine: {', '.join(missing)}", "run `make setup`")
+
+
+def refuse_spaces(*paths: Path) -> None:
+    """Refuse paths that diskimage-builder splits at their spaces (its scripts do not quote TMP_DIR and ELEMENTS_PATH)."""
+    for path in paths:
+        if len(str(path).split()) != 1:
+            raise UserError(f"{path}: diskimage-builder cannot work in a path with a space", "use a folder without one")
 
 
 def read_or_make_lock(config: Config, cache: Cache, progress: Progress) -> locking.Lock:

@@ -70,11 +70,9 @@ class Context:
         try:
             return run(words, env=env, cwd=cwd, log=self.log(stage)).stdout
         except CommandError as error:
-            full = self.cache.full_disk()
-            if full:
-                raise UserError(
-                    f"{stage}: no space left on the disk of {full}", "free some, or set cache.path elsewhere"
-                ) from error
+            # The tool may have removed its output already: what it said counts too.
+            if self.cache.full_disk() or "no space left on device" in error.output.lower():
+                raise no_space(stage, self.cache.path) from error
             raise
 
     def log(self, stage: str) -> Path:
@@ -103,6 +101,11 @@ class Stage:
         """Own inputs, the needs' content ids, and the stage's code."""
         code = hashlib.sha256(inspect.getsource(self.module).encode()).hexdigest()[:16]
         return {**self.inputs(context), **{f"stage {need}": context.ids[need] for need in self.needs}, "code": code}
+
+
+def no_space(stage: str, cache: Path) -> UserError:
+    """What a stage says that found the disk full."""
+    return UserError(f"{stage}: no space left on the disk of {cache}", "free some, or set cache.path elsewhere")
 
 
 def content_id(name: str, inputs: Inputs) -> str:

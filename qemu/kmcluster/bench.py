@@ -12,10 +12,13 @@ from kmcluster.image import Image, check_image
 from kmcluster.kvm import kvm_works
 from kmcluster.state import Cluster, Machine
 from kmcluster.topology import Role, Topology
-from kmplan import files, seed
+from kmplan import files, run, seed
 from kmplan.errors import UserError
 
-POWER_OFF_S = 120.0
+OTHER = "take it down first, or give another --name"
+
+# Pods may take their 30 s of grace, units their 90 s, and TCG makes all of it longer.
+POWER_OFF_S = {"native": 150.0, "kvm": 150.0, "tcg": 400.0}
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ def up(order: Order) -> Cluster:
 
 
 def check_same(cluster: Cluster, order: Order) -> None:
-    """`up` on an existing cluster only powers it on."""
+    """`up` on an existing cluster only powers it on: it has to be of the same shape and the same image."""
     nodes = [machine.node for machine in cluster.machines]
     if (cluster.driver, nodes) != (order.driver, order.topology.nodes):
         shape = f"{len(nodes)} node(s) on {cluster.driver}"
-        raise UserError(f"cluster {cluster.name} exists with {shape}", "take it down first, or give another --name")
+        raise UserError(f"cluster {cluster.name} exists with {shape}", OTHER)
+    if cluster.roothash != check_image(order.image)["roothash"]:
+        raise UserError(f"cluster {cluster.name} exists with another image", OTHER)
 
 
 def create(order: Order) -> Cluster:
@@ -75,7 +80,7 @@ def create(order: Order) -> Cluster:
         driver=order.driver,
         accelerator=choose_accelerator(order),
         directory=directory.resolve(),
-        image=order.image,
+        image=keep_image(order.image, order.driver, folder),
         roothash=str(manifest["roothash"]),
         machines=[
             Machine(name=f"{order.name}-{number}", number=number, node=node)
@@ -88,6 +93,19 @@ def create(order: Order) -> Cluster:
         write_credentials(cluster, machine)
     cluster.save()
     return cluster
+
+
+def keep_image(image: Image, driver: str, folder: Path) -> Image:
+    """Keep what the machines run under names of the cluster's own: the next build replaces the files of this one."""
+    name = "raw" if driver == "qemu" else "erofs"
+    source: Path = getattr(image, name)
+    kept = folder / f"image.{name}"
+    try:
+        kept.hardlink_to(source.resolve())
+    except OSError:
+        # Another file system, or one without hard links.
+        run.run(["cp", "--sparse=always", "--reflink=auto", source, kept])
+    return msgspec.structs.replace(image, **{name: kept})
 
 
 def choose_accelerator(order: Order) -> str:
@@ -130,7 +148,7 @@ def power(name: str, node: str, action: str) -> Cluster:
         driver, machine = driver_of(cluster), cluster.machine(node)
         actions: dict[str, Callable[[], None]] = {
             "on": lambda: driver.power_on(machine),
-            "off": lambda: driver.power_off(machine, POWER_OFF_S),
+            "off": lambda: driver.power_off(machine, POWER_OFF_S[cluster.accelerator]),
             "cut": lambda: driver.power_cut(machine),
             "reset": lambda: driver.reset(machine),
             "freeze": lambda: driver.freeze(machine),

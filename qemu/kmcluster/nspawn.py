@@ -100,7 +100,7 @@ class NspawnDriver:
         """Start the process that holds the machine's network namespace and carries its API port to the host."""
         with listen(machine.api_port) as listener:
             machine.api_port = listener.getsockname()[1]
-            argv = [sys.executable, "-m", "kmcluster.forward", str(listener.fileno()), str(API_PORT), "::1"]
+            argv = [sys.executable, "-P", "-m", "kmcluster.forward", str(listener.fileno()), str(API_PORT), "::1"]
             log = self.cluster.machine_folder(machine) / "forward.log"
             note = self.noter(machine, "forward")
             return start(Spec(argv=argv, new_network=True), log, note, pass_fds=[listener.fileno()])

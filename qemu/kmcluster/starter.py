@@ -23,7 +23,7 @@ def start(
     """Start `spec`, have `note` write the process down, and only then let it go on."""
     reader, writer = os.pipe()
     try:
-        argv = [sys.executable, "-m", "kmcluster.launch", replace(spec, gate=reader).to_json()]
+        argv = [sys.executable, "-P", "-m", "kmcluster.launch", replace(spec, gate=reader).to_json()]
         child = run.spawn(argv, log=log, env=env, pass_fds=(reader, *pass_fds))
         started = process.identify(child.pid)
         note(started)

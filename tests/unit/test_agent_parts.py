@@ -3,7 +3,6 @@
 import asyncio
 import datetime
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -94,14 +93,15 @@ def test_an_address_left_by_a_killed_agent_stays_while_checks_are_good() -> None
 def test_the_commands_that_make_a_node() -> None:
     assert network.node_commands(FACTS) == [
         "link set lo up",
-        "address replace fd00::1/128 dev lo",
+        "address replace fd00::1/128 dev lo nodad",
         "address replace 10.0.1.1/32 dev lo",
         "route replace unreachable fd00:0:0:1::/64",
         "route replace unreachable 10.0.1.0/24",
         "route replace fd00:0:0:ffff::/112 dev lo src fd00::1",
         "route replace 10.255.0.0/16 dev lo src 10.0.1.1",
+        "route replace fd00::a:1 dev lo src fd00::1 metric 65000",
     ]
-    assert network.anycast_commands("fd00::a:1", True) == ["address replace fd00::a:1/128 dev lo preferred_lft 0"]
+    assert network.anycast_commands("fd00::a:1", True) == ["address replace fd00::a:1/128 dev lo preferred_lft 0 nodad"]
 
 
 def test_ports_are_what_has_a_device_and_in_a_container_what_it_was_given(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_change_is_an_event_and_wakes_who_waits() -> None:
     assert [event["name"] for event in state.events] == ["etcd", "api", "api-lost"]
     shown = json.loads(json.dumps(state.document()))
     assert shown["node"] == {"name": "one-1", "number": 1, "addresses": ["fd00::1", "10.0.1.1"]}
-    assert 0 < shown["memory_mib"]
+    assert shown["memory_mib"] > 0
 
 
 def test_the_status_api_answers() -> None:
@@ -239,4 +239,4 @@ def test_facts_survive_being_written(tmp_path: Path) -> None:
     assert save(tmp_path / "node.json", FACTS)
     assert not save(tmp_path / "node.json", FACTS)
     assert load(tmp_path / "node.json") == FACTS
-    assert os.listdir(tmp_path) == ["node.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["node.json"]

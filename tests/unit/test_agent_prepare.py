@@ -72,7 +72,7 @@ def test_the_second_boot_needs_no_seed_and_is_the_same_node(machine: Machine) ->
     prepare.prepare(machine.paths)
     assert json.loads(machine.paths.facts.read_text()) == first
     assert (machine.paths.state / "identity.crt").read_bytes() == identity
-    assert first["addresses" if "addresses" in first else "address"] == "fd12:3456:789a::1"
+    assert first["address"] == "fd12:3456:789a::1"
 
 
 def test_preparing_again_writes_nothing(machine: Machine) -> None:
@@ -114,13 +114,13 @@ def test_a_seed_for_another_node_or_cluster_is_refused(machine: Machine) -> None
     machine.cluster = machine.folder / "other"
     create(machine.cluster, ClusterFile(version=1, name="other", prefix="fd12:3456:789b::/48"))
     machine.seed(1, "shop-1")
-    with pytest.raises(UserError, match="^the seed is of cluster other, but this disk belongs to another one"):
+    with pytest.raises(UserError, match=r"^the seed is of cluster other, but this disk belongs to another one"):
         prepare.prepare(machine.paths)
 
 
 def test_a_machine_without_seed_or_identity_says_so(machine: Machine) -> None:
     (machine.folder / "credentials/kubermesh.seed").unlink()
-    with pytest.raises(UserError, match="^no seed credential and nothing in /var/lib/kubermesh"):
+    with pytest.raises(UserError, match=r"^no seed credential and nothing in /var/lib/kubermesh"):
         prepare.prepare(machine.paths)
 
 

@@ -79,7 +79,7 @@ def test_a_bundle_has_everything_but_the_admins_keys(tmp_path: Path) -> None:
 def test_a_bundle_of_an_incomplete_directory_names_the_file(tmp_path: Path) -> None:
     create(tmp_path / "shop", read(GOOD))
     (tmp_path / "shop/pki/etcd-ca.key").unlink()
-    with pytest.raises(UserError, match="pki/etcd-ca.key: cannot be read: No such file or directory"):
+    with pytest.raises(UserError, match=r"pki/etcd-ca\.key: cannot be read: No such file or directory"):
         make_bundle(tmp_path / "shop", 1, "shop-1")
 
 

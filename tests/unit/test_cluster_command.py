@@ -1,0 +1,87 @@
+"""`kmbuild cluster` on the command line, as far as no machine is needed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_cluster_state import make_cluster
+
+from kmbuild.cluster import cluster
+from kmcluster import state
+from kmplan.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "kubermesh/clusters"
+
+
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(cluster, arguments)
+    assert isinstance(result.exception, UserError), result
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def saved(*names: str) -> None:
+    for name in names:
+        with state.locked(name):
+            make_cluster(name).save()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["kubeconfig"], ["kubectl", "--", "get", "nodes"], ["power", "1", "on"], ["console", "1"]]
+)
+def test_without_a_cluster_it_says_how_to_get_one(arguments: list[str]) -> None:
+    assert refused(*arguments) == "no cluster on this machine; `kmbuild cluster up` makes one"
+
+
+def test_two_clusters_want_a_name() -> None:
+    saved("one", "two")
+    assert refused("status") == "more than one cluster on this machine; say which one: one, two"
+    assert refused("down") == "more than one cluster on this machine; say which one: one, two"
+
+
+def test_a_refused_command_makes_no_folder(home: Path) -> None:
+    assert refused("power", "--name", "ghost", "1", "on") == (
+        "no cluster ghost on this machine; `kmbuild cluster up` makes one"
+    )
+    assert not (home / "ghost").exists()
+
+
+def test_an_unknown_topology_is_named_with_the_known_ones() -> None:
+    assert refused("up", "nonsuch").startswith("nonsuch: no such topology; shipped ones: ")
+
+
+def test_a_missing_image_says_how_to_build_one(tmp_path: Path, home: Path) -> None:
+    assert refused("up", "one", "--image", str(tmp_path)) == f"{tmp_path}: no image here; build one with `make image`"
+    assert not (home / "one").exists()
+
+
+def test_a_command_in_a_machine_that_is_off() -> None:
+    saved("one")
+    assert refused("exec", "1", "--", "true") == "one-1 is off; `kmbuild cluster power one-1 on`"
+
+
+def test_an_unknown_node() -> None:
+    saved("one")
+    assert refused("exec", "2", "--", "true") == "2: no such node in cluster one; nodes: one-1"
+
+
+def test_list_and_status_speak_json() -> None:
+    saved("one")
+    listed = CliRunner().invoke(cluster, ["list", "--json"])
+    assert json.loads(listed.stdout) == [{"name": "one", "driver": "nspawn", "nodes": 1, "on": 0}]
+    shown = json.loads(CliRunner().invoke(cluster, ["status", "--json"]).stdout)
+    assert [(node["name"], node["power"], node["state"]) for node in shown["nodes"]] == [("one-1", "off", "off")]
+
+
+def test_down_removes_what_a_crash_left(home: Path) -> None:
+    saved("one")
+    (home / "half").mkdir()
+    assert CliRunner().invoke(cluster, ["down", "--all"]).exit_code == 0
+    assert list(home.iterdir()) == []
+    assert CliRunner().invoke(cluster, ["down", "one"]).exit_code == 0
+    assert CliRunner().invoke(cluster, ["down"]).exit_code == 0
