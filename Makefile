@@ -25,6 +25,7 @@ test-unit: $(VENV)/.installed ## Run the tests that need neither root nor an ima
 
 lint: $(VENV)/.installed ## Check style, types and elements.
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	PATH=$(CURDIR)/$(BIN):$$PATH ELEMENTS_DIR=elements LIB_DIR=elements dib-lint
 
 format: $(VENV)/.installed ## Format the code.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

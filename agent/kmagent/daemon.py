@@ -105,6 +105,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         anycast.run(state, paths),
         addons.run(state, paths, client),
         node.run(state, client),
+        node.hurry_kubelet(state, paths),
         _prepare_again(state, paths, renew_in_s),
     ]
 

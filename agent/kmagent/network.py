@@ -11,15 +11,11 @@ log = logging.getLogger(__name__)
 
 SYSFS = Path("/sys/class/net")
 
-# Behind every route that the mesh may learn.
-LAST_RESORT = 65000
-
 
 async def set_up(facts: Facts) -> None:
     """Give this node its name, addresses and routes."""
     socket.sethostname(facts.name)
     await ip_batch(node_commands(facts))
-    await run_async(["nft", "-f", "-"], input=waiting_rules(facts.api))
     ports = physical_ports(SYSFS)
     # One port's trouble is not the node's.
     await run_async(
@@ -31,7 +27,9 @@ async def set_up(facts: Facts) -> None:
 def node_commands(facts: Facts) -> list[str]:
     """Return the `ip` commands that make a node of a machine.
 
-    The pods' prefixes are unreachable as a whole, so that they can be announced as a whole; each pod has its own route.
+    What the mesh does not know is unreachable, even where there is a default route: kubelet mounts nothing while it waits
+    for an API server that neither answers nor refuses. The pods' prefixes are unreachable as a whole, so that they can be
+    announced as a whole; each pod has its own route.
     Services need a route or nothing local would reach the rules that translate them; its source must be the node.
     `nodad`: without it an address is tentative for a moment and no route may name it.
     """
@@ -39,30 +37,12 @@ def node_commands(facts: Facts) -> list[str]:
         "link set lo up",
         f"address replace {facts.address}/128 dev lo nodad",
         f"address replace {facts.address4}/32 dev lo",
+        f"route replace unreachable {facts.prefix}",
         f"route replace unreachable {facts.pods}",
         f"route replace unreachable {facts.pods4}",
         f"route replace {facts.services} dev lo src {facts.address}",
         f"route replace {facts.services4} dev lo src {facts.address4}",
-        f"route replace {facts.api} dev lo src {facts.address} metric {LAST_RESORT}",
     ]
-
-
-def waiting_rules(api: str) -> str:
-    """Return the nftables rules that make local clients wait for an API address that nobody announces.
-
-    Refused, clients stay away for up to a minute: kubelet would be Ready long after its API server. Dropped, they knock
-    again every second (tcp_syn_linear_timeouts), within one and the same attempt.
-    """
-    return f"""\
-table ip6 kubermesh
-delete table ip6 kubermesh
-table ip6 kubermesh {{
-    chain output {{
-        type filter hook output priority filter;
-        oifname "lo" ip6 daddr {api} fib daddr type != local drop
-    }}
-}}
-"""
 
 
 def anycast_commands(address: str, present: bool) -> list[str]:

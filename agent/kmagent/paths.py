@@ -49,6 +49,11 @@ class Paths:
         return self.run / "status.json"
 
     @property
+    def hurried(self) -> Path:
+        """Says that kubelet was started anew in this boot."""
+        return self.run / "kubelet-hurried"
+
+    @property
     def credentials(self) -> Path | None:
         """The credentials that systemd passed to this process, if any."""
         folder = os.environ.get("CREDENTIALS_DIRECTORY")

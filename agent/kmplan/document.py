@@ -1,5 +1,6 @@
 """Files with a schema: read and checked in one step, written so that a crash leaves the old or the new one."""
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,8 +44,37 @@ def convert(data: object, kind: type[T], source: str) -> T:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at ")
-        where = place.strip("`").removeprefix("$").removeprefix(".")
-        raise UserError(f"{source}: {where + ': ' if where else ''}{what}") from error
+        where = place.strip("`").removeprefix("key` in `").removeprefix("$").removeprefix(".")
+        lead = f"{source}: {where}: " if where else f"{source}: "
+        raise UserError(f"{lead}{what}{_expected(kind, where, what)}") from error
+
+
+def _expected(kind: type[Any], where: str, what: str) -> str:
+    """Say what the schema wants at a place where msgspec's message does not: known keys, allowed values, a meaning."""
+    whole = schema(kind)
+    part = _resolve(whole, whole)
+    for name in re.findall(r"[A-Za-z_]\w*|\[[^]]*\]", where):
+        inner = (
+            part.get("items") or part.get("additionalProperties")
+            if name.startswith("[")
+            else part.get("properties", {}).get(name)
+        )
+        part = _resolve(inner or {}, whole)
+    allowed = part.get("enum") or part.get("propertyNames", {}).get("enum") or []
+    if "unknown field" in what:
+        return f"; known here: {', '.join(part.get('properties', {}))}"
+    if "Invalid enum value" in what and allowed:
+        return f"; expected one of: {', '.join(map(str, allowed))}"
+    return f"; expected: {part['description']}" if "matching regex" in what and "description" in part else ""
+
+
+def _resolve(part: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """Follow a JSON Schema reference; of several possibilities take the one that is not null."""
+    for choice in part.get("anyOf", []):
+        if choice.get("type") != "null":
+            part = {**choice, **{key: value for key, value in part.items() if key != "anyOf"}}
+    name = part.get("$ref", "").rpartition("/")[2]
+    return {**whole.get("$defs", {}).get(name, {}), **part} if name else part
 
 
 def schema(kind: type[Any]) -> dict[str, Any]:

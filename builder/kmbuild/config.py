@@ -53,7 +53,7 @@ class Cache(Struct, forbid_unknown_fields=True, frozen=True):
 
     path: Annotated[str | None, Meta(description="Folder. Unset: $XDG_CACHE_HOME/kubermesh.")] = None
     size_limit_gib: Annotated[
-        Annotated[float, Meta(gt=0)], Meta(description="Beyond it, what was not used for longest goes.")
+        Annotated[float, Meta(gt=0, le=1_000_000)], Meta(description="Beyond it, what was not used for longest goes.")
     ] = 30.0
 
 

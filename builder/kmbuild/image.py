@@ -1,6 +1,7 @@
 """`kmbuild image`: build the image."""
 
 import json
+import os
 import platform
 import shutil
 import sys
@@ -40,6 +41,7 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
     kubermesh.lock first. Needs root.
     """
     start = time.monotonic()
+    os.umask(0o022)  # modes of files that a stage makes reach the image
     config, place = configuration.load(config_path)
     check_host(config.cache_path)
     console = Console(stderr=as_json)

@@ -65,16 +65,18 @@ def agent(context: Context, work: Path) -> Iterator[Entry]:
 def write_tar(context: Context, work: Path, target: Path) -> None:
     """Write overlays and agent as a tar; UserError when one would replace a file that is in the root already."""
     entries = {name: (content, mode) for name, content, mode in (*overlay(context), *agent(context, work))}
-    present = set((context.folder("root") / "names.txt").read_text().splitlines())
-    clash = sorted(set(entries) & present)
+    present: dict[str, int] = json.loads((context.folder("root") / "modes.json").read_text())
+    clash = sorted(set(entries) & set(present))
     if clash:
         raise UserError(
             f"overlays: {', '.join(clash)} would replace a Debian package's file", "use a drop-in or another path"
         )
-    folders = {str(parent) for name in entries for parent in Path(name).parents} - present - {"."}
+    folders = {str(parent) for name in entries for parent in Path(name).parents} - {"."}
     with tarball.write_piece(work / "own.piece") as tar:
+        # mkfs.erofs gives a folder that an appended tar does not name mode 0777, also one that is there already.
+        tarball.add_folder(tar, "./", context.epoch)
         for folder in sorted(folders):
-            tarball.add_folder(tar, folder, context.epoch)
+            tarball.add_folder(tar, folder, context.epoch, present.get(folder, 0o755))
         for name in sorted(entries):
             content, mode = entries[name]
             if isinstance(content, str):

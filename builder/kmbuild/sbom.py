@@ -35,6 +35,11 @@ def parse_modules(listing: str) -> set[tuple[str, str]]:
     return {(path, version) for path, version in MODULE_LINE.findall(listing) if version != "v0.0.0"}
 
 
+def parse_status(status: str) -> set[str]:
+    """Parse dpkg's status file (deb822(5)): names of the packages in it."""
+    return set(re.findall(r"^Package: (\S+)$", status, re.MULTILINE))
+
+
 def write(
     image: tuple[str, str],
     packages: Iterable[Package],

@@ -15,7 +15,7 @@ from kmcluster.driver import Result
 from kmcluster.qmp import connected
 from kmplan.errors import UserError
 
-PORT_NAME = "kubermesh.exec"
+ANSWER_S = 30.0
 SCRIPT = Path(__file__).parent / "guest/exec.py"
 UNIT = "kmbench-exec.service"
 
@@ -95,10 +95,14 @@ def parse(line: bytes, name: str) -> Result | None:
 
 
 def execute(path: Path, argv: Sequence[str], stdin: bytes, timeout_s: float) -> Result:
-    """Run a command in the machine; raises UserError when it does not answer in time."""
+    """Run a command in the machine; raises UserError when it does not answer in time.
+
+    A short question goes first: a machine that is booting loses what it is asked, and a command may run for long.
+    """
     request = {"argv": list(argv), "stdin": base64.b64encode(stdin).decode(), "timeout_s": timeout_s}
     try:
-        return ask(path, request, timeout_s + 30)
+        ask(path, {"read": "/proc/version"}, ANSWER_S)
+        return ask(path, request, timeout_s + ANSWER_S)
     except OSError as error:
         raise UserError(f"the machine does not answer: {error or 'timed out'}", "see its console") from error
 

@@ -74,19 +74,19 @@ class Project:
         return stages
 
 
-def copy_checkout(target: Path) -> Tree:
+def copy_checkout(target: Path, source: Path = CHECKOUT) -> Tree:
     """Copy what a build reads."""
     for name in PARTS:
-        shutil.copytree(
-            CHECKOUT / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".*_cache")
-        )
+        ignore = shutil.ignore_patterns("__pycache__", ".*_cache")
+        shutil.copytree(source / name, target / name, symlinks=True, ignore=ignore)
+    shutil.copyfile(source / "kubermesh.lock", target / "kubermesh.lock")
     return Tree(target)
 
 
 def make_project(tree: Tree, path: Path, settings: Mapping[str, object] | None = None) -> Project:
-    """Make a project folder with the checkout's lock; its cache is `path`/cache unless `settings` say otherwise."""
+    """Make a project folder with the tree's lock; its cache is `path`/cache unless `settings` say otherwise."""
     path.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(CHECKOUT / "kubermesh.lock", path / "kubermesh.lock")
+    shutil.copyfile(tree.path / "kubermesh.lock", path / "kubermesh.lock")
     config = {"version": 1, "cache": {"path": str(path / "cache"), "size_limit_gib": 500}, **(settings or {})}
     (path / "kubermesh.yaml").write_text(yaml.safe_dump(config))
     return Project(tree, path)

@@ -44,11 +44,11 @@ def built(tree: Tree, tmp_path_factory: pytest.TempPathFactory, normal_cache: Pa
 
 
 @pytest.fixture(scope="session")
-def rebuilt(built: Project, tmp_path_factory: pytest.TempPathFactory, normal_cache: Path) -> Project:
+def rebuilt(tree: Tree, built: Project, tmp_path_factory: pytest.TempPathFactory, normal_cache: Path) -> Project:
     """The same image made anew: nothing but downloads and Go's cache is shared, and no archive can be reached."""
-    tree = builds.copy_checkout(tmp_path_factory.mktemp("another") / "place/of-a-longer-name")
+    copy = builds.copy_checkout(tmp_path_factory.mktemp("another") / "place/of-a-longer-name", tree.path)
     settings = {"debian": {"mirror": NOWHERE, "security_mirror": NOWHERE}}
-    project = builds.make_project(tree, tmp_path_factory.mktemp("second"), settings)
+    project = builds.make_project(copy, tmp_path_factory.mktemp("second"), settings)
     builds.lend(normal_cache, project.cache, {})
     project.build(env=FAR_AWAY, wrap=["sh", "-c", 'umask 077; exec "$@"', "sh"])
     return project

@@ -50,9 +50,7 @@ def test_a_changed_overlay_makes_the_disk_stage_alone_and_is_named(
     assert roothash(project) != roothash(built)
 
 
-def test_a_touched_overlay_makes_nothing(
-    own_tree: Tree, built: Project, normal_cache: Path, tmp_path: Path
-) -> None:
+def test_a_touched_overlay_makes_nothing(own_tree: Tree, built: Project, normal_cache: Path, tmp_path: Path) -> None:
     project = builds.make_project(own_tree, tmp_path / "project")
     builds.lend(normal_cache, project.cache, built.ids())
     (own_tree.path / "overlays/root/etc/ssh/sshd_config.d/50-kubermesh.conf").touch()

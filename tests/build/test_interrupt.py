@@ -10,6 +10,7 @@ import builds
 import pytest
 from builds import Project
 
+
 @pytest.fixture
 def unfinished(project: Project, built: Project, normal_cache: Path) -> Project:
     """A project whose tree is still to be made."""
@@ -34,7 +35,7 @@ def start(project: Project, *words: str) -> subprocess.Popen[str]:
 def in_the_tree_stage(unfinished: Project) -> Iterator[subprocess.Popen[str]]:
     """A build in the midst of the tree stage: packages are being configured in the chroot."""
     process = start(unfinished, "--until", "tree")
-    work = f"tmp/tree.{process.pid}/tmp/dib_build.*/mnt/usr/bin/dpkg"
+    work = f"*/tree.{process.pid}/*/dib_build.*/mnt/usr/bin/dpkg"
     builds.wait_for("dpkg in the tree", lambda: process.poll() is not None or list(unfinished.cache.glob(work)))
     assert process.poll() is None, process.communicate()
     yield process

@@ -61,7 +61,7 @@ def test_the_root_is_read_only_and_etc_transient(nspawn_node: Node) -> None:
 
 
 def test_a_deployment_is_reached_by_name_over_both_families(nspawn_node: Node) -> None:
-    nspawn_node.kubectl("apply", "-f", "-", given=WEB)
+    wait_for("applied objects", lambda: nspawn_node.kubectl("apply", "-f", "-", given=WEB), 30, 1)
     for service in ("web6", "web4"):
         wait_for(f"page from {service}", lambda name=service: fetch(nspawn_node, name) == "kubermesh", 60, 1)
 

@@ -38,7 +38,7 @@ def test_no_unit_failed(qemu_node: Node) -> None:
 
 
 def test_a_pod_runs(qemu_node: Node) -> None:
-    qemu_node.kubectl("apply", "-f", "-", given=WEB)
+    wait_for("applied objects", lambda: qemu_node.kubectl("apply", "-f", "-", given=WEB), 120, 5)
     path = "jsonpath={.status.readyReplicas}"
     wait_for("ready pod", lambda: qemu_node.kubectl("get", "deployment", "web", "-o", path) == "1", 600, 15)
 
@@ -55,6 +55,6 @@ def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     qemu_node.kubectl("create", "configmap", "kept", "--from-literal=kept=yes")
     before = qemu_node.output("cat", "/proc/sys/kernel/random/boot_id")
     qemu_node.run("systemctl", "--no-block", "reboot")
-    wait_for("new boot", lambda: qemu_node.output("cat", "/proc/sys/kernel/random/boot_id") != before, 600, 10)
+    wait_for("new boot", lambda: qemu_node.output("cat", "/proc/sys/kernel/random/boot_id") != before, 600, 5)
     qemu_node.wait_ready(900)
     assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"

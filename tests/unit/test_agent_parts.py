@@ -95,11 +95,11 @@ def test_the_commands_that_make_a_node() -> None:
         "link set lo up",
         "address replace fd00::1/128 dev lo nodad",
         "address replace 10.0.1.1/32 dev lo",
+        "route replace unreachable fd00::/48",
         "route replace unreachable fd00:0:0:1::/64",
         "route replace unreachable 10.0.1.0/24",
         "route replace fd00:0:0:ffff::/112 dev lo src fd00::1",
         "route replace 10.255.0.0/16 dev lo src 10.0.1.1",
-        "route replace fd00::a:1 dev lo src fd00::1 metric 65000",
     ]
     assert network.anycast_commands("fd00::a:1", True) == ["address replace fd00::a:1/128 dev lo preferred_lft 0 nodad"]
 
@@ -127,17 +127,25 @@ def test_a_new_node_gets_its_role_and_prefixes_and_an_old_one_nothing() -> None:
     assert node.missing(patch, FACTS) == {}
 
 
+HEARTBEAT = "2027-05-01T10:00:00Z"
+HEARTBEAT_S = datetime.datetime.fromisoformat(HEARTBEAT).timestamp()
+
+
 @pytest.mark.parametrize(
-    ("conditions", "ready"),
+    ("kind", "value", "booted", "ready"),
     [
-        ([], False),
-        ([{"type": "Ready", "status": "Unknown"}], False),
-        ([{"type": "MemoryPressure", "status": "True"}], False),
-        ([{"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": "True"}], True),
+        ("Ready", "True", HEARTBEAT_S - 10, True),
+        ("Ready", "True", HEARTBEAT_S + 0.9, True),
+        ("Ready", "True", HEARTBEAT_S + 10, False),
+        ("Ready", "Unknown", HEARTBEAT_S - 10, False),
+        ("Ready", "False", HEARTBEAT_S - 10, False),
+        ("MemoryPressure", "True", HEARTBEAT_S - 10, False),
     ],
 )
-def test_a_node_is_ready_when_kubernetes_says_so(conditions: list[dict[str, str]], ready: bool) -> None:
-    assert node.is_ready({"status": {"conditions": conditions}}) is ready
+def test_a_node_is_ready_when_its_kubelet_said_so_since_boot(kind: str, value: str, booted: float, ready: bool) -> None:
+    condition = {"type": kind, "status": value, "lastHeartbeatTime": HEARTBEAT}
+    assert node.is_ready({"status": {"conditions": [condition]}}, booted) is ready
+    assert not node.is_ready({"metadata": {}}, booted)
 
 
 @pytest.mark.parametrize(

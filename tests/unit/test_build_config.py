@@ -149,9 +149,7 @@ def test_the_flavour_chooses_the_kernel_package() -> None:
     assert packages == {"generic": "linux-image-amd64", "cloud": "linux-image-cloud-amd64"}
 
 
-def test_the_cache_follows_xdg_unless_the_file_says_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_follows_xdg_unless_the_file_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Config(version=1).cache_path == tmp_path / "kubermesh"
     assert parse("version: 1\ncache: {path: /srv/cache}").cache_path == Path("/srv/cache")

@@ -33,9 +33,11 @@ def test_every_key_may_be_given() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "votes: 3\n", "cluster.yaml: Object contains unknown field `votes`"),
-        (GOOD.replace("version: 1", "version: 2"), "cluster.yaml: version: Invalid enum value 2"),
-        (GOOD + "voters: 2\n", "cluster.yaml: voters: Invalid enum value 2"),
+        (GOOD + "votes: 3\n",
+         "cluster.yaml: Object contains unknown field `votes`; known here: version, name, prefix, voters, "
+         "ssh_authorized_keys, dns_upstreams"),
+        (GOOD.replace("version: 1", "version: 2"), "cluster.yaml: version: Invalid enum value 2; expected one of: 1"),
+        (GOOD + "voters: 2\n", "cluster.yaml: voters: Invalid enum value 2; expected one of: 1, 3, 5"),
         (GOOD + "voters: many\n", "cluster.yaml: voters: Expected `int`, got `str`"),
         (
             GOOD.replace("/48", "/56"),
@@ -43,7 +45,8 @@ def test_every_key_may_be_given() -> None:
         ),
         (
             GOOD.replace("name: shop", "name: My Shop"),
-            "cluster.yaml: name: Expected `str` matching regex '^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$'",
+            "cluster.yaml: name: Expected `str` matching regex '^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$'; "
+            "expected: Name of the cluster: lower-case letters, digits and dashes, at most 40.",
         ),
         ("version: 1\nname: shop\n", "cluster.yaml: Object missing required field `prefix`"),
         (

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from kmbuild import rootfs, sbom, source
+from kmbuild import rootfs, sbom, source, tarball
 from kmbuild.artefacts import Artefact, Manifest, as_json, file_names
 from kmbuild.source import file_digest
 from kmbuild.stage import Context, Inputs, Stage
@@ -19,6 +19,7 @@ from kmplan.errors import UserError
 
 SLOT_BYTES = 768 << 20  # overlays/root/usr/lib/repart.d
 BOOT_TRIES = 3
+DPKG_STATUS = "usr/lib/sysimage/dpkg/status"  # elements/kubermesh-node
 
 # rd.* and panic: a boot that fails ends in a reboot, so that systemd-boot can count it and fall back to the other slot.
 KERNEL_ARGUMENTS = (
@@ -190,16 +191,18 @@ def fill_esp(context: Context, esp: Path, uki: Path) -> None:
 
 
 def make_sbom(context: Context) -> str:
-    """List Debian packages and the Go modules in our programs."""
+    """List the Debian packages that are in the tree, and the Go modules in our programs."""
     modules: set[tuple[str, str]] = set()
     for name in COMPONENTS:
         listing = (context.folder(stage_name(name)) / "modules.txt").read_text()
         modules |= sbom.parse_modules(listing)
     components = {name: version for name, version in context.config.versions.items() if name in COMPONENTS}
     image = ("kubermesh", context.config.image_version)
-    return sbom.write(
-        image, context.lock.packages["tree"], context.lock.suite, sorted(modules), components, context.epoch
-    )
+    with tarball.open_piece(context.folder("tree") / "tree.tar") as tar:
+        status = tar.extractfile(DPKG_STATUS)
+        installed = sbom.parse_status(status.read().decode() if status else "")
+    packages = [package for package in context.lock.packages["tree"] if package.name in installed]
+    return sbom.write(image, packages, context.lock.suite, sorted(modules), components, context.epoch)
 
 
 NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "root", "initrd")

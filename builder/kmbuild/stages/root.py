@@ -3,6 +3,7 @@
 What changes often (overlays, the agent) is appended by the disk stage without compressing this again.
 """
 
+import json
 import sys
 import uuid
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from kmbuild import tarball
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.components import COMPONENTS, stage_name
+from kmplan import document
 
 NAMESPACE = uuid.UUID("8d3f2a52-6d1c-4c6e-9a5f-6b1d0f3a7c11")  # of the UUIDs that follow from a build's content ids
 COMPRESSION = {"fast": ["-zzstd,level=3"], "small": ["-zlzma,level=6", "-C65536"]}
@@ -24,7 +26,7 @@ def inputs(context: Context) -> Inputs:
 
 
 def make(context: Context, work: Path) -> None:
-    """Write `base.erofs`; `names.txt` lists every path in it."""
+    """Write `base.erofs`; `modes.json` maps every path in it to its mode."""
     write_programs(context, work / "programs.tar")
     pieces = [
         context.folder("tree") / "tree.tar",
@@ -35,7 +37,8 @@ def make(context: Context, work: Path) -> None:
     tarball.join(pieces, work / "root.tar")
     pack(context, "root", work, "base.erofs", "root.tar")
     with tarball.open_piece(work / "root.tar") as tar:
-        (work / "names.txt").write_text("".join(f"{member.name}\n" for member in tar))
+        modes = {member.name: member.mode for member in tar}
+    document.write(work / "modes.json", json.dumps(modes))
     (work / "programs.tar").unlink()
     (work / "root.tar").unlink()
 

@@ -41,35 +41,58 @@ func seal(source, target string, moment time.Time) error {
 		return err
 	}
 	defer from.Close()
-	to, err := bolt.Open(target, 0o644, &bolt.Options{NoFreelistSync: true})
+	to, err := bolt.Open(target, 0o644, &bolt.Options{NoFreelistSync: true, NoSync: true})
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	return from.View(func(read *bolt.Tx) error {
-		return to.Update(func(write *bolt.Tx) error {
-			return read.ForEach(func(name []byte, bucket *bolt.Bucket) error {
-				made, err := write.CreateBucket(name)
-				if err != nil {
-					return err
-				}
-				return copyBucket(bucket, made, moment)
-			})
+	err = from.View(func(read *bolt.Tx) error {
+		return read.ForEach(func(name []byte, bucket *bolt.Bucket) error {
+			return copyBucket(bucket, to, [][]byte{name}, moment)
 		})
+	})
+	if err != nil {
+		return err
+	}
+	return to.Sync()
+}
+
+// A bucket is a transaction: bbolt writes the buckets of one transaction in the random order of a Go map.
+func copyBucket(from *bolt.Bucket, to *bolt.DB, path [][]byte, moment time.Time) error {
+	err := to.Update(func(write *bolt.Tx) error {
+		made, err := makeBucket(write, path)
+		if err != nil {
+			return err
+		}
+		if err := made.SetSequence(from.Sequence()); err != nil {
+			return err
+		}
+		return copyValues(from, made, moment)
+	})
+	if err != nil {
+		return err
+	}
+	return from.ForEachBucket(func(key []byte) error {
+		below := append(append([][]byte{}, path...), key)
+		return copyBucket(from.Bucket(key), to, below, moment)
 	})
 }
 
-func copyBucket(from, to *bolt.Bucket, moment time.Time) error {
-	if err := to.SetSequence(from.Sequence()); err != nil {
-		return err
+func makeBucket(write *bolt.Tx, path [][]byte) (*bolt.Bucket, error) {
+	made, err := write.CreateBucketIfNotExists(path[0])
+	for _, name := range path[1:] {
+		if err != nil {
+			return nil, err
+		}
+		made, err = made.CreateBucketIfNotExists(name)
 	}
+	return made, err
+}
+
+func copyValues(from, to *bolt.Bucket, moment time.Time) error {
 	return from.ForEach(func(key, value []byte) error {
 		if value == nil {
-			made, err := to.CreateBucket(key)
-			if err != nil {
-				return err
-			}
-			return copyBucket(from.Bucket(key), made, moment)
+			return nil
 		}
 		sealed, err := sealValue(string(key), value, moment)
 		if err != nil {
