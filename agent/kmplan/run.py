@@ -1,8 +1,10 @@
 """The one module that starts processes."""
 
 import asyncio
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,6 +104,14 @@ def spawn(
             [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=pass_fds,
         )  # fmt: skip
+
+
+def kill_children() -> None:
+    """Kill every process that this one has started and not waited for yet, whichever thread did it (proc(5), children)."""
+    for listing in Path("/proc/self/task").glob("*/children"):
+        for pid in listing.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def replace_self(argv: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from kmbuild.source import data_ranges
+from kmbuild.source import data_ranges, file_digest
 from kmplan import document
 from kmplan.errors import UserError
 
@@ -69,16 +69,26 @@ def publish(entry: Path, output: Path, names: Mapping[str, str]) -> None:
         if changed:
             (output / sums).unlink(missing_ok=True)
         for name in [name for name in changed if name != sums] + ([sums] if changed else []):
-            replace_file(entry / name, output / name)
+            replace_file(entry / name, output / name, sums_of(entry / sums).get(name))
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}", "set output in kubermesh.yaml to a folder with room") from error
 
 
-def replace_file(source: Path, target: Path) -> None:
-    """Copy a file with its times under a temporary name, which is gone in the end whatever happens."""
+def sums_of(path: Path) -> dict[str, str]:
+    """Parse a SHA256SUMS file: name -> hash."""
+    return {name: digest for digest, _, name in (line.partition("  ") for line in path.read_text().splitlines())}
+
+
+def replace_file(source: Path, target: Path, digest: str | None) -> None:
+    """Copy a file with its times under a temporary name, which is gone in the end whatever happens.
+
+    Raises UserError when the copy has not the SHA-256 that it should have.
+    """
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         copy_sparse(source, temporary)
+        if digest is not None and file_digest(temporary) != digest:
+            raise UserError(f"{source.name}: damaged in the cache", "run `kmbuild cache check`, then build again")
         shutil.copystat(source, temporary)
         temporary.replace(target)
     finally:

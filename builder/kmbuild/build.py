@@ -2,6 +2,7 @@
 
 import errno
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from kmbuild.cache import Entry
 from kmbuild.progress import Progress
 from kmbuild.stage import Context, Inputs, Stage, content_id, no_space
 from kmplan.errors import UserError
+from kmplan.run import kill_children
 
 AT_ONCE = 2
 SHOWN_CHANGES = 6
@@ -24,19 +26,28 @@ def run_stages(stages: tuple[Stage, ...], goal: str, context: Context, progress:
     missing = find_missing(by_name, goal, context)
     for name in missing:
         progress.plan(name, explain(context, name, inputs[name]))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            make_all(missing, by_name, lambda name: pool.submit(make, by_name[name], context, inputs[name], progress))
+        except KeyboardInterrupt:
+            kill_children()  # or the pool would wait for the running stages to end
+            raise
+    return context.folder(goal)
+
+
+def make_all(missing: list[str], by_name: dict[str, Stage], submit: Callable[[str], Future[Entry]]) -> None:
+    """Make stages as soon as what they need is made; the first failure ends it."""
     waiting = dict.fromkeys(missing)
     running: dict[Future[Entry], str] = {}
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        while waiting or running:
-            ready = [name for name in waiting if not blocked(by_name[name], waiting, running)]
-            for name in ready[: AT_ONCE - len(running)]:
-                del waiting[name]
-                running[pool.submit(make, by_name[name], context, inputs[name], progress)] = name
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                del running[future]
-                future.result()
-    return context.folder(goal)
+    while waiting or running:
+        ready = [name for name in waiting if not blocked(by_name[name], waiting, running)]
+        for name in ready[: AT_ONCE - len(running)]:
+            del waiting[name]
+            running[submit(name)] = name
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            del running[future]
+            future.result()
 
 
 def blocked(stage: Stage, waiting: dict[str, None], running: dict[Future[Entry], str]) -> bool:

@@ -12,7 +12,7 @@ from packageurl import PackageURL
 
 from kmbuild.archive import Package
 
-MODULE_LINE = re.compile(r"^\t(?:dep|=>)\t(\S+)\t(v\S+)", re.MULTILINE)
+MODULE_LINE = re.compile(r"^\t(?:mod|dep|=>)\t(\S+)\t(v\S+)", re.MULTILINE)
 
 
 def debian_component(package: Package, suite: str) -> Component:

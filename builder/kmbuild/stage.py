@@ -86,7 +86,7 @@ class Stage:
 
     `inputs` names everything but the needs that feeds the result, as short strings: a rebuild is explained with them.
     `make` fills an empty folder and may return hashes (file name -> SHA-256) that it has computed already.
-    `module` is the code that does it: a change of it redoes the stage. `runs_in` are stages that must exist to make this
+    `modules` are the code that does it: a change of one redoes the stage. `runs_in` are stages that must exist to make this
     one, but whose content does not reach its result.
     """
 
@@ -94,18 +94,23 @@ class Stage:
     needs: tuple[str, ...]
     inputs: Callable[[Context], Inputs]
     make: Callable[[Context, Path], Mapping[str, str] | None]
-    module: ModuleType
+    modules: tuple[ModuleType, ...]
     runs_in: tuple[str, ...] = ()
 
     def all_inputs(self, context: Context) -> Inputs:
         """Own inputs, the needs' content ids, and the stage's code."""
-        code = hashlib.sha256(inspect.getsource(self.module).encode()).hexdigest()[:16]
-        return {**self.inputs(context), **{f"stage {need}": context.ids[need] for need in self.needs}, "code": code}
+        code = {f"code of {module.__name__}": digest_code(module) for module in self.modules}
+        return {**self.inputs(context), **{f"stage {need}": context.ids[need] for need in self.needs}, **code}
 
 
 def no_space(stage: str, cache: Path) -> UserError:
     """What a stage says that found the disk full."""
     return UserError(f"{stage}: no space left on the disk of {cache}", "free some, or set cache.path elsewhere")
+
+
+def digest_code(module: ModuleType) -> str:
+    """Hash of a module's source."""
+    return hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:16]
 
 
 def content_id(name: str, inputs: Inputs) -> str:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import IMAGE, KMBUILD, kmbuild
+from machines import IMAGE, KMBUILD, kmbuild
 
 from kmcluster import cgroups, state
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import SLOWNESS, WEB, Node, fetch, wait_for
+from machines import WEB, Node, fetch, wait_for
 
 pytestmark = pytest.mark.cluster
 
@@ -39,18 +39,18 @@ def read_mark(node: Node, name: str) -> str:
     return node.kubectl("get", "configmap", name, "-o", "jsonpath={.data.kept}")
 
 
-def test_a_node_is_ready_in_time(nspawn_node: Node) -> None:
-    nspawn_node.wait_ready(30)
-    assert nspawn_node.event("api")["boot_s"] <= 10 * SLOWNESS
-    assert nspawn_node.event("node-ready")["boot_s"] <= 15 * SLOWNESS
+def test_a_node_comes_up_in_order(nspawn_node: Node) -> None:
+    nspawn_node.wait_ready(60)
+    moments = [nspawn_node.event(name)["boot_s"] for name in ("started", "configured", "etcd", "api", "announced")]
+    assert moments == sorted(moments)
+    assert nspawn_node.event("node-ready")["boot_s"] >= nspawn_node.event("api")["boot_s"]
 
 
 def test_no_unit_failed(nspawn_node: Node) -> None:
     assert nspawn_node.output("systemctl", "--failed", "--no-legend", "--plain") == ""
 
 
-def test_the_agent_is_quick_and_small(nspawn_node: Node) -> None:
-    assert nspawn_node.event("started")["agent_s"] <= 1.0 * SLOWNESS
+def test_the_agent_is_small(nspawn_node: Node) -> None:
     assert nspawn_node.status()["memory_mib"] <= 40
 
 

@@ -1,7 +1,7 @@
 """One node of the disk image under OVMF: what a container cannot show."""
 
 import pytest
-from conftest import WEB, Node, wait_for
+from machines import WEB, Node, wait_for
 
 from kmcluster.console import find_faults
 

@@ -42,30 +42,53 @@ def test_good_configurations_are_taken(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("version: 1\ncolour: red", "Object contains unknown field `colour`"),
-        ("version: 1\ndebian: {release: trixie}", "debian: Object contains unknown field `release`"),
-        ("version: 1\nkernel: {args: []}", "kernel: Object contains unknown field `args`"),
-        ("version: 2", "version: Invalid enum value 2"),
+        (
+            "version: 1\ncolour: red",
+            "Object contains unknown field `colour`; known here: version, debian, packages, kernel, components, "
+            "compression, image_version, output, cache",
+        ),
+        (
+            "version: 1\ndebian: {release: trixie}",
+            "debian: Object contains unknown field `release`; known here: suite, mirror, security_mirror",
+        ),
+        (
+            "version: 1\nkernel: {args: []}",
+            "kernel: Object contains unknown field `args`; known here: flavour, arguments",
+        ),
+        ("version: 2", "version: Invalid enum value 2; expected one of: 1"),
         ("packages: []", "Object missing required field `version`"),
         ("", "Expected `object`, got `null`"),
         ("[]", "Expected `object`, got `array`"),
         ("version: 1\npackages: vim", "packages: Expected `array`, got `str`"),
         ("version: 1\npackages: [1]", "packages[0]: Expected `str`, got `int`"),
-        ("version: 1\npackages: [ok, -y]", "packages[1]: Expected `str` matching regex '^[a-z0-9][a-z0-9+.-]+$'"),
+        (
+            "version: 1\npackages: [ok, -y]",
+            "packages[1]: Expected `str` matching regex '^[a-z0-9][a-z0-9+.-]+$'; expected: A Debian package.",
+        ),
         ("version: 1\ndebian: {suite: 13}", "debian.suite: Expected `str`, got `int`"),
-        ("version: 1\ndebian: {suite: Trixie}", "debian.suite: Expected `str` matching regex '^[a-z][a-z0-9-]*$'"),
+        (
+            "version: 1\ndebian: {suite: Trixie}",
+            "debian.suite: Expected `str` matching regex '^[a-z][a-z0-9-]*$'; expected: A Debian release by its code name.",
+        ),
         (
             "version: 1\ndebian: {mirror: 'ftp://mirror.example/debian'}",
-            "debian.mirror: Expected `str` matching regex '^(https?|file|copy)://?[^ ]+$'",
+            "debian.mirror: Expected `str` matching regex '^(https?|file|copy)://?[^ ]+$'; "
+            "expected: Debian archive. Unset: the host's own apt sources.",
         ),
-        ("version: 1\nkernel: {flavour: rt}", "kernel.flavour: Invalid enum value 'rt'"),
+        (
+            "version: 1\nkernel: {flavour: rt}",
+            "kernel.flavour: Invalid enum value 'rt'; expected one of: cloud, generic",
+        ),
         (
             "version: 1\nkernel: {arguments: ['two words']}",
-            "kernel.arguments[0]: Expected `str` matching regex '^[!-~]+$'",
+            "kernel.arguments[0]: Expected `str` matching regex '^[!-~]+$'; expected: One word of the kernel command line.",
         ),
-        ("version: 1\ncompression: zip", "compression: Invalid enum value 'zip'"),
+        ("version: 1\ncompression: zip", "compression: Invalid enum value 'zip'; expected one of: fast, small"),
         ("version: 1\nimage_version: 1.0", "image_version: Expected `str`, got `float`"),
-        ("version: 1\nimage_version: ../x", "image_version: Expected `str` matching regex '^[0-9][0-9A-Za-z.~]*$'"),
+        (
+            "version: 1\nimage_version: ../x",
+            "image_version: Expected `str` matching regex '^[0-9][0-9A-Za-z.~]*$'; expected: Version of the image.",
+        ),
         ("version: 1\noutput: [out]", "output: Expected `str`, got `array`"),
         ("version: 1\ncache: null", "cache: Expected `object`, got `null`"),
         ("version: 1\ncache: {size_limit_gib: 0}", "cache.size_limit_gib: Expected `float` > 0.0"),

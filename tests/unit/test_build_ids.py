@@ -109,7 +109,7 @@ def test_the_code_of_a_stage_is_an_input(tmp_path: Path) -> None:
     for number, text in enumerate(("x = 1\n", "x = 2\n")):
         folder = tmp_path / str(number)
         folder.mkdir()
-        stage = Stage("one", (), lambda _context: {}, lambda _context, _work: None, make_module(folder, text))
+        stage = Stage("one", (), lambda _context: {}, lambda _context, _work: None, (make_module(folder, text),))
         ids.append(content_id("one", stage.all_inputs(context(tmp_path))))
     assert ids[0] != ids[1]
 

@@ -79,7 +79,7 @@ def make_stage(name: str) -> Stage:
     def make(context: Context, work: Path) -> None:
         build(context, name, work)
 
-    return Stage(stage_name(name), (), inputs, make, sys.modules[__name__], runs_in=("tools",))
+    return Stage(stage_name(name), (), inputs, make, (sys.modules[__name__], sandbox), runs_in=("tools",))
 
 
 def build(context: Context, name: str, work: Path) -> None:

@@ -16,10 +16,10 @@ import sys
 import tarfile
 from pathlib import Path
 
-from kmbuild import tarball
+from kmbuild import sandbox, tarball
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.components import COMPONENTS, stage_name
-from kmplan import document
+from kmplan import document, oci
 from kmplan.errors import UserError
 from kmplan.oci import OciImage, write_archive
 
@@ -207,5 +207,5 @@ STAGE = Stage(
     ("tools", "tree", *(stage_name(name) for name in ("kubernetes", "etcd", "coredns", "containerd"))),
     inputs,
     make,
-    sys.modules[__name__],
+    (sys.modules[__name__], sandbox, tarball, oci),
 )

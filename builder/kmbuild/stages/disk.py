@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from kmbuild import rootfs, sbom, source, tarball
+from kmbuild import artefacts, rootfs, sandbox, sbom, source, tarball
 from kmbuild.artefacts import Artefact, Manifest, as_json, file_names
 from kmbuild.source import file_digest
 from kmbuild.stage import Context, Inputs, Stage
+from kmbuild.stages import root
 from kmbuild.stages.components import COMPONENTS, stage_name
 from kmbuild.stages.root import NAMESPACE, pack
 from kmplan import document
@@ -43,8 +44,6 @@ def inputs(context: Context) -> Inputs:
         **{f"version {name}": version for name, version in context.config.versions.items()},
         "kernel arguments": " ".join(context.config.kernel.arguments),
         "image version": context.config.image_version,
-        "code of rootfs": source.file_digest(Path(rootfs.__file__))[:16],
-        "code of sbom": source.file_digest(Path(sbom.__file__))[:16],
     }
 
 
@@ -206,4 +205,4 @@ def make_sbom(context: Context) -> str:
 
 
 NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "root", "initrd")
-STAGE = Stage("disk", NEEDS, inputs, make, sys.modules[__name__])
+STAGE = Stage("disk", NEEDS, inputs, make, (sys.modules[__name__], artefacts, rootfs, sandbox, sbom, tarball, root))

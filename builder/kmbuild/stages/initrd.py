@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from kmbuild import source, tarball
+from kmbuild import sandbox, source, tarball
 from kmbuild.stage import Context, Inputs, Stage
 from kmplan.errors import UserError
 
@@ -79,4 +79,4 @@ def extract_modules(tree: Path, target: Path) -> str:
     return versions[0]
 
 
-STAGE = Stage("initrd", ("tools", "tree"), inputs, make, sys.modules[__name__])
+STAGE = Stage("initrd", ("tools", "tree"), inputs, make, (sys.modules[__name__], sandbox, tarball))

@@ -8,7 +8,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from kmbuild import tarball
+from kmbuild import sandbox, tarball
 from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages.components import COMPONENTS, stage_name
 from kmplan import document
@@ -66,4 +66,4 @@ def pack(context: Context, stage: str, work: Path, image: str, tar: str, *, appe
 
 
 NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "containers")
-STAGE = Stage("root", NEEDS, inputs, make, sys.modules[__name__])
+STAGE = Stage("root", NEEDS, inputs, make, (sys.modules[__name__], sandbox, tarball))

@@ -51,4 +51,4 @@ def remove_tree(folder: Path) -> None:
     folder.rmdir()
 
 
-STAGE = Stage("tools", (), inputs, make, sys.modules[__name__])
+STAGE = Stage("tools", (), inputs, make, (sys.modules[__name__], archive, sandbox))

@@ -163,4 +163,4 @@ def plain_member(member: tarfile.TarInfo, name: str, epoch: int) -> tarfile.TarI
     return copy
 
 
-STAGE = Stage("tree", (), inputs, make, sys.modules[__name__])
+STAGE = Stage("tree", (), inputs, make, (sys.modules[__name__], archive, sandbox, tarball))

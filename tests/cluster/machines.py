@@ -1,0 +1,149 @@
+"""Handles to booted machines, and deadlines that follow this machine's speed."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import testinfra
+import testinfra.host
+from testinfra.backend import base
+
+from kmcluster import access, bench, console, state
+from kmcluster.driver import Driver, Result
+from kmcluster.drivers import driver_of
+from kmcluster.state import Cluster, Machine
+from kmplan import run
+from kmplan.errors import UserError
+
+KMBUILD = Path(sys.executable).parent / "kmbuild"
+IMAGE = Path(os.environ.get("KUBERMESH_IMAGE", "out")).resolve()
+REFERENCE_S = 0.16
+
+
+def measure_slowness() -> float:
+    """By how much deadlines are stretched: twice what this machine's speed asks for, at least 2."""
+    block = bytes(1 << 20)
+    start = time.perf_counter()
+    for _ in range(64):
+        hashlib.sha256(block).digest()
+    return max(2.0, 2 * (time.perf_counter() - start) / REFERENCE_S)
+
+
+SLOWNESS = measure_slowness()
+
+
+def wait_for(what: str, look: Callable[[], Any], timeout_s: float, period_s: float = 0.3) -> Any:
+    """Wait until `look` returns something true, and return it; the failure shows what was seen last."""
+    deadline = time.monotonic() + timeout_s * SLOWNESS
+    seen: Any = "nothing"
+    while time.monotonic() < deadline:
+        try:
+            seen = look()
+            if seen:
+                return seen
+        except (UserError, AssertionError) as error:
+            seen = error
+        time.sleep(period_s)
+    raise AssertionError(f"no {what} within {timeout_s * SLOWNESS:.0f} s; seen last: {seen}")
+
+
+class BenchBackend(base.BaseBackend):
+    """testinfra over the driver's own way to run commands."""
+
+    NAME = "kubermesh"
+
+    def __init__(self, node: "Node") -> None:
+        super().__init__(node.machine.name)
+        self.node = node
+
+    def run(self, command: str, *args: str, **kwargs: Any) -> base.CommandResult:
+        result = self.node.run("/bin/sh", "-c", self.get_command(command, *args))
+        return self.result(result.code, self.encode(command), result.stdout, result.stderr)
+
+
+class Node:
+    """A cluster of one node, and handles to it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.host = testinfra.host.Host(BenchBackend(self))
+
+    @property
+    def cluster(self) -> Cluster:
+        return state.load(self.name)
+
+    @property
+    def machine(self) -> Machine:
+        return self.cluster.machines[0]
+
+    @property
+    def driver(self) -> Driver:
+        return driver_of(self.cluster)
+
+    def run(self, *argv: str, stdin: bytes = b"") -> Result:
+        return self.driver.execute(self.machine, argv, stdin)
+
+    def output(self, *argv: str) -> str:
+        result = self.run(*argv)
+        assert result.code == 0, f"{argv}: {result}"
+        return result.stdout
+
+    def status(self) -> dict[str, Any]:
+        return self.driver.read_status(self.machine) or {}
+
+    def event(self, name: str) -> dict[str, Any]:
+        """An event of the agent by name."""
+        return next(event for event in self.status()["events"] if event["name"] == name)
+
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        argv, environment = access.kubectl(self.cluster)
+        done = run.run([*argv, "--request-timeout=60s", *arguments], env=environment, input=given, timeout_s=180)
+        return done.stdout
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until agent and API both say that the node is Ready."""
+        wait_for("agent that says ready", lambda: self.status().get("state") == "ready", timeout_s)
+        path = '{.items[0].status.conditions[?(@.type=="Ready")].status}'
+        wait_for("Ready node", lambda: self.kubectl("get", "nodes", "-o", f"jsonpath={path}") == "True", timeout_s, 1)
+
+    def console_lines(self) -> list[str]:
+        return console.read_lines(self.driver.console(self.machine))
+
+    def power(self, action: str) -> None:
+        bench.power(self.name, "1", action)
+
+
+def kmbuild(*arguments: str | Path, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
+    """Run the tool as a user does."""
+    return subprocess.run(
+        [str(word) for word in (KMBUILD, *arguments)], capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
+def boot(driver: str, busybox: Path) -> Iterator[Node]:
+    """Bring one node up with the test image in it, and down again."""
+    name = f"test-{driver}"
+    done = kmbuild(
+        "cluster", "up", "one", "--driver", driver, "--name", name, "--image", IMAGE, "--load", busybox, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    print(done.stderr)
+    assert json.loads(done.stdout)["nodes"][0]["state"] == "ready"
+    yield Node(name)
+    done = kmbuild("cluster", "down", name)
+    assert done.returncode == 0, done.stderr
+
+
+WEB = (Path(__file__).parent / "web.yaml").read_text()
+
+
+def fetch(node: Node, service: str) -> str:
+    """Fetch the page of a service by its name, from the client pod."""
+    url = f"http://{service}.default.svc.cluster.local/"
+    return node.kubectl("exec", "client", "--", "wget", "-q", "-T", "20", "-O", "-", url).strip()
