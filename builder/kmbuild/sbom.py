@@ -66,5 +66,6 @@ def write(
     bom.metadata.component = Component(
         name=name, version=version, type=ComponentType.OPERATING_SYSTEM, bom_ref=f"image:{name}"
     )
+    bom.register_dependency(bom.metadata.component, parts)
     bom.metadata.timestamp = datetime.fromtimestamp(epoch, UTC)
     return JsonV1Dot6(bom).output_as_string(indent=1)
