@@ -51,12 +51,12 @@ def agent(context: Context, work: Path) -> Iterator[Entry]:
         "--invalidation-mode",
         "unchecked-hash",
         "-s",
-        "/work/python",
+        "/build/python",
         "-p",
         f"/{PYTHON}",
-        "/work/python",
+        "/build/python",
     ]
-    context.in_tools("disk", argv, binds={work: "/work"})
+    context.in_tools("disk", argv, binds={work: "/build"})
     for path in sorted(python.rglob("*")):
         if path.is_file():
             yield f"{PYTHON}/{path.relative_to(python)}", path, 0o644

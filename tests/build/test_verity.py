@@ -31,8 +31,8 @@ class Sealed:
     used: int
 
     def verify(self) -> tuple[int, str]:
-        argv = ["veritysetup", "verify", f"/work/{self.data.name}", f"/work/{self.hashes.name}", self.roothash]
-        done = run(sandbox.in_tree(self.tools, argv, binds={self.data.parent: "/work"}), check=False)
+        argv = ["veritysetup", "verify", f"/build/{self.data.name}", f"/build/{self.hashes.name}", self.roothash]
+        done = run(sandbox.in_tree(self.tools, argv, binds={self.data.parent: "/build"}), check=False)
         return done.returncode, done.stdout + done.stderr
 
 

@@ -50,8 +50,8 @@ def root(image: Path, manifest: dict[str, Any], tools: Path, tmp_path_factory: p
     """The root file system, extracted with its owners, modes and hard links."""
     folder = tmp_path_factory.mktemp("image")
     name = manifest["artefacts"]["erofs"]["name"]
-    argv = ["fsck.erofs", "--extract=/work/root", "--preserve", "--xattrs", f"/input/{name}"]
-    run(sandbox.in_tree(tools, argv, binds={folder: "/work"}, read_only={image: "/input"}))
+    argv = ["fsck.erofs", "--extract=/build/root", "--preserve", "--xattrs", f"/input/{name}"]
+    run(sandbox.in_tree(tools, argv, binds={folder: "/build"}, read_only={image: "/input"}))
     return folder / "root"
 
 

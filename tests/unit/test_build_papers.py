@@ -47,7 +47,7 @@ def test_the_bill_names_packages_modules_and_programs_by_purl() -> None:
 
 
 LISTING = """\
-/work/etcd: go1.26.8
+/build/etcd: go1.26.8
 \tpath\texample.org/etcd
 \tmod\texample.org/etcd\tv0.0.0
 \tdep\tgolang.org/x/sys\tv0.30.0\th1:aa=

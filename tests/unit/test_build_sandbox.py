@@ -28,15 +28,15 @@ def test_a_command_in_the_tree_dies_with_its_parent_and_has_a_read_only_root() -
 
 def test_only_what_is_listed_can_be_written() -> None:
     words = sandbox.in_tree(
-        Path("/tools"), ["true"], binds={Path("/w"): "/work"}, read_only={Path("/i"): "/input"}, workdir="/work"
+        Path("/tools"), ["true"], binds={Path("/w"): "/build"}, read_only={Path("/i"): "/input"}, workdir="/build"
     )
-    assert option_values(words, "--bind", 2) == [["/w", "/work"]]
+    assert option_values(words, "--bind", 2) == [["/w", "/build"]]
     assert option_values(words, "--ro-bind", 2)[1:] == [["/i", "/input"]]
-    assert option_values(words, "--chdir", 1) == [["/work"]]
+    assert option_values(words, "--chdir", 1) == [["/build"]]
 
 
 def test_the_root_is_mounted_before_what_lies_in_it() -> None:
-    words = sandbox.in_tree(Path("/tools"), ["true"], binds={Path("/w"): "/work"})
+    words = sandbox.in_tree(Path("/tools"), ["true"], binds={Path("/w"): "/build"})
     assert words.index("/tools") < words.index("/proc") < words.index("/w")
 
 
@@ -48,10 +48,10 @@ def test_network_brings_resolver_and_certificates_and_else_there_is_none() -> No
 
 
 def test_the_environment_is_the_build_s_own_and_what_is_given_wins() -> None:
-    words = sandbox.in_tree(Path("/tools"), ["true"], env={"HOME": "/work", "GOFLAGS": "-mod=readonly"})
+    words = sandbox.in_tree(Path("/tools"), ["true"], env={"HOME": "/build", "GOFLAGS": "-mod=readonly"})
     assert dict(option_values(words, "--setenv", 2)) == {
         **sandbox.ENVIRONMENT,
-        "HOME": "/work",
+        "HOME": "/build",
         "GOFLAGS": "-mod=readonly",
     }
     assert sandbox.ENVIRONMENT["TZ"] == "UTC"

@@ -93,7 +93,7 @@ def build(context: Context, name: str, work: Path) -> None:
     context.say(stage_name(name), "compiling")
     (work / "out").mkdir()
     for package in component.packages:
-        target = f"/work/out/{component.programs[0]}" if package == "." else "/work/out/"
+        target = f"/build/out/{component.programs[0]}" if package == "." else "/build/out/"
         tags = [f"-tags={component.tags}"] if component.tags else []
         argv = [
             "go",
@@ -110,7 +110,7 @@ def build(context: Context, name: str, work: Path) -> None:
         go(context, name, work, argv)
     for program in component.programs:
         (work / "out" / program).rename(work / program)
-    listing = go(context, name, work, ["go", "version", "-m", *(f"/work/{program}" for program in component.programs)])
+    listing = go(context, name, work, ["go", "version", "-m", *(f"/build/{program}" for program in component.programs)])
     (work / "modules.txt").write_text(listing)
     shutil.rmtree(work / "out")
     shutil.rmtree(module)
@@ -137,8 +137,8 @@ def go(context: Context, name: str, work: Path, argv: list[str], *, writable: bo
         "GOPATH": "/cache/path",
         **sandbox.network_settings(),
     }
-    binds = {work: "/work", caches: "/cache"}
-    return context.in_tools(stage_name(name), argv, binds=binds, env=env, network=True, workdir="/work/module")
+    binds = {work: "/build", caches: "/cache"}
+    return context.in_tools(stage_name(name), argv, binds=binds, env=env, network=True, workdir="/build/module")
 
 
 def requires(module: Path, path: str, version: str) -> bool:

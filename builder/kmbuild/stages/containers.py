@@ -31,7 +31,7 @@ MERGED_USR = {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": 
 
 CONFIG = """\
 version = 3
-root = "/work/state"
+root = "/build/state"
 state = "/run/containerd"
 disabled_plugins = ["io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images", "io.containerd.grpc.v1.cri"]
 [grpc]
@@ -41,14 +41,14 @@ address = "/run/containerd.sock"
 # Pinned: kubelet's garbage collection leaves them alone; managed: the CRI shows them (containerd docs/cri/config.md).
 IMPORT = """\
 set -eu
-/input/containerd --config /work/config.toml &
+/input/containerd --config /build/config.toml &
 daemon=$!
 for attempt in $(seq 100); do
     /input/ctr --address /run/containerd.sock version >/dev/null 2>&1 && break
     sleep 0.1
 done
 /input/ctr --address /run/containerd.sock --namespace k8s.io images import --local --discard-unpacked-layers \\
-    --label io.cri-containerd.pinned=pinned --label io.cri-containerd.image=managed /work/images.tar
+    --label io.cri-containerd.pinned=pinned --label io.cri-containerd.image=managed /build/images.tar
 /input/ctr --address /run/containerd.sock --namespace k8s.io content prune references || true
 /input/ctr --address /run/containerd.sock --namespace k8s.io images list
 kill $daemon
@@ -70,7 +70,7 @@ def make(context: Context, work: Path) -> None:
     (work / "state").mkdir()
     context.say("containers", "importing into containerd")
     containerd = {context.folder("components-containerd"): "/input"}
-    context.in_tools("containers", ["sh", "-c", IMPORT], binds={work: "/work"}, read_only=containerd)
+    context.in_tools("containers", ["sh", "-c", IMPORT], binds={work: "/build"}, read_only=containerd)
     seal_databases(context, work)
     write_snapshots(context, work, hash_sources(images, context, work / "tree"))
     document.write(work / "images.json", json.dumps(sorted(image.name for image in images), indent=1) + "\n")
@@ -150,9 +150,9 @@ def hash_sources(images: list[OciImage], context: Context, tree: Path) -> dict[s
 def seal_databases(context: Context, work: Path) -> None:
     """Rewrite containerd's databases so that two builds give the same bytes (components/containerd/sealdb)."""
     for name in DATABASES:
-        argv = ["/input/sealdb", f"/work/state/{name}", f"/work/state/{name}.sealed", str(context.epoch)]
+        argv = ["/input/sealdb", f"/build/state/{name}", f"/build/state/{name}.sealed", str(context.epoch)]
         folders = {context.folder("components-containerd"): "/input"}
-        context.in_tools("containers", argv, binds={work: "/work"}, read_only=folders)
+        context.in_tools("containers", argv, binds={work: "/build"}, read_only=folders)
         (work / "state" / f"{name}.sealed").replace(work / "state" / name)
 
 

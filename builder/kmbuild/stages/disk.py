@@ -140,12 +140,12 @@ def repart(context: Context, work: Path, seed: uuid.UUID, image: str, options: l
         "--offline=yes",
         "--dry-run=no",
         f"--seed={seed}",
-        "--definitions=/work/repart.d",
-        "--root=/work/stage",
+        "--definitions=/build/repart.d",
+        "--root=/build/stage",
         "--json=short",
         "--no-pager",
     ]
-    output = context.in_tools("disk", ["systemd-repart", *fixed, *options, f"/work/{image}"], binds={work: "/work"})
+    output = context.in_tools("disk", ["systemd-repart", *fixed, *options, f"/build/{image}"], binds={work: "/build"})
     lines = [line for line in output.splitlines() if line.startswith("[")]
     if not lines:
         raise UserError(f"disk: systemd-repart reported nothing\n  log: {context.log('disk')}")
@@ -159,9 +159,9 @@ def make_uki(context: Context, work: Path, name: str, roothash: str) -> None:
     version = context.config.image_version
     release = f'ID=kubermesh\nNAME=Kubermesh\nVERSION_ID={version}\nPRETTY_NAME="Kubermesh {version}"\n'
     argv = ["ukify", "build", "--linux=/input/tree/vmlinuz", "--initrd=/input/initrd/initrd", f"--cmdline={arguments}"]
-    argv += [f"--os-release={release}", f"--uname={kernel}", f"--output=/work/{name}"]
+    argv += [f"--os-release={release}", f"--uname={kernel}", f"--output=/build/{name}"]
     folders = {context.folder("tree"): "/input/tree", context.folder("initrd"): "/input/initrd"}
-    context.in_tools("disk", argv, binds={work: "/work"}, read_only=folders)
+    context.in_tools("disk", argv, binds={work: "/build"}, read_only=folders)
 
 
 def fill_esp(context: Context, esp: Path, uki: Path) -> None:

@@ -53,10 +53,10 @@ def make(context: Context, work: Path) -> None:
         "/input",
         "/",
         "--tmpdir",
-        "/work",
-        "/work/initrd",
+        "/build",
+        "/build/initrd",
     ]
-    context.in_tools("initrd", argv, binds={work: "/work"}, read_only={overlay: "/input", modules: "/usr/lib/modules"})
+    context.in_tools("initrd", argv, binds={work: "/build"}, read_only={overlay: "/input", modules: "/usr/lib/modules"})
     if not (work / "initrd").exists():
         raise UserError(f"initrd: dracut made no file\n  log: {context.log('initrd')}")
     (work / "initrd").chmod(0o644)

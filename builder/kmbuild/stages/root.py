@@ -62,7 +62,7 @@ def pack(context: Context, stage: str, work: Path, image: str, tar: str, *, appe
     fixed = [f"-T{context.epoch}", "-U", str(uuid.uuid5(NAMESPACE, context.ids["root"])), "--quiet"]
     mode = ["--incremental=data"] if append else []
     argv = ["mkfs.erofs", "--tar=f", *mode, *COMPRESSION[context.config.compression], *fixed]
-    context.in_tools(stage, [*argv, f"/work/{image}", f"/work/{tar}"], binds={work: "/work"})
+    context.in_tools(stage, [*argv, f"/build/{image}", f"/build/{tar}"], binds={work: "/build"})
 
 
 NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "containers")

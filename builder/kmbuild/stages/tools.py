@@ -7,7 +7,7 @@ from kmbuild import archive, sandbox
 from kmbuild.stage import Context, Inputs, Stage
 
 # Places that later commands bind something to; the tree is read-only for them.
-MOUNT_POINTS = ("work", "input", "cache", "usr/lib/modules")
+MOUNT_POINTS = ("build", "input", "cache", "usr/lib/modules")
 
 
 def inputs(context: Context) -> Inputs:
