@@ -1,6 +1,5 @@
 """Two builds of one lock, shared by all tests of the folder: `built` with the machine's own cache, `rebuilt` without."""
 
-import os
 from pathlib import Path
 
 import builds
@@ -11,15 +10,6 @@ from kmbuild.config import Config
 
 NOWHERE = "file:///nonexistent/debian"
 FAR_AWAY = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.build)
-            if os.geteuid() != 0:
-                item.add_marker(pytest.mark.skip(reason="builds need root"))
 
 
 @pytest.fixture(scope="session")

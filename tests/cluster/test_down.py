@@ -11,8 +11,6 @@ from machines import IMAGE, KMBUILD, kmbuild
 
 from kmcluster import cgroups, state
 
-pytestmark = pytest.mark.cluster
-
 
 def network_namespaces() -> set[str]:
     found = set()

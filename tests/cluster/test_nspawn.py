@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from machines import WEB, Node, fetch, wait_for
 
-pytestmark = pytest.mark.cluster
-
 FIND = """
 import os, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):

@@ -1,11 +1,8 @@
 """One node of the disk image under OVMF: what a container cannot show."""
 
-import pytest
 from machines import WEB, Node, wait_for
 
 from kmcluster.console import find_faults
-
-pytestmark = pytest.mark.cluster
 
 GIB = 1 << 30
 

@@ -16,15 +16,6 @@ from kmplan.run import run
 IMAGE = Path(os.environ.get("KUBERMESH_IMAGE", "out")).resolve()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.image)
-            if os.geteuid() != 0:
-                item.add_marker(pytest.mark.skip(reason="an extracted root needs root"))
-
-
 @pytest.fixture(scope="session")
 def image() -> Path:
     """The output folder of `kmbuild image`."""
