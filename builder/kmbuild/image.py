@@ -24,7 +24,7 @@ from kmbuild.stage import Context
 from kmbuild.stages import ALL
 from kmplan.errors import UserError
 
-HOST_TOOLS = ("apt-get", "bwrap", "dpkg-deb", "mmdebstrap", "rsync", "setpriv", "unshare")
+HOST_TOOLS = ("apt-get", "bwrap", "dpkg-deb", "mmdebstrap", "setpriv", "unshare")
 
 
 @click.command()
