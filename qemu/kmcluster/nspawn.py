@@ -103,7 +103,9 @@ class NspawnDriver:
             argv = [sys.executable, "-P", "-m", "kmcluster.forward", str(listener.fileno()), str(API_PORT), "::1"]
             log = self.cluster.machine_folder(machine) / "forward.log"
             note = self.noter(machine, "forward")
-            return start(Spec(argv=argv, new_network=True), log, note, pass_fds=[listener.fileno()])
+            holder = start(Spec(argv=argv, new_network=True), log, note, pass_fds=[listener.fileno()])
+        process.wait_own_network(holder, 60)
+        return holder
 
     def noter(self, machine: Machine, role: str) -> Any:
         """A function that writes a started process into the state file."""

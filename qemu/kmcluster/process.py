@@ -108,6 +108,23 @@ def end(process: Process, grace_s: float = 0.0) -> None:
         raise UserError(f"process {process.pid} does not end, even killed", "see its state in /proc")
 
 
+def wait_own_network(started: Process, deadline_s: float) -> None:
+    """Wait until a process has left this one's network namespace.
+
+    Whoever joins its namespace earlier would be in the host's, and change the host's addresses and routes.
+    """
+    deadline = time.monotonic() + deadline_s
+    own = Path("/proc/self/ns/net").readlink()
+    while time.monotonic() < deadline and is_running(started):
+        try:
+            if Path(f"/proc/{started.pid}/ns/net").readlink() != own:
+                return
+        except FileNotFoundError:
+            break
+        time.sleep(0.01)
+    raise UserError(f"process {started.pid} made no network namespace of its own", "see forward.log of the machine")
+
+
 def first_child(parent: int, deadline_s: float) -> Process | None:
     """The child of `parent` that is process 1 of its own PID namespace, or None if there is none in time."""
     deadline = time.monotonic() + deadline_s

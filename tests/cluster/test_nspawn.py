@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from machines import WEB, Node, fetch, wait_for
 
+from kmplan import run
+
 FIND = """
 import os, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -35,6 +37,15 @@ def write_mark(node: Node, name: str) -> None:
 
 def read_mark(node: Node, name: str) -> str:
     return node.kubectl("get", "configmap", name, "-o", "jsonpath={.data.kept}")
+
+
+def test_a_machine_has_a_network_of_its_own(nspawn_node: Node) -> None:
+    init = nspawn_node.machine.processes["init"].pid
+    assert Path(f"/proc/{init}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    addresses = nspawn_node.status()["node"]["addresses"]
+    host = run.run(["cat", "/proc/net/if_inet6", "/proc/net/fib_trie"]).stdout
+    assert not [address for address in addresses if address in host]
+    assert nspawn_node.machine.name != Path("/proc/sys/kernel/hostname").read_text().strip()
 
 
 def test_a_node_comes_up_in_order(nspawn_node: Node) -> None:

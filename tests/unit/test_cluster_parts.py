@@ -14,7 +14,8 @@ import pytest
 import yaml
 from test_cluster_state import make_cluster
 
-from kmcluster import access, cgroups, channel, console, forward, qmp, testimage, tuning, waiting
+from kmcluster import access, cgroups, channel, console, forward, process, qmp, starter, testimage, tuning, waiting
+from kmcluster.launch import Spec
 from kmcluster.state import Machine
 from kmcluster.topology import Node, Role
 from kmplan.errors import UserError
@@ -213,3 +214,12 @@ def test_faults_on_a_console_are_found(tmp_path: Path, line: str) -> None:
 def test_a_quiet_console_has_no_faults(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_text("[  OK  ] Started kubelet.service.\npanic=10 rd.shell=0\n")
     assert console.find_faults(console.read_lines(tmp_path / "console.log")) == []
+
+
+def test_a_process_that_stays_in_the_host_network_is_not_taken_for_a_machine_holder(tmp_path: Path) -> None:
+    started = starter.start(Spec(argv=["sleep", "30"]), tmp_path / "log", lambda _: None)
+    try:
+        with pytest.raises(UserError, match="no network namespace of its own"):
+            process.wait_own_network(started, 0.3)
+    finally:
+        process.end(started)
