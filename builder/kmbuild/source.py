@@ -14,12 +14,11 @@ IGNORED = {"__pycache__", ".mypy_cache", ".ruff_cache"}
 
 
 def folder(name: str) -> Path:
-    """Path of elements, overlays or components: in an installed wheel, else in the checkout."""
-    here = Path(__file__).resolve().parent
-    for place in (here / "share" / name, here.parent.parent / name):
-        if place.is_dir():
-            return place
-    raise UserError(f"{name}/: not found beside kmbuild", "run kmbuild from a checkout or reinstall it")
+    """Path of elements, overlays or components in the checkout that kmbuild runs from."""
+    place = Path(__file__).resolve().parents[2] / name
+    if not place.is_dir():
+        raise UserError(f"{place}: not found", "kmbuild runs from a checkout: install it there with `make setup`")
+    return place
 
 
 def agent_packages() -> list[Path]:
