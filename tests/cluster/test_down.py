@@ -39,13 +39,14 @@ def traces(name: str) -> list[str]:
 
 @pytest.mark.usefixtures("nspawn_node")
 def test_down_leaves_nothing_and_disturbs_no_other_cluster() -> None:
-    before = network_namespaces()
     done = kmbuild("cluster", "up", "one", "--name", "gone", "--image", IMAGE)
     assert done.returncode == 0, done.stderr
     assert traces("gone")
+    network = str(Path(f"/proc/{state.load('gone').machines[0].processes['init'].pid}/ns/net").readlink())
+    assert network in network_namespaces()
     assert kmbuild("cluster", "down", "gone").returncode == 0
     assert traces("gone") == []
-    assert network_namespaces() <= before
+    assert network not in network_namespaces()
     assert kmbuild("cluster", "down", "gone").returncode == 0
     assert kmbuild("cluster", "status", "test-nspawn").stdout.count("ready") == 1
 
