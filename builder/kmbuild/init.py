@@ -111,7 +111,8 @@ def kubeconfig(cluster: ClusterFile, authority: str, admin: pki.Pair) -> str:
     """Return the admin's kubeconfig: any healthy control-plane node answers at the anycast address."""
     server = f"https://[{cluster.plan.api}]:{API_PORT}"
     user = {"client-certificate-data": _base64(admin.certificate), "client-key-data": _base64(admin.key)}
-    return yaml.safe_dump(
+    # JSON is YAML too, and kubectl takes an unquoted name such as `y` for a bool.
+    return json.dumps(
         {
             "apiVersion": "v1",
             "kind": "Config",
@@ -125,7 +126,7 @@ def kubeconfig(cluster: ClusterFile, authority: str, admin: pki.Pair) -> str:
             "contexts": [{"name": cluster.name, "context": {"cluster": cluster.name, "user": f"{cluster.name}-admin"}}],
             "current-context": cluster.name,
         },
-        sort_keys=False,
+        indent=1,
     )
 
 

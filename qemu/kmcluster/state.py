@@ -95,7 +95,7 @@ def load(name: str) -> Cluster:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Cluster, dec_hook=decode)
     except (msgspec.MsgspecError, OSError) as error:
-        raise UserError(f"{path}: {error}", f"`kmbuild cluster down {name}` removes what is left of it") from error
+        raise UserError(f"{path}: {error}", f"end what still runs of it by hand, then remove {path.parent}") from error
 
 
 def decode(kind: type, value: object) -> object:
