@@ -47,4 +47,4 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.host
 	@touch $@
 
 clean: ## Remove ./out and the virtual environment; the build cache stays (`kmbuild cache clean`).
-	rm -rf out $(VENV)
+	$(SUDO) rm -rf out $(VENV)

@@ -70,9 +70,12 @@ def extract_modules(tree: Path, target: Path) -> str:
     target.mkdir()
     with tarball.open_piece(tree) as tar:
         for member in tar:
-            if member.name.startswith(prefix) and (member.isreg() or member.isdir()):
-                member.name = member.name.removeprefix(prefix)
-                tar.extract(member, target, filter="data")
+            content = tar.extractfile(member) if member.isreg() and member.name.startswith(prefix) else None
+            if content is not None:
+                path = target / member.name.removeprefix(prefix)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(content, file)
     versions = sorted(path.name for path in target.iterdir())
     if len(versions) != 1:
         raise UserError(f"initrd: expected modules of one kernel, found {', '.join(versions) or 'none'}")
