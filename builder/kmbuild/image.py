@@ -40,6 +40,7 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
     What is in the cache is not made again. Without a lock, today's package versions are resolved and written to
     kubermesh.lock first. Needs root.
     """
+    require_root("kmbuild image")
     start = time.monotonic()
     os.umask(0o022)  # modes of files that a stage makes reach the image
     config, place = configuration.load(config_path)
@@ -75,8 +76,7 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
 
 
 def check_host(cache_path: Path) -> None:
-    """Refuse in one line what cannot work: not root, another processor, a space in a path, a missing tool."""
-    require_root("kmbuild image")
+    """Refuse in one line what cannot work: another processor, a space in a path, a missing tool."""
     if platform.machine() != "x86_64":
         raise UserError(
             f"this machine is {platform.machine()}; images are built on and for x86_64", "use another machine"

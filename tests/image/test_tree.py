@@ -79,8 +79,8 @@ def test_programs_run_and_are_of_the_expected_version(
 
 
 def test_crun_runs(root: Path) -> None:
-    # crun starts itself again through /proc/self/exe, which a bare chroot lacks.
-    script = 'mount --bind /proc "$1/proc" && exec chroot "$1" crun --version'
+    # crun starts itself again through /proc/self/exe, which a bare chroot lacks, and makes a folder in /run.
+    script = 'mount --bind /proc "$1/proc" && mount -t tmpfs tmpfs "$1/run" && exec chroot "$1" crun --version'
     done = run(["unshare", "--mount", "sh", "-c", script, "sh", root])
     assert done.stdout.startswith("crun version 1.")
 
