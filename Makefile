@@ -30,6 +30,7 @@ format: $(VENV)/.installed ## Format the code.
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: setup ## Measure what docs/benchmarks.md publishes (needs root).
+	@command -v debootstrap >/dev/null || $(SUDO) apt-get install -qq debootstrap
 	$(SUDO) $(BIN)/python -m tests.bench
 
 setup: $(VENV)/.host $(VENV)/.installed ## Install what the project needs on this machine.
