@@ -213,6 +213,9 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="also compile all components with empty caches")
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
+    unknown = sorted(set(options.names) - set(MEASUREMENTS))
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: not measured here; there are: {', '.join(MEASUREMENTS)}")
     chosen = options.names or list(MEASUREMENTS)
     rows: list[Row] = []
     for name in chosen:
