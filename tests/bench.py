@@ -106,7 +106,6 @@ def debian_minimal(folder: Path) -> float:
         **sandbox.ENVIRONMENT,
         "PATH": f"{folder / 'shims'}:{Path(sys.executable).parent}:{sandbox.ENVIRONMENT['PATH']}",
         "HOME": str(folder),
-        "TMPDIR": str(folder),
         "TMP_DIR": str(folder),
         "DIB_NO_TMPFS": "1",
         "DIB_RELEASE": config.debian.suite,

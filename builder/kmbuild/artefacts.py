@@ -57,19 +57,21 @@ def as_json(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest)) + b"\n"
 
 
-def publish(entry: Path, output: Path, names: Mapping[str, str]) -> None:
+def publish(entry: Path, output: Path, names: Mapping[str, str], *, verify: bool) -> None:
     """Copy a finished image out of the cache; what is there already with the same size and time is left alone.
 
-    SHA256SUMS goes first and comes last: where it is, the rest is whole.
+    SHA256SUMS goes first and comes last: where it is, the rest is whole. With `verify` the copies are hashed: an image that
+    has just been made was hashed then.
     """
     changed = [name for name in names.values() if not is_same(entry / name, output / name)]
     sums = names["sums"]
+    digests = sums_of(entry / sums) if verify and changed else {}
     try:
         output.mkdir(parents=True, exist_ok=True)
         if changed:
             (output / sums).unlink(missing_ok=True)
         for name in [name for name in changed if name != sums] + ([sums] if changed else []):
-            replace_file(entry / name, output / name, sums_of(entry / sums).get(name))
+            replace_file(entry / name, output / name, digests.get(name))
     except OSError as error:
         raise UserError(f"{output}: {error.strerror}", "set output in kubermesh.yaml to a folder with room") from error
 

@@ -58,7 +58,7 @@ def image(config_path: Path | None, until: str, verbose: bool, as_json: bool) ->
         click.echo(str(entry))
         return
     names = file_names(config.image_version)
-    publish(entry, config.output_path, names)
+    publish(entry, config.output_path, names, verify="disk" not in progress.seconds)
     seconds = time.monotonic() - start
     if as_json:
         result = {

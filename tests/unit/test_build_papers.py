@@ -166,7 +166,7 @@ def finished(tmp_path: Path) -> Path:
 
 def test_publishing_copies_everything_and_holes_stay_holes(finished: Path, tmp_path: Path) -> None:
     names, out = artefacts.file_names("1"), tmp_path / "new/out"
-    artefacts.publish(finished, out, names)
+    artefacts.publish(finished, out, names, verify=True)
     assert sorted(path.name for path in out.iterdir()) == sorted(names.values())
     assert all((out / name).read_bytes() == (finished / name).read_bytes() for name in names.values())
     assert (out / names["raw"]).stat().st_blocks * 512 < 1 << 20
@@ -174,20 +174,20 @@ def test_publishing_copies_everything_and_holes_stay_holes(finished: Path, tmp_p
 
 def test_publishing_again_leaves_every_file_alone(finished: Path, tmp_path: Path) -> None:
     names, out = artefacts.file_names("1"), tmp_path / "out"
-    artefacts.publish(finished, out, names)
+    artefacts.publish(finished, out, names, verify=True)
     before = {path.name: path.stat().st_ino for path in out.iterdir()}
-    artefacts.publish(finished, out, names)
+    artefacts.publish(finished, out, names, verify=True)
     assert {path.name: path.stat().st_ino for path in out.iterdir()} == before
 
 
 def test_a_copy_that_fails_leaves_neither_sums_nor_half_a_file(finished: Path, tmp_path: Path) -> None:
     names, out = artefacts.file_names("1"), tmp_path / "out"
-    artefacts.publish(finished, out, names)
+    artefacts.publish(finished, out, names, verify=True)
     for name in names.values():
         os.utime(finished / name, (5, 5))
     (finished / names["verity"]).unlink()
     with pytest.raises(UserError, match=r"No such file or directory; set output in kubermesh\.yaml"):
-        artefacts.publish(finished, out, names)
+        artefacts.publish(finished, out, names, verify=True)
     assert not (out / "SHA256SUMS").exists()
     assert list(out.glob(".*")) == []
 
