@@ -13,7 +13,6 @@ from kmplan.errors import UserError
 from kmplan.run import kill_children
 
 AT_ONCE = 2
-SHOWN_CHANGES = 6
 
 
 def run_stages(stages: tuple[Stage, ...], goal: str, context: Context, progress: Progress) -> Path:
