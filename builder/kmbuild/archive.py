@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ from kmplan.run import run
 HELPER = Path("/usr/lib/apt/apt-helper")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 BATCH = 40
+_FETCHING = threading.Lock()
 
 # Read last (APT_CONFIG, apt.conf(5)): the user's proxies stay, the host's package state and hooks do not.
 APT_CONFIG = """\
@@ -153,7 +155,12 @@ def deb_path(store: Path, package: Package) -> Path:
 def fetch(store: Path, packages: Iterable[Package], archives: Archives, progress: object = None) -> None:
     """Fetch what is missing of a lock into the cache; apt checks each hash before a file gets its name."""
     store.mkdir(parents=True, exist_ok=True)
-    wanted = [package for package in packages if not _is_there(store, package)]
+    # Stages that are made side by side need some of the same packages: each is fetched once.
+    with _FETCHING:
+        _fetch_missing(store, [package for package in packages if not _is_there(store, package)], archives, progress)
+
+
+def _fetch_missing(store: Path, wanted: list[Package], archives: Archives, progress: object) -> None:
     for start in range(0, len(wanted), BATCH):
         batch = wanted[start : start + BATCH]
         if callable(progress):
