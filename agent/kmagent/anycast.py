@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from kmagent import network
-from kmagent.http import Client
+from kmagent.http import Client, Tls
 from kmagent.paths import Paths
 from kmagent.state import State
 from kmplan.errors import UserError
@@ -42,7 +42,7 @@ async def run(state: State, paths: Paths) -> None:
     """Check the local API server and keep the conditions `api` and `announced`, and the address, accordingly."""
     facts = state.facts
     assert facts is not None  # noqa: S101 - configured
-    client = Client("::1", 6443, folder=paths.pki / "agent", timeout_s=5 * facts.probe_scale)
+    client = Client("::1", 6443, tls=Tls(paths.pki / "agent/cluster-ca.crt"), timeout_s=5 * facts.probe_scale)
     # An agent that was killed left the address where it was: there it stays unless the checks say otherwise.
     health = Health(announced=await network.has_address(facts.api))
     if not health.announced:

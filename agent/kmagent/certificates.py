@@ -18,7 +18,7 @@ from kmplan.pki import Pair, Subject
 
 log = logging.getLogger(__name__)
 
-LEAF_DAYS = 90
+JOIN_NAME = "join.kubermesh"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -56,7 +56,8 @@ def leaves(facts: Facts, kubernetes: tuple[str, str]) -> list[Leaf]:
     own_names = (facts.name, *LOOPBACK, *facts.addresses)
     both: tuple[pki.Usage, ...] = ("server", "client")
     return [
-        Leaf("etcd", "server", "etcd-ca", Subject(facts.name, usages=("server",), names=own_names)),
+        # As a client too: etcd's JSON gateway presents it to etcd itself.
+        Leaf("etcd", "server", "etcd-ca", Subject(facts.name, usages=both, names=own_names)),
         Leaf("etcd", "peer", "etcd-ca", Subject(facts.name, usages=both, names=own_names)),
         Leaf("kube-apiserver", "etcd-client", "etcd-ca", Subject("kube-apiserver")),
         _server("kube-apiserver", server_names),
@@ -67,14 +68,15 @@ def leaves(facts: Facts, kubernetes: tuple[str, str]) -> list[Leaf]:
         _client("kube-scheduler", Subject("system:kube-scheduler")),
         _server("kube-scheduler", LOOPBACK),
         _client("kubelet", Subject(f"system:node:{facts.name}", ("system:nodes",))),
-        Leaf(
-            "kubelet",
-            "server",
-            "cluster-ca",
-            Subject(f"system:node:{facts.name}", ("system:nodes",), ("server",), (facts.name, *facts.addresses)),
-        ),
         # The first thing the agent does is to give the admins their rights: only this group may, in an empty cluster.
         _client("agent", Subject(f"kubermesh:agent:{facts.name}", ("system:masters",))),
+        Leaf("agent", "etcd-client", "etcd-ca", Subject(f"kubermesh:agent:{facts.name}")),
+        Leaf(
+            "agent",
+            "join",
+            "node-ca",
+            Subject(JOIN_NAME, usages=("server",), names=(JOIN_NAME, facts.join, facts.address)),
+        ),
     ]
 
 
@@ -91,18 +93,33 @@ COPIES = (
     Copy("kube-scheduler", "cluster-ca.crt"),
     Copy("kubelet", "cluster-ca.crt"),
     Copy("agent", "cluster-ca.crt"),
+    Copy("agent", "etcd-ca.crt"),
+    Copy("agent", "node-ca.crt"),
 )
 
 
-def issue_all(paths: Paths, wanted: list[Leaf], now: datetime.datetime) -> datetime.datetime:
-    """Bring all certificates up to date; returns when the next one is due."""
+def issue_all(paths: Paths, wanted: list[Leaf], now: datetime.datetime, days: float) -> datetime.datetime:
+    """Bring all certificates up to date, each valid for `days`; returns when the next one is due."""
     for component, uid in UIDS.items():
         make_folder(paths.pki / component, uid)
     for copy in COPIES:
         content = identity.read_secret(paths, f"pki/{copy.source}")
         write_if_changed(paths.pki / copy.component / copy.source, content, 0o400, UIDS[copy.component])
     authorities = {name: identity.read_authority(paths, name) for name in sorted({leaf.authority for leaf in wanted})}
-    return min(_keep_current(paths, leaf, authorities[leaf.authority], now) for leaf in wanted)
+    return min(_keep_current(paths, leaf, authorities[leaf.authority], now, days) for leaf in wanted)
+
+
+def lay_out_worker(paths: Paths, now: datetime.datetime) -> float:
+    """Lay out what a worker was given for its kubelet; returns seconds until the certificate is due (0 without one)."""
+    make_folder(paths.pki / "kubelet", 0)
+    content = identity.read_secret(paths, "pki/cluster-ca.crt")
+    write_if_changed(paths.pki / "kubelet/cluster-ca.crt", content, 0o400)
+    kept = paths.state / "kubelet/client.crt"
+    if not kept.exists():
+        return 0.0
+    for path in (kept.with_suffix(".key"), kept):
+        write_if_changed(paths.pki / "kubelet" / path.name, path.read_text(), 0o400)
+    return (_due("kubelet/client", kept) - now).total_seconds()
 
 
 def make_folder(path: Path, uid: int) -> None:
@@ -119,6 +136,11 @@ def renewal_time(name: str, start: datetime.datetime, end: datetime.datetime) ->
     return end - (end - start) * (1 / 3 + jitter)
 
 
+def is_due(name: str, certificate: Path, now: datetime.datetime) -> bool:
+    """Tell whether a certificate is to be renewed."""
+    return now >= _due(name, certificate)
+
+
 def _server(component: str, names: tuple[str, ...]) -> Leaf:
     return Leaf(component, "server", "cluster-ca", Subject(component, usages=("server",), names=names))
 
@@ -127,25 +149,27 @@ def _client(component: str, subject: Subject) -> Leaf:
     return Leaf(component, "client", "cluster-ca", subject)
 
 
-def _keep_current(paths: Paths, leaf: Leaf, authority: Pair, now: datetime.datetime) -> datetime.datetime:
-    folder = paths.pki / leaf.component
+def _keep_current(paths: Paths, leaf: Leaf, authority: Pair, now: datetime.datetime, days: float) -> datetime.datetime:
+    folder, name = paths.pki / leaf.component, f"{leaf.component}/{leaf.name}"
     certificate = folder / f"{leaf.name}.crt"
     stamp = folder / f".{leaf.name}.made-for"
-    digest = hashlib.sha256(f"{leaf}{authority.certificate}".encode()).hexdigest()
-    if not (stamp.exists() and stamp.read_text() == digest and now < _due(leaf, certificate)):
-        _issue(leaf, authority, now, certificate, stamp, digest)
-    return _due(leaf, certificate)
+    digest = hashlib.sha256(f"{leaf}{authority.certificate}{days}".encode()).hexdigest()
+    if not (stamp.exists() and stamp.read_text() == digest and now < _due(name, certificate)):
+        _issue(leaf, authority, now, days, certificate, stamp, digest)
+    return _due(name, certificate)
 
 
-def _due(leaf: Leaf, certificate: Path) -> datetime.datetime:
+def _due(name: str, certificate: Path) -> datetime.datetime:
     start, end = pki.validity(certificate.read_text())
-    return renewal_time(f"{leaf.component}/{leaf.name}", start, end)
+    return renewal_time(name, start + pki.SKEW, end)
 
 
-def _issue(leaf: Leaf, authority: Pair, now: datetime.datetime, certificate: Path, stamp: Path, digest: str) -> None:
+def _issue(
+    leaf: Leaf, authority: Pair, now: datetime.datetime, days: float, certificate: Path, stamp: Path, digest: str
+) -> None:
     # The stamp is away while key and certificate do not match: a crash in between means that both are made again.
     stamp.unlink(missing_ok=True)
-    pair = pki.issue(authority, leaf.subject, LEAF_DAYS, now)
+    pair = pki.issue(authority, leaf.subject, days, now)
     uid = UIDS[leaf.component]
     write(certificate.with_suffix(".key"), pair.key, 0o400, uid)
     write(certificate, pair.certificate, 0o400, uid)

@@ -20,7 +20,14 @@ def block(state: State) -> str:
             f"addresses  {', '.join(facts.addresses)}",
         ]
         lines.append(f"API        https://[{facts.api}]:6443" + (f"   ssh root@{facts.address}" if facts.ssh else ""))
+    if state.asking.get("fingerprint"):
+        lines.append(f"key        {grouped(state.asking['fingerprint'][:32])}   (compare it before you approve)")
     return "\r\n" + "".join(f"  {line}\r\n" for line in lines) + "\r\n"
+
+
+def grouped(fingerprint: str) -> str:
+    """Return hex in groups of four, as `kmbuild nodes list` shows it."""
+    return " ".join(fingerprint[at : at + 4] for at in range(0, len(fingerprint), 4))
 
 
 class Console:

@@ -37,10 +37,13 @@ def place(paths: Paths, etcd: bool, api: bool) -> list[str]:
 
 
 async def run(state: State, paths: Paths) -> None:
-    """Place manifests whenever something came up or was rendered again."""
+    """Place manifests whenever something came up or was rendered again. A standby has an etcd, and no API server of its own."""
+    assert state.facts is not None  # noqa: S101 - configured
+    votes = state.facts.role == "voter"
     while True:
         changed = state.change()
-        placed = await asyncio.to_thread(place, paths, state.conditions["etcd"], state.conditions["api"])
+        etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))
+        placed = await asyncio.to_thread(place, paths, etcd, api)
         if placed:
             log.info("kubelet was given %s", ", ".join(placed))
         await changed.wait()

@@ -5,13 +5,37 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Coroutine
 from typing import Any
 
-from kmagent import addons, anycast, console, containerd_seed, control_plane, facts, network, node, notify, ssh, status
-from kmagent.http import Client
+from kmagent import (
+    addons,
+    anycast,
+    console,
+    containerd_seed,
+    control_plane,
+    facts,
+    join_api,
+    joining,
+    network,
+    node,
+    notify,
+    registry,
+    ssh,
+    status,
+)
+from kmagent.authority import Authority
+from kmagent.etcd import PORT, Etcd
+from kmagent.facts import Facts
+from kmagent.follow import Follower, RestartError
+from kmagent.http import Client, Tls
+from kmagent.lead import Leader
+from kmagent.ledger import Ledger
+from kmagent.mesh import Mesh, Self
 from kmagent.paths import Paths
-from kmagent.state import State, earlier_events, write_status
+from kmagent.relay import Relay
+from kmagent.state import State, earlier_events, keep_written, write_status
 from kmplan.errors import UserError
 from kmplan.run import CommandError, run_async
 
@@ -43,6 +67,7 @@ async def _main(paths: Paths) -> int:
     notify.send("STOPPING=1")
     if state.facts and stop.is_set():
         await anycast.withdraw(state.facts.api)
+        await anycast.withdraw(state.facts.join)
     server.close()
     stopping.cancel()
     if work.done():
@@ -52,20 +77,30 @@ async def _main(paths: Paths) -> int:
 
 
 async def _work(state: State, paths: Paths) -> int:
-    """Set up and run all parts; ends only when one of them breaks."""
-    async with asyncio.TaskGroup() as group:
-        group.create_task(notify.keep_alive())
-        renew_in_s = await _set_up_at_last(state, paths)
-        for part in _parts(state, paths, renew_in_s):
-            group.create_task(part)
-    return 1
+    """Set up and run all parts; ends only when one of them breaks, or this node becomes something else."""
+    beat = asyncio.create_task(notify.keep_alive())
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(keep_written(paths.status, state))
+            renew_in_s = await _set_up_at_last(state, paths)
+            for part in _parts(state, paths, renew_in_s):
+                group.create_task(part)
+    except* RestartError:
+        log.info("starting anew")
+    finally:
+        beat.cancel()
+    return 0
 
 
 async def _set_up_at_last(state: State, paths: Paths) -> float:
-    """Set up; a failure is shown, and what systemd started without configuration is started once there is one."""
+    """Set up, asking to be admitted first where that is due; a failure is shown and tried again."""
     while True:
         try:
-            renew_in_s = await _set_up(state, paths)
+            prepared = await _prepare()
+            if "join" in prepared:
+                await joining.run(state, paths, prepared)
+                continue
+            await _set_up(state, paths)
         except UserError as error:
             if str(error) != state.failure:
                 log.error("%s", error)
@@ -73,18 +108,17 @@ async def _set_up_at_last(state: State, paths: Paths) -> float:
             notify.send("READY=1\nSTATUS=" + str(error).partition("\n")[0])
             await asyncio.sleep(SET_UP_AGAIN_S)
             continue
-        late = bool(state.failure)
         state.fail("")
         notify.send("READY=1\nSTATUS=set up")
-        if late:
-            await run_async(["systemctl", "start", "--no-block", "containerd.service", "kubelet.service"], check=False)
-        return renew_in_s
+        await run_async(["systemctl", "start", "--no-block", "containerd.service"], check=False)
+        if state.facts and state.facts.controls:
+            await node.start_kubelet(paths)
+        return float(prepared["renew_in_s"])
 
 
-async def _set_up(state: State, paths: Paths) -> float:
-    """Make the node's files, its containers' images and its network; returns when to look at the files again."""
+async def _set_up(state: State, paths: Paths) -> None:
+    """Give containerd its images and the node its name, addresses and routes."""
     seeding = asyncio.create_task(asyncio.to_thread(containerd_seed.install, paths.containerd_seed, paths.containerd))
-    renew_in_s = await _prepare()
     state.facts = facts.load(paths.facts)
     await network.set_up(state.facts)
     if await seeding:
@@ -92,29 +126,65 @@ async def _set_up(state: State, paths: Paths) -> float:
     state.set("configured", True)
     if state.facts.ssh:
         await ssh.start()
-    return renew_in_s
 
 
 def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any, Any, None]]:
     assert state.facts is not None  # noqa: S101 - set up
-    scale = state.facts.probe_scale
-    client = Client("::1", 6443, folder=paths.pki / "agent", authenticate=True, timeout_s=30 * scale)
+    me = state.facts
+    mesh = Mesh(state, paths, _self(paths, me), me.ignored_ports, me)
+    follower = Follower(state, paths, mesh, me)
+    parts = [mesh.run(), follower.run(), _relay(mesh, me), _prepare_again(state, paths, renew_in_s)]
+    if me.controls:
+        parts += [control_plane.watch_etcd(state, me.probe_scale), control_plane.run(state, paths)]
+    if me.role != "voter":
+        tls = Tls(paths.pki / "kubelet/cluster-ca.crt", paths.pki / "kubelet/client.crt")
+        client = Client(me.api, 6443, tls=tls, timeout_s=10 * me.probe_scale)
+        return [*parts, node.run(state, client), node.reach_api(state, paths, client)]
+    folder = paths.pki / "agent"
+    client = Client(
+        "::1", 6443, tls=Tls(folder / "cluster-ca.crt", folder / "client.crt"), timeout_s=30 * me.probe_scale
+    )
+    etcd = Etcd(
+        Client("::1", PORT, tls=Tls(folder / "etcd-ca.crt", folder / "etcd-client.crt"), timeout_s=10 * me.probe_scale)
+    )
+    ledger = Ledger(etcd, Authority(me.probe_scale), follower.take)
     return [
-        control_plane.watch_etcd(state, scale),
-        control_plane.run(state, paths),
+        *parts,
         anycast.run(state, paths),
         addons.run(state, paths, client),
         node.run(state, client),
         node.hurry_kubelet(state, paths),
-        _prepare_again(state, paths, renew_in_s),
+        join_api.run(state, paths, ledger),
+        Leader(state, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]
+
+
+def _self(paths: Paths, me: Facts) -> Self:
+    keys = {int(generation): key for generation, key in json.loads(paths.mesh_keys.read_text()).items()}
+    known = registry.load(paths.registry) or registry.Registry(me.cluster)
+    return Self(me.cluster, me.number, me.name, keys, known.serial, known.numbers)
+
+
+def _first_registry(me: Facts) -> registry.Registry:
+    """The registry of a cluster that has only this node."""
+    first = registry.Node(me.number, me.name, "voter", me.fingerprint, me.certificate, me.uuid, float(int(time.time())))
+    return registry.Registry(me.cluster).put(first)
+
+
+async def _relay(mesh: Mesh, me: Facts) -> None:
+    def is_port(index: int) -> bool:
+        return any(port.index == index and name not in mesh.gateways for name, port in mesh.ports.items())
+
+    server = await Relay(me.join, me.address, is_port).serve()
+    async with server:
+        await server.serve_forever()
 
 
 async def _prepare_again(state: State, paths: Paths, renew_in_s: float) -> None:
     while True:
         await asyncio.sleep(max(60.0, min(renew_in_s, PREPARE_AGAIN_S)))
         try:
-            renew_in_s = await _prepare()
+            renew_in_s = float((await _prepare())["renew_in_s"])
         except UserError as error:
             log.error("%s", error)
             renew_in_s = 0.0
@@ -122,7 +192,7 @@ async def _prepare_again(state: State, paths: Paths, renew_in_s: float) -> None:
             state.notify()
 
 
-async def _prepare() -> float:
+async def _prepare() -> dict[str, Any]:
     try:
         _, output = await run_async([sys.executable, "-I", "-m", "kmagent", "prepare"])
     except CommandError as error:
@@ -130,7 +200,8 @@ async def _prepare() -> float:
     *said, result = output.strip().splitlines()
     for line in said:
         log.info("%s", line)
-    return float(json.loads(result)["renew_in_s"])
+    answer: dict[str, Any] = json.loads(result)
+    return answer
 
 
 def _image_version(paths: Paths) -> str:

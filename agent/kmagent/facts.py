@@ -11,7 +11,11 @@ from kmplan.files import write_if_changed
 
 @dataclass(frozen=True)
 class Facts:
-    """A node's name, role and addresses, as text; `probe_scale` stretches every poll on slow machines."""
+    """A node's name, role and addresses, as text; `probe_scale` stretches every poll on slow machines.
+
+    `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity certificate; `voters` is how
+    many the cluster wants, `admission` and `allowlist` its policy, `gateways` this node's ports that lead outside.
+    """
 
     cluster: str
     name: str
@@ -31,6 +35,20 @@ class Facts:
     image: str
     probe_scale: float = 1.0
     ssh: bool = False
+    fingerprint: str = ""
+    certificate: str = ""
+    uuid: str = ""
+    voters: int = 3
+    admission: str = "approve"
+    allowlist: tuple[str, ...] = ()
+    ignored_ports: tuple[str, ...] = ()
+    gateways: tuple[dict[str, Any], ...] = ()
+    discover_gateways: bool = False
+
+    @property
+    def controls(self) -> bool:
+        """Whether this node runs a part of the control plane."""
+        return self.role in ("voter", "standby")
 
     @property
     def addresses(self) -> list[str]:
@@ -41,6 +59,7 @@ class Facts:
 def load(path: Path) -> Facts:
     """Read the facts that `prepare` wrote."""
     data: dict[str, Any] = json.loads(path.read_text())
+    data |= {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
     return Facts(**data)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import socket
 import ssl
 import threading
 from dataclasses import dataclass
@@ -16,11 +17,22 @@ class Response:
     body: bytes
 
 
+@dataclass(frozen=True)
+class Tls:
+    """Whom to trust, and who to be: `certificate` has its key beside it, with the suffix `.key`.
+
+    `server_name` is what the server's certificate must be for, if that is not the address.
+    """
+
+    authority: Path
+    certificate: Path | None = None
+    server_name: str = ""
+
+
 class Client:
     """One server, reached over one connection that is kept.
 
-    `folder` holds `cluster-ca.crt`, and `client.{crt,key}` when `authenticate` is set; they are read at every connect,
-    so that renewed certificates are used. Without `folder` the connection is plain.
+    The files of `tls` are read at every connect, so that renewed certificates are used. Without it the connection is plain.
     """
 
     def __init__(
@@ -28,13 +40,11 @@ class Client:
         host: str,
         port: int,
         *,
-        folder: Path | None = None,
-        authenticate: bool = False,
+        tls: Tls | None = None,
         timeout_s: float = 10,
     ) -> None:
         self._address = (host, port)
-        self._folder = folder
-        self._authenticate = authenticate
+        self._tls = tls
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
         self._lock = threading.Lock()
@@ -81,15 +91,29 @@ class Client:
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._address
-        if self._folder is None:
+        if self._tls is None:
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
-        context = ssl.create_default_context(cafile=str(self._folder / "cluster-ca.crt"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        if self._authenticate:
-            context.load_cert_chain(self._folder / "client.crt", self._folder / "client.key")
-        return http.client.HTTPSConnection(host, port, timeout=self._timeout_s, context=context)
+        return _Connection(host, port, self._tls, self._timeout_s)
 
     def _close(self) -> None:
         if self._connection is not None:
             self._connection.close()
         self._connection = None
+
+
+class _Connection(http.client.HTTPSConnection):
+    """An HTTPS connection whose server may be known by another name than its address."""
+
+    def __init__(self, host: str, port: int, tls: Tls, timeout_s: float) -> None:
+        context = ssl.create_default_context(cafile=str(tls.authority))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if tls.certificate:
+            context.load_cert_chain(tls.certificate, tls.certificate.with_suffix(".key"))
+        super().__init__(host, port, timeout=timeout_s, context=context)
+        self._tls_context = context
+        self._server_name = tls.server_name or host
+
+    def connect(self) -> None:
+        """Connect; a link-local address may name its port after a `%`."""
+        plain = socket.create_connection((self.host, self.port), self.timeout)
+        self.sock = self._tls_context.wrap_socket(plain, server_hostname=self._server_name)

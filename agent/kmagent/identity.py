@@ -1,5 +1,6 @@
-"""Who this node is: taken from the seed at the first boot, from the disk ever after."""
+"""Who this node is: taken from the seed at the first boot or given when it was admitted, from the disk ever after."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Literal
@@ -11,18 +12,21 @@ from kmplan import pki
 from kmplan.cluster import ClusterFile
 from kmplan.errors import UserError
 from kmplan.files import write, write_if_changed
-from kmplan.seed import SeedBundle, parse_bundle
+from kmplan.seed import JoinBundle, SeedBundle, parse_bundle, parse_join
 from kmplan.tuning import Tuning
 
 log = logging.getLogger(__name__)
 
 IDENTITY_DAYS = 3650
 
+RoleName = Literal["voter", "standby", "worker"]
+
 
 class Role(msgspec.Struct, frozen=True, kw_only=True):
     """`role.json`, written last: where it exists, the identity on the disk is complete.
 
     `last_seen` is the latest moment this node knows of, in seconds since 1970: nothing is signed before it.
+    `initial_cluster` is what etcd is told when it joins others; empty on the node that began the cluster.
     """
 
     version: Literal[1] = 1
@@ -30,8 +34,8 @@ class Role(msgspec.Struct, frozen=True, kw_only=True):
     cluster_id: str
     number: int
     name: str
-    role: Literal["voter", "standby", "worker"] = "voter"
-    member_id: str | None = None
+    role: RoleName = "voter"
+    initial_cluster: str = ""
     last_seen: float = 0
 
 
@@ -42,28 +46,41 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
 
 
-def load(paths: Paths, now: float) -> Identity:
-    """Return this node's identity, keeping what a seed brings.
+def load(paths: Paths, now: float) -> Identity | None:
+    """Return this node's identity, keeping what a seed brings; None when it has yet to be admitted.
 
-    Raises UserError when there is neither a seed nor an identity, or when they contradict each other.
+    Raises UserError when there is neither a seed nor an identity nor a cluster to ask, or when they contradict each other.
     """
     seed = _read_seed(paths)
-    role = _read_role(paths)
+    role = read_role(paths)
     if seed and role:
         _check_same_node(seed, role)
     if seed:
         role = _keep(paths, seed, role, now)
     if role is None:
-        raise UserError(
-            "no seed credential and nothing in /var/lib/kubermesh", "this machine belongs to no cluster yet"
-        )
+        if read_join(paths) is None:
+            raise UserError(
+                "no seed credential and nothing in /var/lib/kubermesh", "this machine belongs to no cluster yet"
+            )
+        return None
     return Identity(cluster=_read_cluster(paths), role=role)
+
+
+def read_join(paths: Paths) -> JoinBundle | None:
+    """Return which cluster to ask for admission, and keep it; None when nobody said."""
+    data, kept = _read_credential(paths, "kubermesh.join"), paths.state / "join.json"
+    if data:
+        join = parse_join(data)
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_if_changed(kept, data, 0o600)
+        return join
+    return parse_join(kept.read_bytes()) if kept.exists() else None
 
 
 def remember_time(paths: Paths, role: Role, now: float) -> None:
     """Keep the latest moment seen, so that a lost clock does not go back behind it."""
     if now > role.last_seen:
-        _write_role(paths, msgspec.structs.replace(role, last_seen=float(int(now))))
+        write_role(paths, msgspec.structs.replace(role, last_seen=float(int(now))))
 
 
 def read_tuning(paths: Paths) -> Tuning:
@@ -96,8 +113,10 @@ def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Rol
     if known:
         return known
     _make_key(paths, seed)
+    write(paths.mesh_keys, json.dumps({"1": seed.files["babel.key"].strip()}), 0o600)
+    write(paths.state / "join.json", msgspec.json.encode(_join_of(seed)), 0o600)
     role = Role(cluster_id=_cluster_id(seed), number=seed.node.number, name=seed.node.name, last_seen=float(int(now)))
-    _write_role(paths, role)
+    write_role(paths, role)
     log.info("this machine is now node %d, %s, of cluster %s", role.number, role.name, seed.cluster.name)
     return role
 
@@ -108,6 +127,10 @@ def _make_key(paths: Paths, seed: SeedBundle) -> None:
     pair = pki.issue(authority, subject, IDENTITY_DAYS)
     write(paths.state / "identity.key", pair.key, 0o600)
     write(paths.state / "identity.crt", pair.certificate, 0o600)
+
+
+def _join_of(seed: SeedBundle) -> JoinBundle:
+    return JoinBundle(name=seed.cluster.name, authority=seed.files["pki/node-ca.crt"])
 
 
 def _check_same_node(seed: SeedBundle, role: Role) -> None:
@@ -137,7 +160,8 @@ def _read_credential(paths: Paths, name: str) -> bytes | None:
     return path.read_bytes() if path and path.exists() else None
 
 
-def _read_role(paths: Paths) -> Role | None:
+def read_role(paths: Paths) -> Role | None:
+    """Read `role.json`; None when this machine is no node yet."""
     path = paths.state / "role.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=Role)
@@ -155,7 +179,8 @@ def _read_cluster(paths: Paths) -> ClusterFile:
         raise UserError(f"{path}: {error}") from error
 
 
-def _write_role(paths: Paths, role: Role) -> None:
+def write_role(paths: Paths, role: Role) -> None:
+    """Write `role.json`; with it everything else that an identity needs is said to be there."""
     write(paths.state / "role.json", msgspec.json.encode(role), 0o600)
 
 

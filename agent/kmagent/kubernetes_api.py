@@ -11,6 +11,7 @@ PLURALS = {
     "ClusterRole": "clusterroles",
     "ClusterRoleBinding": "clusterrolebindings",
     "ConfigMap": "configmaps",
+    "CustomResourceDefinition": "customresourcedefinitions",
     "DaemonSet": "daemonsets",
     "Node": "nodes",
     "Service": "services",
@@ -48,6 +49,23 @@ async def get(client: Client, path: str) -> Object | None:
     """Read an object; None when there is none."""
     answer = await client.request("GET", path)
     return None if answer.status == 404 else _object("GET", path, answer.status, answer.body)
+
+
+async def create(client: Client, path: str, item: Object) -> Object:
+    """Create an object; `path` is that of its kind."""
+    return await _call(client, "POST", f"{path}?fieldManager={MANAGER}", item, "application/json")
+
+
+async def replace(client: Client, path: str, item: Object) -> Object:
+    """Replace an object, or a part of it; refused when somebody changed it meanwhile."""
+    return await _call(client, "PUT", f"{path}?fieldManager={MANAGER}", item, "application/json")
+
+
+async def delete(client: Client, path: str) -> None:
+    """Delete an object; none is no error."""
+    answer = await client.request("DELETE", path)
+    if answer.status != 404:
+        _object("DELETE", path, answer.status, answer.body)
 
 
 async def _call(client: Client, method: str, path: str, body: Object, content_type: str) -> Object:

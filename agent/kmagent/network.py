@@ -1,27 +1,20 @@
-"""This node's addresses and routes, and its ports. Every command may be repeated without harm."""
+"""This node's addresses and routes. Every command may be repeated without harm."""
 
 import logging
 import socket
-from pathlib import Path
 
 from kmagent.facts import Facts
+from kmplan.addresses import AddressPlan
 from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
-
-SYSFS = Path("/sys/class/net")
 
 
 async def set_up(facts: Facts) -> None:
     """Give this node its name, addresses and routes."""
     socket.sethostname(facts.name)
     await ip_batch(node_commands(facts))
-    ports = physical_ports(SYSFS)
-    # One port's trouble is not the node's.
-    await run_async(
-        ["ip", "-force", "-batch", "-"], input=_script([f"link set {port} up" for port in ports]), check=False
-    )
-    log.info("%s has %s; ports: %s", facts.name, ", ".join(facts.addresses), ", ".join(ports) or "none")
+    log.info("%s has %s", facts.name, ", ".join(facts.addresses))
 
 
 def node_commands(facts: Facts) -> list[str]:
@@ -63,23 +56,25 @@ async def ip_batch(commands: list[str]) -> None:
     await run_async(["ip", "-batch", "-"], input=_script(commands))
 
 
-def physical_ports(sysfs: Path) -> list[str]:
-    """Return the network ports of this machine; in a container, the interfaces it was given.
-
-    Ports have a device behind them; of the others, what CNI makes is called `veth` and the kernel's own have no peer.
-    """
-    names = sorted(path.name for path in sysfs.iterdir()) if sysfs.exists() else []
-    return [name for name in names if (sysfs / name / "device").exists() or _is_cable(sysfs / name)]
+def node_address(prefix: str, number: int) -> str:
+    """Return the address of another node of the cluster with this prefix."""
+    return str(AddressPlan.parse(prefix).node(number))
 
 
-def _is_cable(path: Path) -> bool:
-    if path.name == "lo" or path.name.startswith("veth"):
-        return False
-    try:
-        linked = (path / "iflink").read_text() != (path / "ifindex").read_text()
-        return linked and (path / "type").read_text().strip() == "1"
-    except OSError:
-        return False
+def node_addresses(prefix: str, number: int) -> list[str]:
+    """Return the addresses of a node, IPv6 and IPv4."""
+    return [node_address(prefix, number), str(AddressPlan.parse(prefix).node4(number))]
+
+
+def pod_prefixes(prefix: str, number: int) -> list[str]:
+    """Return the prefixes of a node's pods, IPv6 and IPv4."""
+    plan = AddressPlan.parse(prefix)
+    return [str(plan.pods(number)), str(plan.pods4(number))]
+
+
+def peer_url(prefix: str, number: int) -> str:
+    """Return where a node's etcd listens for its peers."""
+    return f"https://[{node_address(prefix, number)}]:2380"
 
 
 def _script(commands: list[str]) -> str:

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 from kmagent import kubernetes_api
-from kmagent.facts import Facts
 from kmagent.http import Client
 from kmagent.paths import Paths
+from kmagent.registry import Node
 from kmagent.state import State, boot_seconds
 from kmplan.run import run_async
 
@@ -17,17 +17,25 @@ log = logging.getLogger(__name__)
 
 WAITING_S = 0.5
 READY_S = 10.0
+MISSES = 3
 CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
 
 
-def missing(node: dict[str, Any], facts: Facts) -> dict[str, Any]:
+def missing(item: dict[str, Any], node: Node, pods: list[str]) -> dict[str, Any]:
     """Return the patch that a node object needs: its role, and its pods' prefixes for those who look for them there."""
     patch: dict[str, Any] = {}
-    if facts.role == "voter" and CONTROL_PLANE_LABEL not in node["metadata"].get("labels", {}):
-        patch["metadata"] = {"labels": {CONTROL_PLANE_LABEL: ""}}
-    if not node["spec"].get("podCIDRs"):
-        patch["spec"] = {"podCIDR": facts.pods, "podCIDRs": [facts.pods, facts.pods4]}
+    labelled = CONTROL_PLANE_LABEL in item["metadata"].get("labels", {})
+    if labelled != (node.role == "voter"):
+        patch["metadata"] = {"labels": {CONTROL_PLANE_LABEL: None if labelled else ""}}
+    if not item["spec"].get("podCIDRs"):
+        patch["spec"] = {"podCIDR": pods[0], "podCIDRs": pods}
     return patch
+
+
+def is_ready_now(item: dict[str, Any]) -> bool:
+    """Tell whether Kubernetes takes a node for Ready."""
+    condition = _ready_condition(item)
+    return condition is not None and condition["status"] == "True"
 
 
 def is_ready(node: dict[str, Any], booted: float) -> bool:
@@ -35,11 +43,15 @@ def is_ready(node: dict[str, Any], booted: float) -> bool:
 
     For a while after a power cut the API still shows what was said before it.
     """
-    conditions = node.get("status", {}).get("conditions", [])
-    ready = next((condition for condition in conditions if condition["type"] == "Ready"), None)
+    ready = _ready_condition(node)
     if ready is None or ready["status"] != "True":
         return False
     return datetime.datetime.fromisoformat(ready["lastHeartbeatTime"]).timestamp() >= int(booted)
+
+
+def _ready_condition(item: dict[str, Any]) -> dict[str, Any] | None:
+    conditions = item.get("status", {}).get("conditions", [])
+    return next((condition for condition in conditions if condition["type"] == "Ready"), None)
 
 
 async def run(state: State, client: Client) -> None:
@@ -49,10 +61,35 @@ async def run(state: State, client: Client) -> None:
     while True:
         await state.wait_for("api")
         try:
-            state.set("ready", await _look(client, facts))
+            item = await kubernetes_api.get(client, f"/api/v1/nodes/{facts.name}")
+            state.set("ready", item is not None and is_ready(item, time.time() - boot_seconds()))
         except OSError as error:
             log.warning("%s", error)
         await asyncio.sleep(facts.probe_scale * (READY_S if state.conditions["ready"] else WAITING_S))
+
+
+async def reach_api(state: State, paths: Paths, client: Client) -> None:
+    """Keep the condition `api` on a node without an API server of its own, and start kubelet once there is one to talk to.
+
+    kubelet that finds no API waits longer from try to try, and has nothing to do before.
+    """
+    facts = state.facts
+    assert facts is not None  # noqa: S101 - configured
+    misses = 0
+    while True:
+        ok = (paths.pki / "kubelet/client.crt").exists() and await client.is_ok("/readyz")
+        misses = 0 if ok else misses + 1
+        if ok or misses >= MISSES:
+            state.set("api", ok)
+        if ok and not paths.kubelet_start.exists():
+            await start_kubelet(paths)
+        await asyncio.sleep(facts.probe_scale * (READY_S if state.conditions["api"] and not misses else WAITING_S))
+
+
+async def start_kubelet(paths: Paths) -> None:
+    """Let kubelet start; it goes on where it was if it runs."""
+    paths.kubelet_start.touch()
+    await run_async(["systemctl", "start", "--no-block", "kubelet.service"], check=False)
 
 
 async def hurry_kubelet(state: State, paths: Paths) -> None:
@@ -67,14 +104,3 @@ async def hurry_kubelet(state: State, paths: Paths) -> None:
         return
     paths.hurried.touch()
     await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
-
-
-async def _look(client: Client, facts: Facts) -> bool:
-    path = f"/api/v1/nodes/{facts.name}"
-    node = await kubernetes_api.get(client, path)
-    if node is None:
-        return False
-    patch = missing(node, facts)
-    if patch:
-        node = await kubernetes_api.merge(client, path, patch)
-    return is_ready(node, time.time() - boot_seconds())

@@ -49,6 +49,31 @@ class Paths:
         return self.run / "status.json"
 
     @property
+    def registry(self) -> Path:
+        """The signed registry of nodes, as this node knows it."""
+        return self.state / "nodes.json"
+
+    @property
+    def mesh_keys(self) -> Path:
+        """The mesh keys (hex) by generation, JSON."""
+        return self.state / "mesh-keys.json"
+
+    @property
+    def babel_config(self) -> Path:
+        """babeld's configuration."""
+        return self.run / "babeld.conf"
+
+    @property
+    def babel_socket(self) -> Path:
+        """babeld's local socket."""
+        return self.run / "babeld.sock"
+
+    @property
+    def kubelet_start(self) -> Path:
+        """Lets kubelet start: it has what it needs, and somebody to talk to."""
+        return self.run / "kubelet/start"
+
+    @property
     def hurried(self) -> Path:
         """Says that kubelet was started anew in this boot."""
         return self.run / "kubelet-hurried"

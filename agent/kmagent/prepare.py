@@ -1,20 +1,25 @@
 """The child process that makes a node's files: identity, certificates, configuration. Safe to repeat."""
 
+import dataclasses
 import datetime
 import json
 import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
-from kmagent import certificates, facts, identity, render, ssh
+import msgspec
+
+from kmagent import certificates, facts, identity, machine, render, ssh
 from kmagent.components import UIDS
 from kmagent.facts import Facts
 from kmagent.identity import Identity
 from kmagent.paths import Paths, in_container
+from kmplan import pki
 from kmplan.errors import UserError
 from kmplan.files import write_if_changed
-from kmplan.seed import SECRET_FILES
+from kmplan.secret_files import SECRET_FILES
 from kmplan.tuning import Tuning
 
 log = logging.getLogger(__name__)
@@ -23,37 +28,57 @@ CLOCK_EPOCH = Path("/usr/lib/clock-epoch")
 
 
 def main() -> int:
-    """Prepare this node; prints how many seconds later a certificate is due."""
-    print(json.dumps({"renew_in_s": round(prepare(Paths()), 1)}))
+    """Prepare this node; prints what the daemon has to know."""
+    print(json.dumps(prepare(Paths())))
     return 0
 
 
-def prepare(paths: Paths) -> float:
-    """Bring every file in /run/kubermesh up to date; returns after how many seconds to do it again."""
+def prepare(paths: Paths) -> dict[str, Any]:
+    """Bring every file in /run/kubermesh up to date.
+
+    Returns `renew_in_s`, after how many seconds to do it again; for a machine that is not admitted, what it has to ask:
+    `join` is the cluster's name.
+    """
     me = identity.load(paths, time.time())
     tuning = identity.read_tuning(paths)
+    if me is None:
+        join = identity.read_join(paths)
+        assert join is not None  # noqa: S101 - checked by load
+        return {"join": join.name, "ignored_ports": tuning.ignored_ports, "probe_scale": tuning.probe_scale}
     versions = read_versions(paths)
     now = clock_floor(me, paths)
     identity.remember_time(paths, me.role, now)
-    node = make_facts(me, tuning, versions["image"])
-    _make_folders(paths)
-    moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
-    first_services = [str(address) for address in me.cluster.plan.kubernetes]
-    due = certificates.issue_all(paths, certificates.leaves(node, (first_services[0], first_services[1])), moment)
-    secrets = {name: identity.read_secret(paths, name) for name in SECRET_FILES}
-    for file in render.render_all(
-        paths.templates, render.Inputs(node, me.cluster, tuning, versions, secrets, run=paths.run)
-    ):
+    node = dataclasses.replace(
+        make_facts(me, tuning, versions["image"]),
+        fingerprint=pki.private_key_fingerprint(identity.read_secret(paths, "identity.key")),
+        certificate=pki.fingerprint(identity.read_secret(paths, "identity.crt")),
+    )
+    _make_folders(paths, node)
+    due = _issue(paths, me, node, tuning, datetime.datetime.fromtimestamp(now, datetime.UTC))
+    secrets = {name: identity.read_secret(paths, name) for name in (SECRET_FILES if node.controls else ())}
+    inputs = render.Inputs(node, me.cluster, tuning, versions, secrets, me.role.initial_cluster, run=paths.run)
+    for file in render.render_all(paths.templates, inputs):
         _place(paths, file)
     ssh.prepare(paths, me.cluster.ssh_authorized_keys)
     # Last: where it exists, everything it speaks of does.
     facts.save(paths.facts, node)
+    return {"renew_in_s": round(due, 1)}
+
+
+def _issue(paths: Paths, me: Identity, node: Facts, tuning: Tuning, moment: datetime.datetime) -> float:
+    """Issue what this node can sign itself, lay out what it was given; returns seconds until the next is due."""
+    if not node.controls:
+        return certificates.lay_out_worker(paths, moment)
+    first_services = [str(address) for address in me.cluster.plan.kubernetes]
+    wanted = certificates.leaves(node, (first_services[0], first_services[1]))
+    due = certificates.issue_all(paths, wanted, moment, tuning.certificate_days)
     return (due - moment).total_seconds()
 
 
 def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
     """Work out a node's facts from its identity and the address plan."""
     plan, number = me.cluster.plan, me.role.number
+    uuid, mine = machine.uuid(), (me.role.name, machine.uuid())
     return Facts(
         cluster=me.cluster.name,
         name=me.role.name,
@@ -73,6 +98,13 @@ def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
         image=image,
         probe_scale=tuning.probe_scale,
         ssh=bool(me.cluster.ssh_authorized_keys),
+        uuid=uuid,
+        voters=me.cluster.voters,
+        admission=me.cluster.admission.policy,
+        allowlist=tuple(me.cluster.admission.allowlist),
+        ignored_ports=tuple(tuning.ignored_ports),
+        gateways=tuple(msgspec.to_builtins(one) for one in me.cluster.egress.gateways if one.node in mine),
+        discover_gateways=me.cluster.egress.discover,
     )
 
 
@@ -98,9 +130,11 @@ def clock_floor(me: Identity, paths: Paths) -> float:
     return floor
 
 
-def _make_folders(paths: Paths) -> None:
+def _make_folders(paths: Paths, node: Facts) -> None:
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     paths.manifests.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not node.controls:
+        return
     for path, uid in ((paths.state / "etcd", UIDS["etcd"]), (paths.audit, UIDS["kube-apiserver"])):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chown(path, uid, uid)

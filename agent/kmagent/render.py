@@ -16,7 +16,7 @@ from kmagent.facts import Facts
 from kmplan.cluster import ClusterFile
 from kmplan.tuning import Tuning, merge, merge_arguments
 
-ADDONS = ("rbac", "kube-proxy", "coredns")
+ADDONS = ("rbac", "meshnode", "kube-proxy", "coredns")
 API_CONFIGS = ("authentication", "authorization", "encryption", "audit", "admission")
 
 # libyaml is several times faster; its absence changes nothing but time.
@@ -26,13 +26,17 @@ Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that rendering depends on; `secrets` maps names of the cluster's secret files to their content."""
+    """Everything that rendering depends on; `secrets` maps names of the cluster's secret files to their content.
+
+    `initial_cluster` is what etcd is told when it joins others; empty on the node that began the cluster.
+    """
 
     facts: Facts
     cluster: ClusterFile
     tuning: Tuning
     versions: dict[str, str]
     secrets: dict[str, str]
+    initial_cluster: str = ""
     run: Path = Path("/run/kubermesh")
 
 
@@ -47,13 +51,19 @@ class File:
 
 
 def render_all(templates: Path, inputs: Inputs) -> list[File]:
-    """Render every file of a control-plane node."""
+    """Render every file of a node; a worker's are a few of a control-plane node's."""
     environment = _environment(templates, inputs)
+    text = environment.get_template("kubeconfig.yaml.j2").render(
+        component="kubelet", server=f"https://[{inputs.facts.api}]:6443"
+    )
+    common = [File("kubelet/kubeconfig", text, 0o600), *_node_files(environment, inputs)]
+    if not inputs.facts.controls:
+        return common
     configs = _configs(environment, inputs)
     environment.globals["restart_digest"] = _restart_digests(configs, inputs.secrets)
     return [
+        *common,
         *configs,
-        *_node_files(environment, inputs),
         *(_manifest(environment, component, inputs.tuning) for component in CONTROL_PLANE),
         _addons(environment),
     ]
@@ -78,7 +88,8 @@ def _environment(templates: Path, inputs: Inputs) -> jinja2.Environment:
         run=str(inputs.run),
         pki=str(inputs.run / "pki"),
         config=str(inputs.run / "config"),
-        encryption_key=inputs.secrets["encryption.key"].strip(),
+        encryption_key=inputs.secrets.get("encryption.key", "").strip(),
+        initial_cluster=inputs.initial_cluster,
     )
     return environment
 
@@ -107,13 +118,11 @@ def _configs(environment: jinja2.Environment, inputs: Inputs) -> list[File]:
         )
         for name in API_CONFIGS
     ]
-    local, anycast = "https://[::1]:6443", f"https://[{inputs.facts.api}]:6443"
     kubeconfig = environment.get_template("kubeconfig.yaml.j2")
     for component in ("kube-controller-manager", "kube-scheduler"):
-        text = kubeconfig.render(component=component, server=local)
+        text = kubeconfig.render(component=component, server="https://[::1]:6443")
         files.append(File(f"config/{component}/kubeconfig", text, 0o400, UIDS[component]))
-    text = kubeconfig.render(component="kubelet", server=anycast)
-    return [*files, File("kubelet/kubeconfig", text, 0o600)]
+    return files
 
 
 def _restart_digests(configs: list[File], secrets: dict[str, str]) -> dict[str, str]:

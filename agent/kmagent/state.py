@@ -12,11 +12,15 @@ from kmagent.facts import Facts
 from kmplan.files import write
 
 CONDITIONS = ("configured", "etcd", "api", "addons", "announced", "ready")
+STEPS = {"voter": ("configured", "etcd", "api", "ready")}
+OTHER_STEPS = ("configured", "api", "ready")
 EVENT_NAMES = {"ready": "node-ready"}
 MAX_EVENTS = 200
+STALE_S = 1.0
 EXPLANATIONS = {
     "starting": "setting up",
-    "configured": "waiting for etcd",
+    "asking": "asking to be admitted",
+    "configured": "waiting for the control plane",
     "etcd": "waiting for the Kubernetes API",
     "api": "waiting for this node to be Ready",
     "ready": "working",
@@ -27,17 +31,24 @@ EXPLANATIONS = {
 class State:
     """Conditions and events of this node. Parts set conditions, and wait for those of others; none calls another part.
 
-    `on_change` are called after every change, in the event loop; they must not block.
+    `on_change` are called after every change, in the event loop; they must not block. `asking` says how far a machine is
+    that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
+    the prefixes that the mesh leads to, `serial` is that of the registry.
     """
 
     version: str = ""
     facts: Facts | None = None
     failure: str = ""
+    asking: dict[str, str] = field(default_factory=dict)
+    serial: int = 0
+    mesh: Callable[[], list[dict[str, Any]]] = list
+    routes: Callable[[], int] = int
     conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))
     events: list[dict[str, Any]] = field(default_factory=list)
     on_change: list[Callable[[], None]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     boot_offset: float = field(default_factory=lambda: boot_seconds() - time.monotonic())
+    is_stale: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set(self, condition: str, value: bool) -> None:
@@ -67,6 +78,10 @@ class State:
         for callback in self.on_change:
             callback()
 
+    def touch(self) -> None:
+        """Note that the picture changed a little: it is written down soon, and nobody is woken."""
+        self.is_stale = True
+
     def change(self) -> asyncio.Event:
         """Return the event of the next change: take it first, then look, then wait."""
         return self._changed
@@ -76,14 +91,24 @@ class State:
         while not all(self.conditions[name] for name in conditions):
             await self._changed.wait()
 
+    def ask(self, **what: str) -> None:
+        """Note how far the question to be admitted is; nothing means that it was answered."""
+        if what != self.asking:
+            self.asking = what
+            self.record(f"asking-{what['state']}" if what else "admitted")
+
     @property
     def phase(self) -> str:
-        """The state in one word: starting, configured, etcd, api, ready, or failed."""
-        return phase(self.conditions, bool(self.failure))
+        """The state in one word: starting, asking, configured, etcd, api, ready, or failed."""
+        if self.asking and not self.failure:
+            return "asking"
+        return phase(self.conditions, bool(self.failure), self.facts.role if self.facts else "voter")
 
     @property
     def message(self) -> str:
         """What the state means, in a few words."""
+        if self.asking and not self.failure:
+            return self.asking.get("message") or f"{EXPLANATIONS['asking']}: {self.asking['state']}"
         return self.failure or EXPLANATIONS[self.phase]
 
     def document(self) -> dict[str, Any]:
@@ -98,17 +123,21 @@ class State:
             "state": self.phase,
             "message": self.message,
             "conditions": self.conditions,
+            "asking": self.asking or None,
+            "registry": self.serial,
+            "ports": self.mesh(),
+            "routes": self.routes(),
             "events": self.events,
             "memory_mib": memory_mib(),
         }
 
 
-def phase(conditions: dict[str, bool], failed: bool) -> str:
-    """Return the furthest point that a node has reached and still holds."""
+def phase(conditions: dict[str, bool], failed: bool, role: str = "voter") -> str:
+    """Return the furthest point that a node with this role has reached and still holds."""
     if failed:
         return "failed"
     reached = "starting"
-    for name in ("configured", "etcd", "api", "ready"):
+    for name in STEPS.get(role, OTHER_STEPS):
         if not conditions[name]:
             break
         reached = name
@@ -127,6 +156,15 @@ def earlier_events(path: Path) -> list[dict[str, Any]]:
 def write_status(path: Path, state: State) -> None:
     """Write the state to a file that is whole at any moment."""
     write(path, json.dumps(state.document(), indent=1) + "\n")
+
+
+async def keep_written(path: Path, state: State) -> None:
+    """Write down small changes, a few at a time."""
+    while True:
+        await asyncio.sleep(STALE_S)
+        if state.is_stale:
+            state.is_stale = False
+            write_status(path, state)
 
 
 def memory_mib() -> float:

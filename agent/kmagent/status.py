@@ -1,43 +1,36 @@
 """The status API on [::1]:9440: /status (JSON), /metrics (Prometheus), /healthz."""
 
 import asyncio
-import contextlib
 import json
 import time
 
+from kmagent.http_server import Answer, Request, Server, answer_text
 from kmagent.state import State, memory_mib
 
 ADDRESS = ("::1", 9440)
-TIMEOUT_S = 5
-REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed"}
 
 
 async def serve(state: State) -> asyncio.Server:
     """Start the server."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
-            writer.write(respond(state, request))
-            await writer.drain()
-        writer.close()
+    async def handle(request: Request) -> Answer:
+        return respond(state, request.method, request.path)
 
-    return await asyncio.start_server(answer, *ADDRESS, reuse_address=True)
+    return await Server(handle).start(*ADDRESS)
 
 
-def respond(state: State, request: bytes) -> bytes:
+def respond(state: State, method: str, path: str) -> Answer:
     """Answer one request."""
-    method, path, *_ = [*request.split(b"\r\n")[0].decode("latin-1").split(" "), "", ""]
     if method not in ("GET", "HEAD"):
-        return _answer(405, "text/plain", "only GET\n")
-    match path.partition("?")[0]:
+        return answer_text(405, "only GET\n")
+    match path:
         case "/status":
-            return _answer(200, "application/json", json.dumps(state.document(), indent=1) + "\n")
+            return Answer(200, json.dumps(state.document(), indent=1).encode() + b"\n")
         case "/metrics":
-            return _answer(200, "text/plain; version=0.0.4", metrics(state))
+            return Answer(200, metrics(state).encode(), "text/plain; version=0.0.4")
         case "/healthz":
-            return _answer(200, "text/plain", "ok\n")
-    return _answer(404, "text/plain", "try /status, /metrics or /healthz\n")
+            return answer_text(200, "ok\n")
+    return answer_text(404, "try /status, /metrics or /healthz\n")
 
 
 def metrics(state: State) -> str:
@@ -52,6 +45,7 @@ def metrics(state: State) -> str:
         "# HELP kubermesh_agent_uptime_seconds Time since the agent started.",
         "# TYPE kubermesh_agent_uptime_seconds counter",
         f"kubermesh_agent_uptime_seconds {time.monotonic() - state.started:.1f}",
+        *_links(state),
     ]
     if state.facts:
         lines += [
@@ -62,10 +56,14 @@ def metrics(state: State) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _answer(status: int, content_type: str, body: str) -> bytes:
-    data = body.encode()
-    head = (
-        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {content_type}\r\n"
-        f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + data
+def _links(state: State) -> list[str]:
+    found = [(port["name"], port["neighbour"]) for port in state.mesh() if port["neighbour"]]
+    return [
+        "# HELP kubermesh_link_cost Cost of a link to a neighbour: 96 is a perfect wire, 65535 none.",
+        "# TYPE kubermesh_link_cost gauge",
+        *(
+            f'kubermesh_link_cost{{port="{name}",neighbour="{one["name"]}"}} {one["cost"]}'
+            for name, one in found
+            if one["authenticated"] and one["cost"] is not None
+        ),
+    ]

@@ -1,8 +1,9 @@
 """The cluster file: what a user says about a cluster."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Annotated, Literal
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +15,57 @@ from kmplan.errors import UserError
 CLUSTER_FILE = "cluster.yaml"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 SSH_KEY_TYPES = ("ssh-ed25519", "ssh-rsa", "ecdsa-sha2-", "sk-ssh-ed25519@", "sk-ecdsa-sha2-")
+
+
+class Admission(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Which machines become nodes."""
+
+    policy: Annotated[
+        Literal["approve", "allowlist", "auto"],
+        Meta(
+            description="Who waits for `kmbuild nodes approve`. `approve`: all; `allowlist`: all but the listed; `auto`: none."
+        ),
+    ] = "approve"
+    allowlist: Annotated[list[str], Meta(description="SMBIOS UUIDs of machines that are admitted at once.")] = []
+
+    def __post_init__(self) -> None:
+        """Refuse what is no UUID."""
+        for index, text in enumerate(self.allowlist):
+            try:
+                UUID(text)
+            except ValueError:
+                raise ValueError(f"allowlist[{index}]: expected a UUID, got `{text}`") from None
+
+
+class Gateway(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A port that leads to the outside world. Without addresses it is configured by DHCP and router advertisements."""
+
+    node: Annotated[str, Meta(description="The node's name, or its machine's SMBIOS UUID.")]
+    port: Annotated[str, Meta(description="The port's name on that machine.")]
+    addresses: Annotated[list[str], Meta(description="The port's own addresses with prefix length.")] = []
+    routers: Annotated[list[str], Meta(description="Addresses of the routers out there, one per family.")] = []
+
+    def __post_init__(self) -> None:
+        """Refuse what is no address."""
+        for index, text in enumerate(self.addresses):
+            try:
+                ip_interface(text)
+            except ValueError:
+                raise ValueError(f"addresses[{index}]: expected an address with prefix length, got `{text}`") from None
+        for index, text in enumerate(self.routers):
+            try:
+                ip_address(text)
+            except ValueError:
+                raise ValueError(f"routers[{index}]: expected an IP address, got `{text}`") from None
+
+
+class Egress(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The ways out of the cluster."""
+
+    gateways: Annotated[list[Gateway], Meta(description="Ports that lead to the outside world.")] = []
+    discover: Annotated[
+        bool, Meta(description="Also take a port for a gateway when a router advertises a default route there.")
+    ] = False
 
 
 class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -36,6 +88,8 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     dns_upstreams: Annotated[
         list[str], Meta(description="Addresses of name servers that answer for names outside the cluster.")
     ] = []
+    admission: Annotated[Admission, Meta(description="Which machines become nodes.")] = Admission()
+    egress: Annotated[Egress, Meta(description="Ways out of the cluster.")] = Egress()
 
     def __post_init__(self) -> None:
         """Check what types cannot say; raises ValueError, which msgspec shows with its place."""

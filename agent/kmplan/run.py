@@ -138,3 +138,10 @@ async def run_async(argv: Sequence[str | Path], *, input: str | None = None, che
     if check and code != 0:
         raise CommandError(words, code, text)
     return code, text
+
+
+async def start_async(argv: Sequence[str | Path]) -> asyncio.subprocess.Process:
+    """Start a command to talk with over its standard input and output; it ends with this process's end of its input."""
+    return await asyncio.create_subprocess_exec(
+        *map(str, argv), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=8 * 2**20
+    )

@@ -1,4 +1,4 @@
-"""The seed bundle: what the first node gets of a cluster directory, as the credential `kubermesh.seed`."""
+"""What a machine is given of a cluster directory: all of it to the seed, the way to recognise the cluster to any other."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,17 +9,7 @@ from msgspec import Meta
 from kmplan.addresses import MAX_NODE
 from kmplan.cluster import NAME_PATTERN, ClusterFile, read_cluster
 from kmplan.errors import UserError
-
-AUTHORITIES = ("cluster-ca", "front-proxy-ca", "etcd-ca", "node-ca")
-
-# Everything a control-plane node keeps. The admin's and the break-glass certificates stay with the user.
-SECRET_FILES = (
-    *(f"pki/{name}.{kind}" for name in AUTHORITIES for kind in ("crt", "key")),
-    "pki/service-account.key",
-    "pki/service-account.pub",
-    "encryption.key",
-    "babel.key",
-)
+from kmplan.secret_files import SECRET_FILES
 
 
 class SeedNode(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -42,6 +32,35 @@ class SeedBundle(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         missing = sorted(set(SECRET_FILES) - set(self.files))
         if missing:
             raise ValueError(f"files: {', '.join(missing)} missing")
+
+
+class JoinBundle(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The credential `kubermesh.join`: nothing secret, but what a machine trusts when it asks to be admitted.
+
+    `number` is the node number it would like to have; it gets another one when that is taken.
+    """
+
+    version: Literal[1] = 1
+    name: Annotated[str, Meta(pattern=NAME_PATTERN)]
+    authority: Annotated[str, Meta(description="Certificate of the cluster's node authority, PEM.")]
+    number: Annotated[int, Meta(ge=0, le=MAX_NODE)] = 0
+
+
+def make_join(directory: Path, number: int = 0) -> bytes:
+    """Return what a blank machine is given (JSON): the cluster's name, its node authority's certificate, a number to ask for.
+
+    Raises UserError in one line when the directory lacks something.
+    """
+    name = read_cluster(directory).name
+    return msgspec.json.encode(JoinBundle(name=name, authority=_read(directory / "pki/node-ca.crt"), number=number))
+
+
+def parse_join(data: bytes) -> JoinBundle:
+    """Parse what `make_join` made; UserError in one line when it is not that."""
+    try:
+        return msgspec.json.decode(data, type=JoinBundle)
+    except msgspec.DecodeError as error:
+        raise UserError(f"credential kubermesh.join: {error}") from error
 
 
 def make_bundle(directory: Path, number: int, name: str) -> bytes:

@@ -22,6 +22,12 @@ class Tuning(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     probe_scale: Annotated[
         float, Meta(ge=0.1, le=100, description="Multiplies periods and time-outs of probes and polls.")
     ] = 1.0
+    ignored_ports: Annotated[
+        list[str], Meta(description="Hardware addresses of ports that belong to the bench, not to the mesh.")
+    ] = []
+    certificate_days: Annotated[
+        float, Meta(gt=0, le=90, description="How long leaf certificates are valid, in days.")
+    ] = 90
 
     def __post_init__(self) -> None:
         """Refuse components that do not exist."""

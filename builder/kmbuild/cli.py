@@ -10,6 +10,7 @@ from kmbuild.config_command import config
 from kmbuild.image import image
 from kmbuild.init import init
 from kmbuild.lock_command import lock
+from kmbuild.nodes import nodes
 from kmplan.errors import UserError
 
 
@@ -24,7 +25,7 @@ def kmbuild(debug: bool) -> None:
     del debug  # main() looks for it
 
 
-for command in (image, lock, config, cache, init, cluster):
+for command in (image, lock, config, cache, init, cluster, nodes):
     kmbuild.add_command(command)
 
 

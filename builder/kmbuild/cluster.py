@@ -13,7 +13,10 @@ import click
 from kmbuild import config as configuration
 from kmbuild import init
 from kmbuild.artefacts import MANIFEST, read_manifest
+from kmbuild.cable_command import cable, cable_line, recable
 from kmbuild.cache import Cache
+from kmbuild.options import json_option, name_option
+from kmbuild.topology_command import topology
 from kmcluster import access, bench, report, state, waiting
 from kmcluster.drivers import NAMES, driver_of
 from kmcluster.image import Image
@@ -27,8 +30,6 @@ from kmplan.errors import UserError
 ACTIONS = ("on", "off", "cut", "reset", "freeze", "thaw")
 FOLLOW_S = 0.2
 
-name_option = click.option("--name", "name", metavar="CLUSTER", help="Which cluster; may be left out if there is one.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 passed_on = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
@@ -37,8 +38,12 @@ def cluster() -> None:
     """Boot clusters of the image on this machine."""
 
 
+for command in (cable, recable, topology):
+    cluster.add_command(command)
+
+
 @cluster.command()
-@click.argument("topology")
+@click.argument("name_or_file", metavar="TOPOLOGY")
 @click.option("--driver", type=click.Choice(NAMES), default="nspawn", show_default=True, help="What runs the machines.")
 @click.option("--name", help="Name of the cluster.  [default: the topology's]")
 @click.option(
@@ -50,10 +55,15 @@ def cluster() -> None:
 @click.option(
     "--load", type=click.Path(path_type=Path), multiple=True, help="Container image (tar) to import; repeatable."
 )
-@click.option("--timeout", "timeout_s", type=float, help="Seconds until every node has to be Ready.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    help="Seconds until every node has to be Ready.  [default: by driver and number of nodes]",
+)
 @json_option
 def up(
-    topology: str,
+    name_or_file: str,
     driver: str,
     name: str | None,
     image: Path,
@@ -63,7 +73,7 @@ def up(
     as_json: bool,
 ) -> None:
     """Power on a cluster and wait until every node is Ready; TOPOLOGY is a file or a shipped one's name."""
-    path = find_topology(topology)
+    path = find_topology(name_or_file)
     order = bench.Order(
         name=name or path.stem,
         topology=read_topology(path),
@@ -114,8 +124,9 @@ def locate_image(path: Path) -> Image:
 
 
 def make_directory(folder: Path, name: str) -> None:
-    """Make a cluster directory as `kmbuild init` does."""
-    init.create(folder, convert({"version": 1, "name": name, "prefix": str(random_prefix())}, ClusterFile, name))
+    """Make a cluster directory as `kmbuild init` does; its machines are the bench's own, so all are admitted."""
+    wishes = {"version": 1, "name": name, "prefix": str(random_prefix()), "admission": {"policy": "auto"}}
+    init.create(folder, convert(wishes, ClusterFile, name))
 
 
 @cluster.command("list")
@@ -134,7 +145,7 @@ def list_clusters(as_json: bool) -> None:
 @click.argument("name", required=False)
 @json_option
 def status(name: str | None, as_json: bool) -> None:
-    """Show a cluster's nodes."""
+    """Show a cluster's nodes and cables."""
     described = report.describe(state.load(state.only_name(name)))
     if as_json:
         click.echo(json.dumps(described, indent=2))
@@ -142,6 +153,8 @@ def status(name: str | None, as_json: bool) -> None:
     click.echo(f"{described['name']}: {described['driver']}, {described['accelerator']}, {described['image']}")
     for node in described["nodes"]:
         click.echo(status_line(node))
+    for one in described["cables"]:
+        click.echo(cable_line(one))
 
 
 def status_line(node: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from kmplan.cluster import CLUSTER_FILE, ClusterFile
 from kmplan.document import convert
 from kmplan.errors import UserError
 from kmplan.files import sync_folder, write
-from kmplan.seed import AUTHORITIES
+from kmplan.secret_files import AUTHORITIES
 
 ADMIN_DAYS = 365
 BREAK_GLASS_DAYS = 3650

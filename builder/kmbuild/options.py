@@ -15,6 +15,7 @@ config_option = click.option(
     help="Configuration; without it ./kubermesh.yaml, if there is one.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+name_option = click.option("--name", "name", metavar="CLUSTER", help="Which cluster; may be left out if there is one.")
 
 
 def require_root(what: str) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from kmcluster.state import Cluster
-from kmcluster.topology import Role
+from kmcluster.drivers import driver_of
+from kmcluster.state import Cluster, Machine
 from kmplan import files
 from kmplan.errors import UserError
 
@@ -16,7 +16,7 @@ SERVER_NAME = "kubernetes"
 
 
 def kubeconfig(cluster: Cluster) -> str:
-    """The admin's kubeconfig, with the anycast address replaced by the port on this host that leads to the seed.
+    """The admin's kubeconfig, with the anycast address replaced by a port on this host that leads to an API server.
 
     Raises UserError when the cluster directory has no readable admin.kubeconfig.
     """
@@ -28,12 +28,22 @@ def kubeconfig(cluster: Cluster) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a kubeconfig") from error
-    seed = next(machine for machine in cluster.machines if machine.node.role is Role.SEED)
+    port = api_machine(cluster).api_port
     for entry in entries:
-        entry["server"] = f"https://127.0.0.1:{seed.api_port}"
+        entry["server"] = f"https://127.0.0.1:{port}"
         entry["tls-server-name"] = SERVER_NAME
     # JSON is YAML too, and a cluster called `n` is no boolean in it.
     return json.dumps(config, indent=2) + "\n"
+
+
+def api_machine(cluster: Cluster) -> Machine:
+    """A machine that runs an API server: the first that is on and says that it is a voter; if none does, the seed."""
+    driver = driver_of(cluster)
+    machines = cluster.seed_first()
+    for machine in machines:
+        if driver.power(machine) == "on" and (driver.read_status(machine) or {}).get("role") == "voter":
+            return machine
+    return machines[0]
 
 
 def kubectl(cluster: Cluster) -> tuple[list[str], dict[str, str]]:

@@ -11,7 +11,7 @@ from kmcluster.drivers import check_host, driver_of, tuning_of
 from kmcluster.image import Image, check_image
 from kmcluster.kvm import kvm_works
 from kmcluster.state import Cluster, Machine
-from kmcluster.topology import Role, Topology
+from kmcluster.topology import Role, Topology, count_ports, plug
 from kmplan import files, run, seed
 from kmplan.errors import UserError
 
@@ -54,16 +54,17 @@ def up(order: Order) -> Cluster:
                 state.remove(folder)
                 raise
         driver = driver_of(cluster)
-        for machine in cluster.machines:
+        for machine in cluster.seed_first():
             driver.power_on(machine)
+        driver.apply_cables(cluster.cables)
     return cluster
 
 
 def check_same(cluster: Cluster, order: Order) -> None:
     """`up` on an existing cluster only powers it on: it has to be of the same shape and the same image."""
     nodes = [machine.node for machine in cluster.machines]
-    if (cluster.driver, nodes) != (order.driver, order.topology.nodes):
-        shape = f"{len(nodes)} node(s) on {cluster.driver}"
+    if (cluster.driver, nodes, cluster.drawn) != (order.driver, order.topology.nodes, order.topology.cables):
+        shape = f"{len(nodes)} node(s) and {len(cluster.drawn)} cable(s) on {cluster.driver}"
         raise UserError(f"cluster {cluster.name} exists with {shape}", OTHER)
     if cluster.roothash != check_image(order.image)["roothash"]:
         raise UserError(f"cluster {cluster.name} exists with another image", OTHER)
@@ -73,6 +74,7 @@ def create(order: Order) -> Cluster:
     """Check the image, write the state file and give every machine its credentials."""
     manifest = check_image(order.image)
     folder = state.folder_of(order.name)
+    ports = count_ports(order.topology)
     directory = order.directory or folder / "cluster"
     cluster = Cluster(
         version=1,
@@ -83,9 +85,11 @@ def create(order: Order) -> Cluster:
         image=keep_image(order.image, order.driver, folder),
         roothash=str(manifest["roothash"]),
         machines=[
-            Machine(name=f"{order.name}-{number}", number=number, node=node)
+            Machine(name=f"{order.name}-{number}", number=number, node=node, ports=ports[number - 1])
             for number, node in enumerate(order.topology.nodes, 1)
         ],
+        drawn=order.topology.cables,
+        cables=plug(order.topology),
     )
     if order.directory is None and not directory.exists():
         order.make_directory(directory, order.name)
@@ -122,8 +126,9 @@ def write_credentials(cluster: Cluster, machine: Machine) -> None:
     if machine.node.role is Role.SEED:
         bundle = seed.make_bundle(cluster.directory, machine.number, machine.name)
         files.write(folder / "kubermesh.seed", bundle, 0o600)
-    if tuning := tuning_of(cluster):
-        files.write(folder / "kubermesh.tuning", msgspec.json.encode(tuning), 0o600)
+    else:
+        files.write(folder / "kubermesh.join", seed.make_join(cluster.directory, machine.number), 0o600)
+    files.write(folder / "kubermesh.tuning", msgspec.json.encode(tuning_of(cluster, machine)), 0o600)
 
 
 def down(name: str) -> bool:
@@ -134,6 +139,8 @@ def down(name: str) -> bool:
         if (folder / state.FILE).exists():
             cluster = state.load(name)
             driver = driver_of(cluster)
+            for role in list(cluster.processes):
+                cluster.end_process(role)
             for machine in cluster.machines:
                 driver.cleanup(machine)
         state.remove(folder)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from kmcluster.cable import Cable
 from kmcluster.state import Machine
 
 LONG_S = 600.0
@@ -67,6 +68,10 @@ class Driver(Protocol):
 
     def read_status(self, machine: Machine) -> dict[str, Any] | None:
         """The agent's status, or None while there is none."""
+        ...
+
+    def apply_cables(self, cables: Sequence[Cable]) -> None:
+        """Make cables what the state says: where they are plugged in, cut, loss and delay."""
         ...
 
     def cleanup(self, machine: Machine) -> None:

@@ -7,13 +7,21 @@ from kmcluster import cgroups
 from kmcluster.driver import Driver
 from kmcluster.nspawn import NspawnDriver
 from kmcluster.qemu import QemuDriver
-from kmcluster.state import Cluster
+from kmcluster.qemu_argv import mac_address
+from kmcluster.state import Cluster, Machine
 from kmcluster.tuning import EMULATED, Tuning, container_tuning
 from kmplan.errors import UserError
 
 NAMES = ("nspawn", "qemu")
 CAP_SYS_RESOURCE = 24
-PROGRAMS = {"nspawn": {"systemd-nspawn": "systemd-container", "nsenter": "util-linux"}}
+PROGRAMS = {
+    "nspawn": {
+        "systemd-nspawn": "systemd-container",
+        "nsenter": "util-linux",
+        "ip": "iproute2",
+        "nft": "nftables",
+    }
+}
 
 
 def driver_of(cluster: Cluster) -> Driver:
@@ -39,8 +47,9 @@ def may_raise_limits() -> bool:
     return bool(int(bounds.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
-def tuning_of(cluster: Cluster) -> Tuning:
-    """What the driver overrides on its nodes: nothing under KVM."""
+def tuning_of(cluster: Cluster, machine: Machine) -> Tuning:
+    """What the driver overrides on a node; under KVM it only keeps the agent from the port that leads to the host."""
     if cluster.driver == "nspawn":
         return container_tuning(legacy_cgroups=not cgroups.is_unified(), may_raise_limits=may_raise_limits())
-    return EMULATED if cluster.accelerator == "tcg" else {}
+    base = EMULATED if cluster.accelerator == "tcg" else {}
+    return {**base, "ignored_ports": [mac_address(machine)]}

@@ -10,12 +10,15 @@ from typing import Any
 import msgspec
 
 from kmcluster import cgroups, process
+from kmcluster.cable import Cable
 from kmcluster.console import read_lines
 from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
+from kmcluster.nspawn_cables import NspawnCables
 from kmcluster.nspawn_files import write_files
 from kmcluster.process import Process
+from kmcluster.qemu_argv import machine_uuid
 from kmcluster.roots import root_tree
 from kmcluster.starter import start
 from kmcluster.state import Cluster, Machine
@@ -39,12 +42,12 @@ LEGACY_KERNEL_ARGUMENTS = "systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENA
 
 
 def nspawn_argv(
-    name: str, root: Path, folder: Path, network: int, credentials: Sequence[Path], *, legacy: bool
+    name: str, uuid: str, root: Path, folder: Path, network: int, credentials: Sequence[Path], *, legacy: bool
 ) -> list[str]:
     """The argv of a machine's systemd-nspawn; `network` is the pid of a process in the network namespace to use."""
     argv = [
         "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--directory={root}", "--read-only",
-        f"--machine={name}", f"--hostname={name}", f"--network-namespace-path=/proc/{network}/ns/net",
+        f"--machine={name}", f"--hostname={name}", f"--uuid={uuid}", f"--network-namespace-path=/proc/{network}/ns/net",
         "--capability=all", f"--drop-capability={DROPPED}", f"--system-call-filter={CALLS}",
         "--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off",
         "--bind=/dev/kmsg", f"--bind={folder}/var:/var", f"--overlay=+/etc:{folder}/etc/upper:/etc",
@@ -72,10 +75,12 @@ class NspawnDriver:
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self.cables = NspawnCables(cluster)
 
     def power_on(self, machine: Machine) -> None:
         """Start the forwarder, which holds the network namespace, and systemd-nspawn in it."""
         if self.power(machine) != "off":
+            self.cables.connect(machine, machine.processes["init"])
             return
         self.cleanup(machine)
         root = root_tree(self.cluster.image, self.cluster.roothash)
@@ -85,16 +90,18 @@ class NspawnDriver:
         self.cluster.save()
         cgroups.make(machine.cgroups)
         holder = self.start_forward(machine)
-        argv = nspawn_argv(machine.name, root, folder, holder.pid, credentials, legacy=not cgroups.is_unified())
+        self.cables.connect(machine, holder)
+        uuid = machine_uuid(self.cluster.name, machine)
+        argv = nspawn_argv(machine.name, uuid, root, folder, holder.pid, credentials, legacy=not cgroups.is_unified())
         spec = Spec(argv=argv, cgroups=machine.cgroups, private_mounts=True, tmpfs=["/run/systemd"])
         environment = ENVIRONMENT | ({} if cgroups.is_unified() else LEGACY_ENVIRONMENT)
         Path("/run/systemd").mkdir(exist_ok=True)
-        nspawn = start(spec, self.console(machine), self.noter(machine, "nspawn"), env=environment)
+        nspawn = start(spec, self.console(machine), self.cluster.noter("nspawn", machine), env=environment)
         init = process.first_child(nspawn.pid, 20)
         if init is None:
             words = read_lines(self.console(machine))
             raise UserError(f"{machine.name}: systemd-nspawn ended: {words[-1] if words else 'without a word'}")
-        self.noter(machine, "init")(init)
+        self.cluster.noter("init", machine)(init)
 
     def start_forward(self, machine: Machine) -> Process:
         """Start the process that holds the machine's network namespace and carries its API port to the host."""
@@ -102,19 +109,14 @@ class NspawnDriver:
             machine.api_port = listener.getsockname()[1]
             argv = [sys.executable, "-P", "-m", "kmcluster.forward", str(listener.fileno()), str(API_PORT), "::1"]
             log = self.cluster.machine_folder(machine) / "forward.log"
-            note = self.noter(machine, "forward")
+            note = self.cluster.noter("forward", machine)
             holder = start(Spec(argv=argv, new_network=True), log, note, pass_fds=[listener.fileno()])
-        process.wait_own_network(holder, 60)
+        process.wait_own_network(holder, 60, log)
         return holder
 
-    def noter(self, machine: Machine, role: str) -> Any:
-        """A function that writes a started process into the state file."""
-
-        def note(started: Process) -> None:
-            machine.processes[role] = started
-            self.cluster.save()
-
-        return note
+    def apply_cables(self, cables: Sequence[Cable]) -> None:
+        """Set links up and down and load rules, in the cables' namespace."""
+        self.cables.apply(cables)
 
     def power_off(self, machine: Machine, timeout_s: float) -> None:
         """Ask the container's systemd to power off."""
@@ -191,10 +193,11 @@ class NspawnDriver:
         return status
 
     def cleanup(self, machine: Machine) -> None:
-        """Kill the container, end the forwarder, remove the cgroups."""
+        """Kill the container, end the forwarder, take the cables out, remove the cgroups."""
         for role in ("init", "nspawn", "forward"):
             if role in machine.processes:
                 process.send(machine.processes[role], signal.SIGKILL)
+        self.cables.disconnect(machine)
         if machine.cgroups:
             cgroups.freeze(machine.cgroups, False)
         for started in machine.processes.values():

@@ -54,6 +54,16 @@ def is_running(process: Process) -> bool:
     return stat is not None and stat[0] not in "ZX" and stat[2] == process.started and process.boot == boot_id()
 
 
+def read_argv(process: Process) -> list[str]:
+    """The running process's arguments; empty if it is gone."""
+    if not is_running(process):
+        return []
+    try:
+        return Path(f"/proc/{process.pid}/cmdline").read_text().rstrip("\0").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 @contextmanager
 def opened(process: Process) -> Iterator[int | None]:
     """A pidfd of the process, or None if it is gone: what is done with it cannot hit another process."""
@@ -108,7 +118,7 @@ def end(process: Process, grace_s: float = 0.0) -> None:
         raise UserError(f"process {process.pid} does not end, even killed", "see its state in /proc")
 
 
-def wait_own_network(started: Process, deadline_s: float) -> None:
+def wait_own_network(started: Process, deadline_s: float, log: Path) -> None:
     """Wait until a process has left this one's network namespace.
 
     Whoever joins its namespace earlier would be in the host's, and change the host's addresses and routes.
@@ -122,7 +132,7 @@ def wait_own_network(started: Process, deadline_s: float) -> None:
         except FileNotFoundError:
             break
         time.sleep(0.01)
-    raise UserError(f"process {started.pid} made no network namespace of its own", "see forward.log of the machine")
+    raise UserError(f"process {started.pid} made no network namespace of its own", f"see {log}")
 
 
 def first_child(parent: int, deadline_s: float) -> Process | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from kmcluster import channel, process, qmp
+from kmcluster import channel, process, qemu_cables, qmp
+from kmcluster.cable import Cable
 from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
@@ -44,15 +45,13 @@ class QemuDriver:
             machine.api_port = free.getsockname()[1]
         strings = self.write_strings(machine)
         tools = self.cluster.image.tools
-        argv = qemu(tools, qemu_arguments(self.cluster.name, machine, tools, self.cluster.accelerator, strings))
+        ports = self.cluster.mtus()
+        argv = qemu(tools, qemu_arguments(self.cluster.name, machine, tools, self.cluster.accelerator, strings, ports))
 
-        def note(started: Process) -> None:
-            machine.processes["qemu"] = started
-            self.cluster.save()
-
-        log = folder / "qemu.log"
+        log, note = folder / "qemu.log", self.cluster.noter("qemu", machine)
         started = start(Spec(argv=argv, cwd=str(folder)), log, note, env=qemu_environment(tools))
         self.wait_for_monitor(machine, started, log)
+        self.apply_cables(self.cluster.cables_of(machine))
 
     def make_disk(self, machine: Machine) -> None:
         """An overlay over the image, as big as the machine's disk: the image itself is never written to."""
@@ -118,11 +117,12 @@ class QemuDriver:
                 raise UserError(
                     f"{machine.name} is still on after {timeout_s:g} s", "`cluster power NODE cut` does not ask"
                 )
-        self.cleanup(machine)
+        self.power_cut(machine)
 
     def power_cut(self, machine: Machine) -> None:
         """Kill QEMU; what it wrote is in the host's page cache, as after a cut with a disk that keeps its word."""
         self.cleanup(machine)
+        self.apply_cables(self.cluster.cables_of(machine))
 
     def reset(self, machine: Machine) -> None:
         """Reset the machine; one that is off is powered on."""
@@ -189,6 +189,10 @@ class QemuDriver:
             return msgspec.json.decode(text, type=dict[str, Any]) if text else None
         except msgspec.MsgspecError:
             return None
+
+    def apply_cables(self, cables: Sequence[Cable]) -> None:
+        """Run relays and set links."""
+        qemu_cables.apply(self.cluster, cables)
 
     def cleanup(self, machine: Machine) -> None:
         """Kill QEMU."""

@@ -1,9 +1,10 @@
 """The command line of a QEMU machine."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kmcluster.cable import Port
 from kmcluster.state import Machine
 
 # A network of its own between machine and host: RFC 2544's range meets none of the cluster's.
@@ -13,7 +14,8 @@ OVMF = "usr/share/OVMF"
 
 # Halve the cost of everything under TCG, where every timer is MMIO and every switch flushes the TLB.
 TCG_KERNEL_ARGUMENTS = "highres=off nohz=off psi=0 preempt=none transparent_hugepage=never audit=0"
-KERNEL_ARGUMENTS = "console=ttyS0"
+# Ports are called eth0, eth1, ... in the order they have on the bus, as in the topology.
+KERNEL_ARGUMENTS = "console=ttyS0 net.ifnames=0"
 
 
 def kernel_arguments(accelerator: str) -> str:
@@ -46,13 +48,28 @@ def mac_address(machine: Machine) -> str:
     return f"52:54:00:6b:{machine.number >> 8:02x}:{machine.number & 255:02x}"
 
 
+def port_arguments(port: Port, mtu: int) -> list[str]:
+    """A network port whose cable is a pair of datagram sockets in the machine's folder."""
+    local = f"local.type=unix,local.path={port.name}.sock"
+    remote = f"remote.type=unix,remote.path={port.name}.cable"
+    return [
+        "-netdev", f"dgram,id={port.name},{local},{remote}",
+        "-device", f"virtio-net-pci,netdev={port.name},mac={port.mac},host_mtu={mtu},romfile=",
+    ]  # fmt: skip
+
+
 def machine_uuid(cluster: str, machine: Machine) -> str:
     """The SMBIOS UUID: the same at every power on."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"kubermesh:{cluster}:{machine.number}"))
 
 
 def qemu_arguments(
-    cluster: str, machine: Machine, tools: Path, accelerator: str, credentials: Sequence[str]
+    cluster: str,
+    machine: Machine,
+    tools: Path,
+    accelerator: str,
+    credentials: Sequence[str],
+    mtus: Mapping[Port, int],
 ) -> list[str]:
     """Arguments of a machine's QEMU, which runs in the machine's folder; `credentials` are files of SMBIOS strings."""
     forward = f"hostfwd=tcp:127.0.0.1:{machine.api_port}-{ADDRESS}:{API_PORT}"
@@ -68,6 +85,7 @@ def qemu_arguments(
         "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-device", "virtio-serial-pci", "-chardev", "socket,id=exec,path=exec.sock,server=on,wait=off",
         "-device", "virtserialport,chardev=exec,name=kubermesh.exec",
+        *(argument for port in machine.port_list for argument in port_arguments(port, mtus[port])),
         "-netdev", f"user,id=api,restrict=on,ipv6=off,net={NETWORK},host={HOST},{forward}",
         "-device", f"virtio-net-pci,netdev=api,mac={mac_address(machine)},romfile=",
         *(argument for file in credentials for argument in ("-smbios", f"type=11,path={quoted(file)}")),

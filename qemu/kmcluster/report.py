@@ -19,6 +19,7 @@ def describe(cluster: Cluster) -> dict[str, Any]:
         "image": str(cluster.image.raw),
         "roothash": cluster.roothash,
         "nodes": [describe_machine(driver, machine) for machine in cluster.machines],
+        "cables": [cable.describe() for cable in cluster.cables],
     }
 
 
@@ -33,7 +34,7 @@ def describe_machine(driver: Driver, machine: Machine) -> dict[str, Any]:
         "power": power,
         "state": status.get("state", "unknown" if power == "on" else power),
         "message": status.get("message", ""),
-        "addresses": status.get("node", {}).get("addresses", []),
+        "addresses": (status.get("node") or {}).get("addresses", []),
         "api": f"https://127.0.0.1:{machine.api_port}",
         "events": status.get("events", []),
         "memory_mib": status.get("memory_mib"),

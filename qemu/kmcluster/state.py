@@ -5,16 +5,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from kmcluster import process
+from kmcluster.cable import MTU, Cable, Port
 from kmcluster.folders import clusters_folder
 from kmcluster.image import Image
 from kmcluster.process import Process
-from kmcluster.topology import Node
+from kmcluster.topology import DrawnCable, Node, Role
 from kmplan import files
 from kmplan.errors import UserError
 
@@ -25,19 +27,30 @@ NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 class Machine(msgspec.Struct):
     """One machine: what it is, and what was started for it.
 
-    `processes` maps a role ("init", "nspawn", "qemu", "forward") to the process; `cgroups` are folders made for it.
+    `processes` maps a role ("init", "nspawn", "qemu", "forward") to the process; `cgroups` are folders made for it;
+    `ports` is how many network ports it has.
     """
 
     name: str
     number: int
     node: Node
+    ports: int = 0
     api_port: int = 0
     processes: dict[str, Process] = msgspec.field(default_factory=dict)
     cgroups: list[str] = msgspec.field(default_factory=list)
 
+    @property
+    def port_list(self) -> list[Port]:
+        """The machine's network ports."""
+        return [Port(self.number, index) for index in range(self.ports)]
+
 
 class Cluster(msgspec.Struct):
-    """One cluster on the bench."""
+    """One cluster on the bench.
+
+    `drawn` are the topology's cables, `cables` what became of them; `processes` maps a role ("cables", "relay1") to a
+    process that belongs to no machine.
+    """
 
     version: int
     name: str
@@ -47,6 +60,9 @@ class Cluster(msgspec.Struct):
     image: Image
     roothash: str
     machines: list[Machine]
+    drawn: list[DrawnCable] = []
+    cables: list[Cable] = []
+    processes: dict[str, Process] = msgspec.field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -65,6 +81,35 @@ class Cluster(msgspec.Struct):
         raise UserError(
             f"{name}: no such node in cluster {self.name}", f"nodes: {', '.join(m.name for m in self.machines)}"
         )
+
+    def seed_first(self) -> list[Machine]:
+        """The seed, then the others: nobody can join before it is there."""
+        return sorted(self.machines, key=lambda machine: machine.node.role is not Role.SEED)
+
+    def cables_of(self, machine: Machine) -> list[Cable]:
+        """The cables that are plugged into a machine."""
+        return [cable for cable in self.cables if machine.number in (cable.a.node, cable.b.node)]
+
+    def mtus(self) -> dict[Port, int]:
+        """The MTU of every port: its cable's."""
+        free = {port: MTU for machine in self.machines for port in machine.port_list}
+        return free | {end: cable.mtu for cable in self.cables for end in (cable.a, cable.b)}
+
+    def noter(self, role: str, machine: Machine | None = None) -> Callable[[Process], None]:
+        """A function that writes a started process into the state file, as one of the machine's or the cluster's."""
+
+        def note(started: Process) -> None:
+            (machine or self).processes[role] = started
+            self.save()
+
+        return note
+
+    def end_process(self, role: str) -> None:
+        """End one of the cluster's own processes if it runs."""
+        if started := self.processes.get(role):
+            process.end(started)
+            del self.processes[role]
+            self.save()
 
     def save(self) -> None:
         """Write the state file, or leave the old one."""

@@ -14,6 +14,8 @@ from kmplan.errors import UserError
 TAIL_LINES = 12
 POLL_S = {"native": 0.2, "kvm": 1.0, "tcg": 4.0}
 TIMEOUT_S = {"native": 120.0, "kvm": 180.0, "tcg": 900.0}
+# Every further machine takes its share of this one's processors.
+TIMEOUT_PER_NODE_S = {"native": 15.0, "kvm": 30.0, "tcg": 300.0}
 
 
 @dataclass
@@ -47,7 +49,7 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
     `show` is called with (seconds since the call, node, event). Raises UserError when a machine dies or fails, or time
     is over: with what was seen last and the console's end.
     """
-    limit = timeout_s if timeout_s is not None else TIMEOUT_S[cluster.accelerator]
+    limit = timeout_s if timeout_s is not None else default_timeout_s(cluster)
     driver = driver_of(cluster)
     seen = {machine.name: Seen() for machine in cluster.machines}
     start = time.monotonic()
@@ -59,6 +61,12 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
             raise failure(driver, late, f"is not Ready after {limit:g} s", seen[late.name])
         time.sleep(0 if all(one.ready for one in seen.values()) else POLL_S[cluster.accelerator])
     return time.monotonic() - start
+
+
+def default_timeout_s(cluster: Cluster) -> float:
+    """How long a cluster of that many machines is given."""
+    further = len(cluster.machines) - 1
+    return TIMEOUT_S[cluster.accelerator] + further * TIMEOUT_PER_NODE_S[cluster.accelerator]
 
 
 def observe(driver: Driver, machine: Machine, seen: Seen, show: Callable[[str, str], None]) -> None:

@@ -12,7 +12,7 @@ from kmagent import prepare, render
 from kmagent.components import CONTROL_PLANE, UIDS
 from kmagent.identity import Identity, Role
 from kmplan.cluster import ClusterFile
-from kmplan.seed import SECRET_FILES
+from kmplan.secret_files import SECRET_FILES
 from kmplan.tuning import Tuning
 
 TEMPLATES = Path(__file__).parents[2] / "overlays/node"
@@ -109,7 +109,7 @@ CHECKS: list[tuple[str, str, Callable[[], bool]]] = [
     ("4.2.5", "idle streams end", lambda: KUBELET["streamingConnectionIdleTimeout"] not in ("0", "0s")),
     ("4.2.6", "kernel defaults", lambda: KUBELET["protectKernelDefaults"] is True),
     ("4.2.8", "events are limited", lambda: KUBELET.get("eventRecordQPS", 50) > 0),
-    ("4.2.9", "serving certificate", lambda: {"tlsCertFile", "tlsPrivateKeyFile"} <= {*KUBELET}),
+    ("4.2.9", "serving certificate", lambda: KUBELET["serverTLSBootstrap"] is True),
     ("4.2.10", "certificates are renewed (by the agent)", lambda: KUBELET.get("rotateCertificates") is not False),
     ("4.2.12", "TLS 1.3", lambda: KUBELET["tlsMinVersion"] == "VersionTLS13"),
     ("4.2.13", "pods cannot fork without end", lambda: KUBELET["podPidsLimit"] > 0),

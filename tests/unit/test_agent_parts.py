@@ -3,13 +3,16 @@
 import asyncio
 import datetime
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kmagent import anycast, certificates, console, control_plane, kubernetes_api, network, node, status
+from kmagent import anycast, certificates, console, control_plane, kubernetes_api, network, node, ports, status
 from kmagent.facts import Facts, load, save
 from kmagent.paths import Paths
+from kmagent.registry import Node
 from kmagent.state import State, phase
 
 FACTS = Facts(
@@ -104,27 +107,33 @@ def test_the_commands_that_make_a_node() -> None:
     assert network.anycast_commands("fd00::a:1", True) == ["address replace fd00::a:1/128 dev lo preferred_lft 0 nodad"]
 
 
-def test_ports_are_what_has_a_device_and_in_a_container_what_it_was_given(tmp_path: Path) -> None:
-    for name, index, link, kind in [
-        ("lo", 1, 1, 772), ("eth0", 2, 2, 1), ("dummy0", 3, 3, 1), ("cable1", 4, 9, 1), ("veth12ab", 5, 8, 1),
-    ]:  # fmt: skip
+@pytest.mark.parametrize(("container", "expected"), [(False, ["enp1s0"]), (True, ["enp1s0", "eth0"])])
+def test_ports_are_what_has_a_device_and_in_a_container_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, container: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr(ports, "in_container", lambda: container)
+    for index, name in enumerate(["lo", "eth0", "enp1s0", "dummy0", "veth12ab"], 1):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "ifindex").write_text(f"{index}\n")
-        (tmp_path / name / "iflink").write_text(f"{link}\n")
-        (tmp_path / name / "type").write_text(f"{kind}\n")
-    (tmp_path / "eth0/device").mkdir()
-    assert network.physical_ports(tmp_path) == ["cable1", "eth0"]
-    assert network.physical_ports(tmp_path / "missing") == []
+        for file, text in (("ifindex", index), ("address", f"52:54:00:00:00:0{index}"), ("carrier", 1), ("mtu", 1500)):
+            (tmp_path / name / file).write_text(f"{text}\n")
+    (tmp_path / "enp1s0/device").mkdir()
+    assert [port.name for port in ports.physical_ports(tmp_path)] == expected
+    assert ports.physical_ports(tmp_path, ("52:54:00:00:00:02", "52:54:00:00:00:03")) == ()
+    assert ports.physical_ports(tmp_path / "missing") == ()
 
 
-def test_a_new_node_gets_its_role_and_prefixes_and_an_old_one_nothing() -> None:
-    new = {"metadata": {"labels": {}}, "spec": {}}
-    patch = node.missing(new, FACTS)
+def test_a_node_object_gets_what_its_role_asks_for() -> None:
+    pods = [FACTS.pods, FACTS.pods4]
+    voter = Node(1, "one-1", "voter", "f" * 64, "c" * 64)
+    new: dict[str, Any] = {"metadata": {"labels": {}}, "spec": {}}
+    patch = node.missing(new, voter, pods)
     assert patch == {
         "metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}},
         "spec": {"podCIDR": "fd00:0:0:1::/64", "podCIDRs": ["fd00:0:0:1::/64", "10.0.1.0/24"]},
     }
-    assert node.missing(patch, FACTS) == {}
+    assert node.missing(patch, voter, pods) == {}
+    gone = {"metadata": {"labels": {"node-role.kubernetes.io/control-plane": None}}}
+    assert node.missing(patch, replace(voter, role="worker"), pods) == gone
 
 
 HEARTBEAT = "2027-05-01T10:00:00Z"
@@ -182,7 +191,7 @@ def test_the_certificates_of_a_node() -> None:
     masters = [name for name, leaf in leaves.items() if "system:masters" in leaf.subject.organizations]
     assert masters == ["agent/client"]
     etcd = {name for name, leaf in leaves.items() if leaf.authority == "etcd-ca"}
-    assert etcd == {"etcd/server", "etcd/peer", "kube-apiserver/etcd-client"}
+    assert etcd == {"etcd/server", "etcd/peer", "kube-apiserver/etcd-client", "agent/etcd-client"}
 
 
 @pytest.mark.parametrize(
@@ -224,13 +233,11 @@ def test_a_change_is_an_event_and_wakes_who_waits() -> None:
 
 def test_the_status_api_answers() -> None:
     state = State(version="0.1.0", facts=FACTS)
-    answer = status.respond(state, b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200 OK")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["cluster"] == "one"
-    assert b'kubermesh_condition{condition="ready"} 0' in status.respond(state, b"GET /metrics HTTP/1.1\r\n\r\n")
-    assert status.respond(state, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404")
-    assert status.respond(state, b"POST /status HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 405")
-    assert status.respond(state, b"nonsense\r\n\r\n").startswith(b"HTTP/1.1 405")
+    answer = status.respond(state, "GET", "/status")
+    assert (answer.status, json.loads(answer.body)["cluster"]) == (200, "one")
+    assert b'kubermesh_condition{condition="ready"} 0' in status.respond(state, "GET", "/metrics").body
+    assert status.respond(state, "GET", "/").status == 404
+    assert status.respond(state, "POST", "/status").status == 405
 
 
 def test_the_console_says_who_the_node_is_and_how_to_reach_it() -> None:

@@ -78,7 +78,7 @@ def test_the_second_boot_needs_no_seed_and_is_the_same_node(machine: Machine) ->
 def test_preparing_again_writes_nothing(machine: Machine) -> None:
     prepare.prepare(machine.paths)
     before = machine.files()
-    renew_in_s = prepare.prepare(machine.paths)
+    renew_in_s = prepare.prepare(machine.paths)["renew_in_s"]
     assert machine.files() == before
     assert 50 * 86400 < renew_in_s < 61 * 86400
 
@@ -86,7 +86,7 @@ def test_preparing_again_writes_nothing(machine: Machine) -> None:
 def test_a_due_certificate_is_issued_again_and_others_are_kept(machine: Machine) -> None:
     prepare.prepare(machine.paths)
     folder = machine.paths.pki / "kubelet"
-    old, other = (folder / "client.crt").read_text(), (folder / "server.crt").read_text()
+    old, other = (folder / "client.crt").read_text(), (machine.paths.pki / "agent/client.crt").read_text()
     authority = pki.Pair(*((machine.cluster / f"pki/cluster-ca.{kind}").read_text() for kind in ("crt", "key")))
     past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=70)
     (folder / "client.crt").unlink()
@@ -94,7 +94,7 @@ def test_a_due_certificate_is_issued_again_and_others_are_kept(machine: Machine)
     prepare.prepare(machine.paths)
     assert (folder / "client.crt").read_text() != old
     assert "old" not in (folder / "client.crt").read_text()
-    assert (folder / "server.crt").read_text() == other
+    assert (machine.paths.pki / "agent/client.crt").read_text() == other
 
 
 def test_a_crash_between_key_and_certificate_is_mended(machine: Machine) -> None:

@@ -16,7 +16,9 @@ SEED = Machine(name="one-1", number=1, node=Node(role=Role.SEED), api_port=7000)
 
 
 def test_nspawn_on_cgroup_v1() -> None:
-    argv = nspawn_argv("one-1", Path("/roots/abc"), Path("/state/one-1"), 42, [Path("/c/kubermesh.seed")], legacy=True)
+    argv = nspawn_argv(
+        "one-1", "u-1", Path("/roots/abc"), Path("/state/one-1"), 42, [Path("/c/kubermesh.seed")], legacy=True
+    )
     assert argv == [
         "systemd-nspawn",
         "--quiet",
@@ -26,6 +28,7 @@ def test_nspawn_on_cgroup_v1() -> None:
         "--read-only",
         "--machine=one-1",
         "--hostname=one-1",
+        "--uuid=u-1",
         "--network-namespace-path=/proc/42/ns/net",
         "--capability=all",
         "--drop-capability=CAP_SYS_MODULE,CAP_SYS_TIME",
@@ -46,7 +49,7 @@ def test_nspawn_on_cgroup_v1() -> None:
 
 
 def test_nspawn_on_cgroup_v2_says_nothing_of_v1() -> None:
-    argv = nspawn_argv("one-1", Path("/r"), Path("/s"), 42, [], legacy=False)
+    argv = nspawn_argv("one-1", "u-1", Path("/r"), Path("/s"), 42, [], legacy=False)
     assert not [word for word in argv if "LEGACY" in word or "unified" in word]
     assert argv[-1] == "--boot"
 
@@ -65,7 +68,7 @@ def pairs(argv: list[str]) -> list[tuple[str, str]]:
 
 
 def test_qemu_under_tcg() -> None:
-    argv = qemu_arguments("one", SEED, Path("/tools"), "tcg", ["smbios/kubermesh.seed"])
+    argv = qemu_arguments("one", SEED, Path("/tools"), "tcg", ["smbios/kubermesh.seed"], {})
     assert ("-accel", "tcg,thread=multi,tb-size=2000") in pairs(argv)
     assert ("-cpu", "max,-aes,-pclmulqdq,-la57") in pairs(argv)
     assert ("-smp", "2") in pairs(argv)
@@ -82,15 +85,15 @@ def test_qemu_under_tcg() -> None:
 
 
 def test_qemu_under_kvm_keeps_production_settings() -> None:
-    argv = qemu_arguments("one", SEED, Path("/tools"), "kvm", [])
+    argv = qemu_arguments("one", SEED, Path("/tools"), "kvm", [], {})
     assert ("-accel", "kvm") in pairs(argv)
     assert ("-cpu", "host") in pairs(argv)
-    assert kernel_arguments("kvm") == "console=ttyS0"
+    assert kernel_arguments("kvm") == "console=ttyS0 net.ifnames=0"
     assert "highres=off nohz=off" in kernel_arguments("tcg")
 
 
 def test_no_secret_stands_in_an_argv() -> None:
-    argv = qemu_arguments("one", SEED, Path("/tools"), "tcg", ["smbios/kubermesh.seed"])
+    argv = qemu_arguments("one", SEED, Path("/tools"), "tcg", ["smbios/kubermesh.seed"], {})
     assert not [word for word in argv if "io.systemd.credential" in word]
 
 

@@ -65,6 +65,37 @@ def test_the_kubeconfig_leads_to_the_port_on_this_host(tmp_path: Path) -> None:
     }
 
 
+def test_the_kubeconfig_leads_to_a_voter_the_seed_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = make_cluster()
+    cluster.machines = [Machine(name=str(number), number=number, node=Node()) for number in (1, 2, 3, 4)]
+    seed = msgspec.structs.replace(cluster.machines[2], node=Node(role=Role.SEED))
+    cluster.machines[2] = seed
+    powers = dict.fromkeys((1, 2, 3, 4), "on")
+    statuses: dict[int, dict[str, Any] | None] = {1: None, 2: {"role": "worker"}, 3: {"role": "voter"}}
+    statuses[4] = {"role": "voter"}
+
+    class Driver:
+        def power(self, machine: Machine) -> str:
+            return powers[machine.number]
+
+        def read_status(self, machine: Machine) -> dict[str, Any] | None:
+            return statuses[machine.number]
+
+    monkeypatch.setattr(access, "driver_of", lambda _: Driver())
+    assert access.api_machine(cluster) == seed
+    powers[3] = "frozen"
+    assert access.api_machine(cluster).number == 4
+    statuses[4] = {"role": "standby"}
+    assert access.api_machine(cluster) == seed
+
+
+def test_more_machines_are_given_more_time() -> None:
+    cluster = make_cluster()
+    assert waiting.default_timeout_s(cluster) == 120
+    cluster.machines *= 5
+    assert waiting.default_timeout_s(cluster) == 180
+
+
 def test_a_missing_kubeconfig_is_one_line(tmp_path: Path) -> None:
     cluster = make_cluster()
     cluster.directory = tmp_path
@@ -220,6 +251,6 @@ def test_a_process_that_stays_in_the_host_network_is_not_taken_for_a_machine_hol
     started = starter.start(Spec(argv=["sleep", "30"]), tmp_path / "log", lambda _: None)
     try:
         with pytest.raises(UserError, match="no network namespace of its own"):
-            process.wait_own_network(started, 0.3)
+            process.wait_own_network(started, 0.3, tmp_path / "log")
     finally:
         process.end(started)

@@ -9,7 +9,8 @@ from kmbuild.init import create
 from kmplan import document
 from kmplan.cluster import ClusterFile, read_cluster
 from kmplan.errors import UserError
-from kmplan.seed import SECRET_FILES, make_bundle, parse_bundle
+from kmplan.secret_files import SECRET_FILES
+from kmplan.seed import make_bundle, parse_bundle
 
 GOOD = "version: 1\nname: shop\nprefix: fd12:3456:789a::/48\n"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAqk me@desk"
@@ -35,7 +36,7 @@ def test_every_key_may_be_given() -> None:
     [
         (GOOD + "votes: 3\n",
          "cluster.yaml: Object contains unknown field `votes`; known here: version, name, prefix, voters, "
-         "ssh_authorized_keys, dns_upstreams"),
+         "ssh_authorized_keys, dns_upstreams, admission, egress"),
         (GOOD.replace("version: 1", "version: 2"), "cluster.yaml: version: Invalid enum value 2; expected one of: 1"),
         (GOOD + "voters: 2\n", "cluster.yaml: voters: Invalid enum value 2; expected one of: 1, 3, 5"),
         (GOOD + "voters: many\n", "cluster.yaml: voters: Expected `int`, got `str`"),

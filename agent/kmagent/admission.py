@@ -1,0 +1,100 @@
+"""Who is admitted: the request of a machine, checked, and the decision that policy and people make of it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from kmagent.registry import Registry
+
+MAX_CSR = 2048
+MAX_LIST = 16
+TEXT = re.compile(r"[\x20-\x7e]{0,64}\Z")
+POLICY_NAMES = ("approve", "allowlist", "auto")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a machine asks: its certificate request, and what it says of itself; `wish` is the number it would like, or 0."""
+
+    cluster: str
+    csr: str
+    wish: int
+    uuid: str
+    via: str
+    ports: tuple[dict[str, str], ...]
+    disks: tuple[dict[str, Any], ...]
+
+
+def parse(data: Any) -> Request:
+    """Check the shape of a request; ValueError in words when it is wrong."""
+    if not isinstance(data, dict) or data.get("version") != 1:
+        raise ValueError("expected a JSON object with version 1")
+    csr = data.get("csr")
+    if not isinstance(csr, str) or len(csr) > MAX_CSR:
+        raise ValueError(f"csr: expected PEM of at most {MAX_CSR} bytes")
+    return Request(
+        cluster=_text(data, "cluster"),
+        csr=csr,
+        wish=_number(data, "wish"),
+        uuid=_text(data, "uuid").lower(),
+        via=_text(data, "via"),
+        ports=tuple({"name": _text(one, "name"), "mac": _text(one, "mac")} for one in _entries(data, "ports")),
+        disks=tuple(
+            {"name": _text(one, "name"), "model": _text(one, "model"), "size_bytes": _number(one, "size_bytes")}
+            for one in _entries(data, "disks")
+        ),
+    )
+
+
+def decide(policy: str, allowlist: list[str], request: Request, asked: dict[str, Any] | None) -> str:
+    """Return `admit`, `wait` or `deny`: what a person said counts, then the policy."""
+    decision = (asked or {}).get("decision", "")
+    if decision in ("Approved", "Denied"):
+        return "admit" if decision == "Approved" else "deny"
+    listed = bool(request.uuid) and request.uuid in {entry.lower() for entry in allowlist}
+    return "admit" if policy == "auto" or (policy == "allowlist" and listed) else "wait"
+
+
+def record(request: Request, fingerprint: str, known: dict[str, Any] | None, now: float) -> dict[str, Any]:
+    """Return what is kept of a request; times in seconds since 1970."""
+    return {
+        "fingerprint": fingerprint,
+        "csr": request.csr,
+        "wish": request.wish,
+        "uuid": request.uuid,
+        "via": (known or {}).get("via") or request.via,
+        "ports": list(request.ports),
+        "disks": list(request.disks),
+        "first_seen": (known or {}).get("first_seen", now),
+        "last_seen": now,
+        "decision": (known or {}).get("decision", ""),
+    }
+
+
+def chosen_voter(registry: Registry, members: int, wanted: int, reachable: set[int]) -> int | None:
+    """Return the number of the node that becomes a member of etcd next: the one admitted first that can be reached."""
+    if members >= wanted:
+        return None
+    workers = [node for node in registry.nodes if node.role == "worker" and node.number in reachable]
+    return min(workers, key=lambda node: (node.admitted, node.number)).number if workers else None
+
+
+def _entries(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = data.get(key, [])
+    if not isinstance(entries, list) or len(entries) > MAX_LIST or not all(isinstance(one, dict) for one in entries):
+        raise ValueError(f"{key}: expected a list of at most {MAX_LIST} objects")
+    return entries
+
+
+def _text(data: dict[str, Any], key: str) -> str:
+    value = data.get(key, "")
+    if not isinstance(value, str) or not TEXT.match(value):
+        raise ValueError(f"{key}: expected up to 64 printable characters")
+    return value
+
+
+def _number(data: dict[str, Any], key: str) -> int:
+    value = data.get(key, 0)
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{key}: expected a number")
+    return value

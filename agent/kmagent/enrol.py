@@ -1,0 +1,98 @@
+"""`python3 -m kmagent enrol [ADDRESS]`: gets for an admitted node what only the control plane can give, and keeps it.
+
+The registry, the mesh keys, kubelet's client certificate, and on a node that was chosen for it the control plane's secrets.
+Asks at the join address, or with ADDRESS over a neighbour's relay. Prints `{"state": ok|unknown|unreachable, "role": …}`.
+"""
+
+import asyncio
+import datetime
+import json
+import time
+from typing import Any
+
+import msgspec
+
+from kmagent import certificates, http, identity, relay
+from kmagent.identity import Identity
+from kmagent.join import check_registry
+from kmagent.paths import Paths
+from kmplan import pki, seal
+from kmplan.errors import UserError
+from kmplan.files import write, write_if_changed
+from kmplan.secret_files import SECRET_FILES
+
+
+def main(address: str = "") -> int:
+    """Enrol, and print what came of it."""
+    print(json.dumps(enrol(Paths(), address)))
+    return 0
+
+
+def enrol(paths: Paths, address: str = "") -> dict[str, Any]:
+    """Ask and keep; UserError when what is given does not fit."""
+    me = identity.load(paths, time.time())
+    if me is None:
+        raise UserError("this machine is not admitted yet")
+    authority = paths.state / "pki/node-ca.crt"
+    tls = http.Tls(authority, paths.state / "identity.crt", certificates.JOIN_NAME)
+    host, port = (address, relay.PORT) if address else (str(me.cluster.plan.join), relay.JOIN_PORT)
+    client = http.Client(host, port, tls=tls, timeout_s=relay.TIMEOUT_S)
+    kubelet_key = pki.create_key() if wants_kubelet(paths) else ""
+    body = {
+        "kubelet": pki.create_request(kubelet_key, "kubelet") if kubelet_key else "",
+        "secrets": not me.role.initial_cluster and not (paths.state / "encryption.key").exists(),
+    }
+    try:
+        answer = asyncio.run(client.request("POST", "/v1/enrol", json.dumps(body).encode()))
+    except OSError as error:
+        return {"state": "unreachable", "role": me.role.role, "message": str(error)}
+    if answer.status != 200:
+        state = "unknown" if answer.status == 403 else "unreachable"
+        return {"state": state, "role": me.role.role, "message": answer.body[:200].decode(errors="replace").strip()}
+    role = keep(paths, me, json.loads(answer.body), kubelet_key)
+    return {"state": "ok", "role": role}
+
+
+def wants_kubelet(paths: Paths) -> bool:
+    """Whether kubelet's certificate is missing, half written, or has no more than a third of its time left."""
+    kept = paths.state / "kubelet/client.crt"
+    if (paths.state / "pki/cluster-ca.key").exists():
+        return False
+    if not kept.exists() or not pki.matches(kept.read_text(), kept.with_suffix(".key").read_text()):
+        return True
+    return certificates.is_due("kubelet/client", kept, datetime.datetime.now(datetime.UTC))
+
+
+def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -> str:
+    """Check and write what was given; returns this node's role from now on."""
+    authority = identity.read_secret(paths, "pki/node-ca.crt")
+    registry = check_registry(answer["registry"], authority)
+    node = registry.find(number=me.role.number, name=me.role.name)
+    if node is None:
+        raise UserError("the registry does not know this node")
+    write_if_changed(paths.registry, str(answer["registry"]), 0o600)
+    write_if_changed(paths.mesh_keys, json.dumps(answer["mesh_keys"]), 0o600)
+    if kubelet_key and answer.get("kubelet"):
+        (paths.state / "kubelet").mkdir(mode=0o700, exist_ok=True)
+        write(paths.state / "kubelet/client.key", kubelet_key, 0o600)
+        write(paths.state / "kubelet/client.crt", str(answer["kubelet"]), 0o600)
+    return take_role(paths, me, node.role, answer)
+
+
+def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> str:
+    """Become what the registry says; a control-plane node only once it has the secrets."""
+    initial_cluster = me.role.initial_cluster
+    if answer.get("sealed"):
+        key = identity.read_secret(paths, "identity.key")
+        files = json.loads(seal.unseal(str(answer["sealed"]), key))
+        for name in SECRET_FILES:
+            write(paths.state / name, str(files[name]), 0o600)
+        initial_cluster = str(answer["initial_cluster"])
+    if role != "worker" and not (paths.state / "encryption.key").exists():
+        role = me.role.role
+    changed = msgspec.structs.replace(
+        me.role, role=msgspec.convert(role, identity.RoleName), initial_cluster=initial_cluster
+    )
+    if changed != me.role:
+        identity.write_role(paths, changed)
+    return role

@@ -1,0 +1,138 @@
+"""etcd's API as JSON (its gRPC gateway, https://etcd.io/docs/v3.6/dev-guide/api_grpc_gateway/), at the local member."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kmagent.http import Client
+
+PORT = 2382
+
+
+class EtcdError(OSError):
+    """etcd refused a request; `message` is what it said."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the etcd cluster; `name` is empty until it has started. A learner does not vote."""
+
+    id: str
+    name: str
+    peer_urls: tuple[str, ...]
+    learner: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the local member says of itself."""
+
+    member: str
+    leader: str
+    learner: bool
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the leader."""
+        return self.member == self.leader
+
+
+@dataclass(frozen=True)
+class Value:
+    """A key's value, and the revision it was last changed at; 0 and empty when it does not exist."""
+
+    text: str = ""
+    revision: int = 0
+
+
+class Etcd:
+    """The local member. Every call raises OSError when it cannot be asked, EtcdError when it refuses."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def get(self, key: str) -> Value:
+        """Read a key."""
+        answer = await self._call("kv/range", {"key": _encode(key)})
+        return _value(answer["kvs"][0]) if answer.get("kvs") else Value()
+
+    async def read_all(self, prefix: str) -> dict[str, Value]:
+        """Read all keys with a prefix."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        answer = await self._call("kv/range", {"key": _encode(prefix), "range_end": _encode(end)})
+        return {_decode(item["key"]): _value(item) for item in answer.get("kvs", [])}
+
+    async def put(self, key: str, text: str) -> None:
+        """Write a key."""
+        await self._call("kv/put", {"key": _encode(key), "value": _encode(text)})
+
+    async def delete(self, key: str) -> None:
+        """Remove a key; none is no error."""
+        await self._call("kv/deleterange", {"key": _encode(key)})
+
+    async def commit(self, unchanged: Mapping[str, int], puts: Mapping[str, str], deletes: Sequence[str] = ()) -> bool:
+        """Write and remove keys at once if those in `unchanged` still have these revisions; tells whether it was done."""
+        compare = [
+            {"key": _encode(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+            for key, revision in unchanged.items()
+        ]
+        success: list[dict[str, Any]] = [
+            {"request_put": {"key": _encode(key), "value": _encode(text)}} for key, text in puts.items()
+        ]
+        success += [{"request_delete_range": {"key": _encode(key)}} for key in deletes]
+        answer = await self._call("kv/txn", {"compare": compare, "success": success})
+        return bool(answer.get("succeeded"))
+
+    async def members(self) -> list[Member]:
+        """Return the cluster's members, as its quorum knows them."""
+        answer = await self._call("cluster/member/list", {"linearizable": True})
+        return [_member(item) for item in answer.get("members", [])]
+
+    async def add_learner(self, peer_url: str) -> None:
+        """Add a member that does not vote yet."""
+        await self._call("cluster/member/add", {"peerURLs": [peer_url], "isLearner": True})
+
+    async def promote(self, member: str) -> None:
+        """Give a learner its vote; refused until it has caught up."""
+        await self._call("cluster/member/promote", {"ID": member})
+
+    async def remove(self, member: str) -> None:
+        """Remove a member for good."""
+        await self._call("cluster/member/remove", {"ID": member})
+
+    async def move_leader(self, member: str) -> None:
+        """Make another member the leader."""
+        await self._call("maintenance/transfer-leadership", {"targetID": member})
+
+    async def status(self) -> Status:
+        """Ask the local member for its state."""
+        answer = await self._call("maintenance/status", {})
+        return Status(answer["header"]["member_id"], answer.get("leader", ""), bool(answer.get("isLearner")))
+
+    async def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await self._client.request("POST", f"/v3/{path}", json.dumps(body).encode())
+        try:
+            data: dict[str, Any] = json.loads(answer.body)
+        except ValueError as error:
+            raise EtcdError(f"etcd: {path}: {answer.status} {answer.body[:200]!r}") from error
+        if answer.status != 200:
+            raise EtcdError(f"etcd: {path}: {data.get('message') or data.get('error') or answer.status}")
+        return data
+
+
+def _member(item: dict[str, Any]) -> Member:
+    return Member(item["ID"], item.get("name", ""), tuple(item.get("peerURLs", [])), bool(item.get("isLearner")))
+
+
+def _value(item: dict[str, Any]) -> Value:
+    return Value(_decode(item.get("value", "")), int(item["mod_revision"]))
+
+
+def _encode(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def _decode(text: str) -> str:
+    return base64.b64decode(text).decode()

@@ -1,0 +1,90 @@
+"""What may pass this node's ports (nft(8)): a cable to a stranger carries nothing but the question to be admitted.
+
+kube-proxy's tables are its own and come after; `accept` here only means that this table has no objection.
+"""
+
+import json
+from collections.abc import Iterable
+
+from kmagent import hello, relay
+from kmplan.run import run_async
+
+BABEL_PORT = 6696
+TABLE = "inet kubermesh"
+
+# Chains are filled anew in one transaction; the sets stay, so that a new agent does not cut what is trusted.
+RULES = """\
+table inet kubermesh {{
+  set ports {{ type ifname; }}
+  set trusted {{ type ifname; }}
+  set gateways {{ type ifname; }}
+  chain input {{ type filter hook input priority -10; policy accept; }}
+  chain forward {{ type filter hook forward priority -10; policy accept; }}
+  chain postrouting {{ type nat hook postrouting priority 110; policy accept; }}
+}}
+flush chain {table} input
+flush chain {table} forward
+flush chain {table} postrouting
+table inet kubermesh {{
+  chain input {{
+    iifname @trusted accept
+    iifname @ports jump stranger
+    iifname @gateways jump outside
+  }}
+  chain stranger {{
+    ip6 saddr fe80::/10 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply }} accept
+    ip6 saddr :: icmpv6 type nd-neighbor-solicit accept
+    ip6 saddr fe80::/10 udp dport {{ {babel}, {hello} }} accept
+    ip6 saddr fe80::/10 ip6 daddr fe80::/10 tcp dport {relay} accept
+    drop
+  }}
+  chain outside {{
+    ct state established,related accept
+    meta l4proto {{ icmp, icmpv6 }} accept
+    udp dport {{ 68, 546 }} accept
+    drop
+  }}
+  chain forward {{
+    iifname @ports iifname != @trusted drop
+    oifname @ports oifname != @trusted drop
+    iifname @gateways ct state established,related accept
+    iifname @gateways drop
+  }}
+  chain postrouting {{
+    oifname @gateways ct state new masquerade
+  }}
+}}
+"""
+
+
+def ruleset(ports: Iterable[str], gateways: Iterable[str]) -> str:
+    """Return the script that sets the rules and which ports they are about; trusted ports stay as they are."""
+    declared = RULES.format(table=TABLE, babel=BABEL_PORT, hello=hello.PORT, relay=relay.PORT)
+    # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
+    head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in ("stranger", "outside"))
+    return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}"
+
+
+def trust(ports: Iterable[str]) -> str:
+    """Return the script that makes exactly these ports trusted."""
+    return _fill("trusted", ports)
+
+
+async def apply(script: str) -> None:
+    """Run an nft script as one transaction."""
+    await run_async(["nft", "-f", "-"], input=script)
+
+
+async def trusted() -> frozenset[str]:
+    """Return the ports that are trusted now."""
+    _, text = await run_async(["nft", "--json", "list", "set", *TABLE.split(), "trusted"], check=False)
+    try:
+        sets = [item["set"] for item in json.loads(text)["nftables"] if "set" in item]
+    except (ValueError, KeyError):
+        return frozenset()
+    return frozenset(name for one in sets for name in one.get("elem", []))
+
+
+def _fill(name: str, ports: Iterable[str]) -> str:
+    elements = ", ".join(f'"{port}"' for port in sorted(ports))
+    return f"flush set {TABLE} {name}\n" + (f"add element {TABLE} {name} {{ {elements} }}\n" if elements else "")

@@ -1,0 +1,172 @@
+"""Follows the registry: takes the newest one, and does what it says of this node.
+
+Neighbours say in their hellos which serial they have; who hears of a newer one asks the join API. So news pass through the
+mesh from node to node, at once, and nobody polls.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from dataclasses import replace
+
+from kmagent import network
+from kmagent import registry as registries
+from kmagent.facts import Facts
+from kmagent.http import Client, Tls
+from kmagent.joining import child
+from kmagent.mesh import Mesh
+from kmagent.paths import Paths
+from kmagent.registry import Registry
+from kmagent.relay import JOIN_PORT
+from kmagent.state import State
+from kmplan.errors import UserError
+from kmplan.files import write
+from kmplan.run import run_async
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 60.0
+RETRY_S = 1.0
+# A neighbour that has not heard of us yet may be behind; only a lasting refusal is one.
+REFUSED_S = 10.0
+
+
+class RestartError(Exception):
+    """This node has another part from now on: the agent starts anew, as what it is then."""
+
+
+class Follower:
+    """Keeps this node's registry, mesh keys and role as the cluster has them."""
+
+    def __init__(self, state: State, paths: Paths, mesh: Mesh, facts: Facts) -> None:
+        self._state, self._paths, self._mesh, self._facts = state, paths, mesh, facts
+        tls = Tls(paths.state / "pki/node-ca.crt", paths.state / "identity.crt")
+        self._client = Client(facts.join, JOIN_PORT, tls=tls, timeout_s=10 * facts.probe_scale)
+        self._enrol_at = time.monotonic() + AGAIN_S * 60
+        self._refused_since: float | None = None
+
+    async def run(self) -> None:
+        """Follow; ends with RestartError when this node's part in the cluster changed."""
+        while True:
+            news = self._mesh.news
+            if await self._reaches_join():
+                await self._catch_up()
+            await self._check_refused()
+            soon = self._behind() or self._enrol_is_due() or self._refused_since
+            pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, self._enrol_at - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
+
+    async def take(self, packed: str) -> None:
+        """Take a signed registry that this node itself has written to etcd, or was given by the join API."""
+        registry = registries.from_text(registries.unpack(packed)[0])
+        if registry.serial > self._mesh.me.serial:
+            await asyncio.to_thread(write, self._paths.registry, packed, 0o600)
+            self._adopt(registry)
+
+    def _adopt(self, registry: Registry) -> None:
+        me = self._mesh.me
+        self._mesh.replace_self(replace(me, serial=registry.serial, registered=registry.numbers))
+        self._state.serial = registry.serial
+        self._state.touch()
+        if self._wants_more(registry):
+            self._enrol_at = 0.0
+            self._mesh.wake()
+
+    def _wants_more(self, registry: Registry) -> bool:
+        """Whether the registry speaks of a role or a mesh key that this node does not have yet."""
+        me = registry.find(number=self._facts.number)
+        return (me is not None and me.role != self._facts.role) or registry.mesh_key not in self._mesh.me.keys
+
+    def _behind(self) -> bool:
+        newest = [one.hello.serial for _, one in self._mesh.neighbours() if one.authenticated]
+        return max(newest, default=0) > self._mesh.me.serial
+
+    async def _catch_up(self) -> None:
+        if self._behind():
+            with contextlib.suppress(OSError, ValueError):
+                answer = await self._client.request("GET", "/v1/registry")
+                if answer.status == 200:
+                    await self.take(answer.body.decode())
+                    self._refused_since = None
+        await self._enrol_if_due()
+
+    async def _reaches_join(self) -> bool:
+        return f"{self._facts.join}/128" in self._mesh.routes() or await network.has_address(self._facts.join)
+
+    def _enrol_is_due(self) -> bool:
+        return time.monotonic() >= self._enrol_at or not (self._paths.pki / "kubelet/client.crt").exists()
+
+    async def _enrol_if_due(self) -> None:
+        if not self._enrol_is_due():
+            return
+        answer = await child("enrol")
+        if answer["state"] != "ok":
+            self._enrol_at = 0.0
+            return
+        self._enrol_at = time.monotonic() + AGAIN_S * 60
+        await self._take_enrolled(str(answer["role"]))
+
+    async def _take_enrolled(self, role: str) -> None:
+        keys = {int(generation): key for generation, key in json.loads(self._paths.mesh_keys.read_text()).items()}
+        registry = registries.load(self._paths.registry)
+        if role != self._facts.role:
+            log.info("this node is a %s now", role)
+            raise RestartError
+        await child("prepare")
+        if registry:
+            me = replace(self._mesh.me, keys=keys, serial=registry.serial, registered=registry.numbers)
+            self._mesh.replace_self(me)
+            self._state.serial = registry.serial
+            waits = self._wants_more(registry)
+            self._enrol_at = time.monotonic() + (RETRY_S if waits else AGAIN_S * 60)
+        self._state.notify()
+
+    async def _check_refused(self) -> None:
+        """Ask over a relay when no neighbour lets this node in: it may have been removed."""
+        heard = [(port, one) for port, one in self._mesh.neighbours() if one.hello.number]
+        if not heard or any(one.hello.trusts for _, one in heard):
+            self._refused_since = None
+            return
+        self._refused_since = self._refused_since or time.monotonic()
+        if time.monotonic() - self._refused_since < REFUSED_S * self._facts.probe_scale:
+            return
+        port, neighbour = heard[0]
+        answer = await child("enrol", f"{neighbour.address}%{port.name}")
+        if answer["state"] == "ok":
+            await self._take_enrolled(str(answer["role"]))
+        elif answer["state"] == "unknown":
+            await leave(self._paths)
+            raise RestartError
+
+
+async def leave(paths: Paths) -> None:
+    """Be a machine that belongs to no cluster again: what ran here ends, and what was given is put aside."""
+    log.warning("this node was removed from the cluster")
+    units = ["kubelet.service", "kubermesh-babeld.service"]
+    await run_async(["systemctl", "stop", *units], check=False)
+    _, tasks = await run_async(["ctr", "--namespace=k8s.io", "tasks", "list", "--quiet"], check=False)
+    for task in tasks.split():
+        await run_async(["ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", task], check=False)
+    await run_async(["systemctl", "stop", "containerd.service"], check=False)
+    try:
+        put_aside(paths)
+    except OSError as error:
+        raise UserError(f"{paths.state}: what belonged to the cluster cannot be put aside: {error}") from error
+
+
+def put_aside(paths: Paths) -> None:
+    """Move everything but what a new admission needs into a folder of its own; `role.json`, which says it is there, first."""
+    aside = paths.state / f"removed-{int(time.time())}"
+    aside.mkdir(mode=0o700)
+    keep = {aside.name, "join.json"}
+    first = paths.state / "role.json"
+    for path in [first, *sorted(paths.state.iterdir())]:
+        if path.exists() and path.name not in keep and not path.name.startswith("removed-"):
+            path.rename(aside / path.name)
+    for path in (paths.facts, paths.kubelet_start, paths.addons):
+        path.unlink(missing_ok=True)
+    for path in paths.manifests.glob("*.yaml"):
+        path.unlink()

@@ -1,0 +1,127 @@
+"""The hello between neighbours: who is at the other end of a cable, and does it belong to this cluster.
+
+One UDP datagram per second and port to a link-local multicast group: a line of JSON, and a line with a MAC of it for every
+generation of the mesh key that the sender has. Both ends choose a nonce when a cable is plugged in and repeat the other's;
+only a hello with a good MAC, our nonce and a growing sequence number is believed, so nothing recorded is of use.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+PORT = 9441
+GROUP = "ff12::6b6d"
+PERIOD_S = 1.0
+HOLD_S = 15.0
+MAX_BYTES = 1400
+
+Keys = Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a machine says of itself on a port; `number` is 0 for one that is not admitted and asks to be.
+
+    `generations` are those of the mesh key that it has, `trusts` whether it believes the receiver.
+    """
+
+    cluster: str
+    number: int
+    name: str
+    port: str
+    mtu: int
+    serial: int
+    nonce: str
+    heard: str
+    sequence: int
+    generations: tuple[int, ...] = ()
+    trusts: bool = False
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Who was heard on a port: its hello and link-local address, whether it is believed, since when, and when last (s)."""
+
+    hello: Hello
+    address: str
+    authenticated: bool
+    since: float
+    seen: float
+
+
+@dataclass(frozen=True)
+class Link:
+    """One port's side of the exchange."""
+
+    nonce: str
+    sequence: int = 0
+    neighbour: Neighbour | None = None
+
+
+def new_link() -> Link:
+    """Begin anew: a cable was plugged in."""
+    return Link(nonce=secrets.token_hex(8))
+
+
+def encode(hello: Hello, keys: Keys) -> bytes:
+    """Return the datagram."""
+    payload = json.dumps(asdict(hello), separators=(",", ":")).encode()
+    macs = {str(generation): _mac(key, payload) for generation, key in keys.items()}
+    return payload + b"\n" + json.dumps(macs, separators=(",", ":")).encode()
+
+
+def decode(data: bytes, keys: Keys) -> tuple[Hello, bool] | None:
+    """Return what a datagram says and whether one of our keys made its MAC; None when it is no hello."""
+    payload, _, rest = data.partition(b"\n")
+    if len(data) > MAX_BYTES:
+        return None
+    try:
+        fields: dict[str, Any] = json.loads(payload)
+        macs: dict[str, str] = json.loads(rest)
+        hello = Hello(**{**fields, "generations": tuple(fields["generations"])})
+        good = any(
+            hmac.compare_digest(_mac(key, payload), macs.get(str(generation), "")) for generation, key in keys.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return (hello, good) if _is_sound(hello) else None
+
+
+def receive(link: Link, hello: Hello, good: bool, address: str, now: float) -> Link:
+    """Take in a hello: what the link knows after it. A stranger does not displace a neighbour that is believed."""
+    old = link.neighbour if link.neighbour and now - link.neighbour.seen < HOLD_S else None
+    believed = good and hello.heard == link.nonce
+    if old and old.authenticated:
+        same = old.hello.nonce == hello.nonce
+        if not believed or (same and hello.sequence <= old.hello.sequence):
+            return replace(link, neighbour=old)
+    continues = old is not None and old.authenticated == believed and old.hello.name == hello.name
+    since = old.since if old and continues else now
+    return replace(link, neighbour=Neighbour(hello, address, believed, since, now))
+
+
+def expire(link: Link, now: float) -> Link:
+    """Forget a neighbour that was not heard for long."""
+    if link.neighbour and now - link.neighbour.seen >= HOLD_S:
+        return replace(link, neighbour=None)
+    return link
+
+
+def common_generation(mine: Keys, theirs: tuple[int, ...]) -> int | None:
+    """Return the newest generation of the mesh key that both ends have."""
+    return max(set(mine) & set(theirs), default=None)
+
+
+def _is_sound(hello: Hello) -> bool:
+    texts = (hello.cluster, hello.name, hello.port, hello.nonce, hello.heard)
+    numbers = (hello.number, hello.mtu, hello.serial, hello.sequence, *hello.generations)
+    return all(type(text) is str and len(text) <= 64 for text in texts) and all(type(value) is int for value in numbers)
+
+
+def _mac(key: str, payload: bytes) -> str:
+    derived = hmac.digest(bytes.fromhex(key), b"kubermesh hello", hashlib.sha256)
+    return hmac.new(derived, payload, hashlib.sha256).hexdigest()[:32]

@@ -1,0 +1,189 @@
+"""The join API on control-plane nodes: `https://[P::a:2]:9443`, TLS 1.3 with a certificate of the node authority.
+
+| request | who may | what |
+|---|---|---|
+| POST /v1/join | anyone who reaches it | ask to be admitted; what is secret in the answer is sealed to the machine's key |
+| GET /v1/registry | nodes | the signed registry |
+| POST /v1/enrol | nodes | registry, mesh keys, a kubelet certificate, and for control-plane nodes the secrets, sealed |
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import ssl
+import time
+from typing import Any
+
+from kmagent import admission, network
+from kmagent import registry as registries
+from kmagent.authority import RefusedError
+from kmagent.facts import Facts
+from kmagent.http_server import Answer, Request, Server, answer_json, answer_text
+from kmagent.ledger import Ledger
+from kmagent.paths import Paths
+from kmagent.registry import Node
+from kmagent.relay import JOIN_PORT, Bucket
+from kmagent.state import State
+from kmplan.secret_files import PUBLIC_FILES, SECRET_FILES
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 16 * 1024
+MAX_CONNECTIONS = 48
+PER_S, BURST = 10.0, 40.0
+REMEMBERED = 256
+# A request that is repeated while it waits is written down this often.
+SEEN_AGAIN_S = 60.0
+
+
+class JoinApi:
+    """Answers for the whole cluster; what it knows is in etcd, so that any control-plane node can."""
+
+    def __init__(self, facts: Facts, paths: Paths, ledger: Ledger) -> None:
+        self._facts, self._paths, self._ledger = facts, paths, ledger
+        self._buckets: dict[str, Bucket] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    async def handle(self, request: Request) -> Answer:
+        """Answer one request."""
+        if not request.certificate and not self._buckets.setdefault(request.peer, Bucket(PER_S, BURST)).take():
+            return answer_text(429, "too many requests\n")
+        try:
+            match request.method, request.path:
+                case "POST", "/v1/join":
+                    return await self._join(request)
+                case "GET", "/v1/registry":
+                    return await self._registry(request)
+                case "POST", "/v1/enrol":
+                    return await self._enrol(request)
+        except (ValueError, RefusedError) as error:
+            return answer_text(400, f"{error}\n")
+        except OSError as error:
+            log.warning("join API: %s: %s", request.path, error)
+            return answer_text(503, "the control plane cannot answer now\n")
+        return answer_text(404, "try POST /v1/join\n")
+
+    async def _join(self, request: Request) -> Answer:
+        asked = admission.parse(json.loads(request.body))
+        if asked.cluster != self._facts.cluster:
+            return answer_text(403, f"this is cluster {self._facts.cluster}\n")
+        fingerprint = await self._inspect(asked.csr)
+        registry, _ = await self._ledger.registry()
+        node = registry.find(fingerprint=fingerprint)
+        if node is None:
+            known = (await self._ledger.asked()).get(fingerprint)
+            verdict = admission.decide(self._facts.admission, list(self._facts.allowlist), asked, known)
+            kept = admission.record(asked, fingerprint, known, time.time())
+            if verdict != "admit":
+                return await self._keep_waiting(kept, known, verdict)
+            node = await self._ledger.admit(kept, self._name, time.time())
+        return await self._welcome(node)
+
+    async def _inspect(self, csr: str) -> str:
+        digest = hashlib.sha256(csr.encode()).hexdigest()
+        if digest not in self._fingerprints:
+            if len(self._fingerprints) >= REMEMBERED:
+                self._fingerprints.clear()
+            self._fingerprints[digest] = await self._ledger.authority.inspect(csr)
+        return self._fingerprints[digest]
+
+    async def _keep_waiting(self, kept: dict[str, Any], known: dict[str, Any] | None, verdict: str) -> Answer:
+        if known is None:
+            log.info("%s asks to be admitted (%s, via %s)", kept["fingerprint"][:16], kept["uuid"], kept["via"])
+        is_news = known is None or kept["last_seen"] - known["last_seen"] > SEEN_AGAIN_S
+        if is_news and not await self._ledger.note_asked(kept):
+            return answer_text(429, "too many machines wait already\n")
+        state = "denied" if verdict == "deny" else "pending"
+        return answer_json(403 if state == "denied" else 202, {"state": state, "fingerprint": kept["fingerprint"]})
+
+    def _name(self, number: int) -> str:
+        return f"{self._facts.cluster}-{number}"
+
+    async def _welcome(self, node: Node) -> Answer:
+        certificate = await self._ledger.identity(node.fingerprint)
+        keys, _ = await self._ledger.mesh_keys()
+        secret = json.dumps({"mesh_keys": keys}).encode()
+        return answer_json(
+            200,
+            {
+                "state": "admitted",
+                "number": node.number,
+                "name": node.name,
+                "role": node.role,
+                "certificate": certificate,
+                "cluster": json.loads(self._read("cluster.json")),
+                "files": {name: self._read(name) for name in PUBLIC_FILES},
+                "registry": (await self._ledger.registry())[1].text,
+                "sealed": await self._ledger.authority.seal(secret, certificate),
+            },
+        )
+
+    async def _registry(self, request: Request) -> Answer:
+        registry, value = await self._ledger.registry()
+        if registry.find(certificate=request.certificate) is None:
+            return self._unknown(request)
+        return Answer(200, value.text.encode())
+
+    async def _enrol(self, request: Request) -> Answer:
+        registry, value = await self._ledger.registry()
+        node = registry.find(certificate=request.certificate)
+        if node is None:
+            return self._unknown(request)
+        asked = json.loads(request.body)
+        keys, _ = await self._ledger.mesh_keys()
+        answer: dict[str, Any] = {"registry": value.text, "mesh_keys": keys, "role": node.role}
+        if asked.get("kubelet"):
+            answer["kubelet"] = await self._ledger.authority.certify_kubelet(str(asked["kubelet"]), node.name)
+        if asked.get("secrets") and node.role in registries.CONTROL_PLANE:
+            answer |= await self._secrets(node)
+        return answer_json(200, answer)
+
+    async def _secrets(self, node: Node) -> dict[str, Any]:
+        """What a control-plane node needs; only when etcd knows it as a member, and only it can read it."""
+        members = await self._ledger.etcd.members()
+        peer = network.peer_url(self._facts.prefix, node.number)
+        if not any(peer in member.peer_urls for member in members):
+            return {}
+        files = json.dumps({name: self._read(name) for name in SECRET_FILES}).encode()
+        certificate = await self._ledger.identity(node.fingerprint)
+        named = {member.peer_urls[0]: member.name or node.name for member in members if member.peer_urls}
+        log.info("%s is given the control plane's secrets, sealed", node.name)
+        return {
+            "sealed": await self._ledger.authority.seal(files, certificate),
+            "initial_cluster": ",".join(f"{name}={url}" for url, name in sorted(named.items())),
+        }
+
+    def _unknown(self, request: Request) -> Answer:
+        log.warning("join API: %s with no certificate of an admitted node, from %s", request.path, request.peer)
+        return answer_json(403, {"state": "unknown"})
+
+    def _read(self, name: str) -> str:
+        return (self._paths.state / name).read_text(encoding="ascii")
+
+
+async def run(state: State, paths: Paths, ledger: Ledger) -> None:
+    """Serve, and hold the join address while the local etcd serves."""
+    facts = state.facts
+    assert facts is not None  # noqa: S101 - configured
+    api = JoinApi(facts, paths, ledger)
+    server = Server(api.handle, max_body=MAX_BODY, max_connections=MAX_CONNECTIONS, timeout_s=10 * facts.probe_scale)
+    folder = paths.pki / "agent"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(folder / "join.crt", folder / "join.key")
+    context.load_verify_locations(folder / "node-ca.crt")
+    context.verify_mode = ssl.CERT_OPTIONAL
+    listening = await server.start("::", JOIN_PORT, context)
+    try:
+        while True:
+            changed = state.change()
+            present = await network.has_address(facts.join)
+            if state.conditions["etcd"] and not present:
+                await network.ip_batch(network.anycast_commands(facts.join, present=True))
+            elif present and not state.conditions["etcd"]:
+                await network.ip_batch(network.anycast_commands(facts.join, present=False))
+            await changed.wait()
+    finally:
+        listening.close()
+        await asyncio.sleep(0)

@@ -1,0 +1,83 @@
+"""A machine that is not admitted: it greets its neighbours, and asks over theirs until it is told yes."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from typing import Any
+
+from kmagent import notify
+from kmagent.mesh import Mesh, Self
+from kmagent.paths import Paths
+from kmagent.state import State
+from kmplan.run import CommandError, run_async
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = {"pending": 2.0, "denied": 15.0, "busy": 3.0, "refused": 10.0, "unreachable": 1.0}
+NOBODY_S = 0.2
+
+
+async def run(state: State, paths: Paths, asked: dict[str, Any]) -> None:
+    """Ask until admitted; `asked` is what `prepare` said: the cluster's name, ports to ignore, and the scale of periods."""
+    mesh = Mesh(state, paths, Self(asked["join"], 0, ""), tuple(asked["ignored_ports"]))
+    greeting = asyncio.create_task(mesh.run())
+    notify.send("READY=1\nSTATUS=asking to be admitted")
+    state.ask(state="looking", fingerprint="", message="looking for a neighbour that belongs to the cluster")
+    try:
+        while not await _ask_neighbours(state, mesh, asked["join"], float(asked["probe_scale"])):
+            if greeting.done():
+                greeting.result()
+    finally:
+        greeting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await greeting
+    state.mesh = list
+    state.ask()
+
+
+async def _ask_neighbours(state: State, mesh: Mesh, cluster: str, scale: float) -> bool:
+    """Ask each neighbour that says it belongs to the cluster, once; tells whether this machine was admitted."""
+    found = [(port, one) for port, one in mesh.neighbours() if one.hello.number and one.hello.cluster == cluster]
+    if not found:
+        await asyncio.sleep(NOBODY_S)
+        return False
+    outcome = "unreachable"
+    for port, neighbour in found:
+        via = f"{neighbour.hello.name} {neighbour.hello.port}"
+        answer = await child("join", f"{neighbour.address}%{port.name}", via)
+        outcome = answer["state"]
+        state.ask(
+            state=outcome, fingerprint=answer.get("fingerprint", ""), via=via, message=_explain(outcome, via, answer)
+        )
+        if outcome == "admitted":
+            return True
+        if outcome in ("pending", "denied"):
+            break
+    await asyncio.sleep(PERIOD_S.get(outcome, 5.0) * scale)
+    return False
+
+
+def _explain(outcome: str, via: str, answer: dict[str, Any]) -> str:
+    match outcome:
+        case "pending":
+            return f"waiting for approval, asked via {via}"
+        case "denied":
+            return "this machine was refused by an administrator"
+        case "admitted":
+            return "admitted"
+    return f"{outcome} via {via}: {answer.get('message', '')}"
+
+
+async def child(*arguments: str) -> dict[str, Any]:
+    """Run one of the agent's own children; returns what it said last. A failure is a state like any other."""
+    try:
+        _, output = await run_async([sys.executable, "-I", "-m", "kmagent", *arguments])
+        answer: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
+    except (CommandError, ValueError) as error:
+        text = error.output if isinstance(error, CommandError) else str(error)
+        message = text.strip().rpartition("\n")[2].removeprefix("kmagent: ")
+        log.error("%s: %s", arguments[0], message)
+        return {"state": "failed", "message": message}
+    return answer

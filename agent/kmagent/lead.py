@@ -1,0 +1,87 @@
+"""What one node does for all: the one whose etcd leads. It stops when another leads, and picks up where that one was."""
+
+import asyncio
+import logging
+import time
+
+from kmagent import kubernetes_api, members, network, serving
+from kmagent.facts import Facts
+from kmagent.http import Client
+from kmagent.ledger import Ledger
+from kmagent.mesh import Mesh
+from kmagent.mesh_nodes import MeshNodes
+from kmagent.node import is_ready_now, missing
+from kmagent.registry import Node, Registry
+from kmagent.state import State
+
+log = logging.getLogger(__name__)
+
+BUSY_S = 0.3
+PERIOD_S = 1.0
+
+
+class Leader:
+    """The tasks of the leading node, done again and again; what fails is tried again at the next turn."""
+
+    def __init__(self, state: State, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client) -> None:
+        self._state, self._facts, self._ledger, self._mesh, self._client = state, facts, ledger, mesh, client
+        self._nodes = MeshNodes(client, ledger, facts.cluster)
+        self._said: dict[str, str] = {}
+
+    async def run(self, first: Registry, mesh_key: str) -> None:
+        """Lead whenever the local etcd does; `first` is the registry that a new cluster begins with."""
+        while True:
+            await self._state.wait_for("etcd")
+            busy = False
+            if await self._leads():
+                busy = await self._try("members", self._members(first, mesh_key))
+                if self._state.conditions["addons"]:
+                    await self._try("nodes", self._objects())
+            await asyncio.sleep((BUSY_S if busy else PERIOD_S) * self._facts.probe_scale)
+
+    async def _leads(self) -> bool:
+        try:
+            return (await self._ledger.etcd.status()).leads
+        except OSError:
+            return False
+
+    async def _try(self, what: str, task: object) -> bool:
+        """Run one task; a failure is logged once."""
+        try:
+            done = bool(await task)  # type: ignore[misc]
+        except OSError as error:
+            if self._said.get(what) != str(error):
+                log.warning("%s: %s", what, error)
+            self._said[what] = str(error)
+            return False
+        self._said.pop(what, None)
+        return done
+
+    async def _members(self, first: Registry, mesh_key: str) -> bool:
+        await self._ledger.begin(first, mesh_key)
+        return await members.reconcile(self._ledger, self._facts, self._reachable((await self._ledger.registry())[0]))
+
+    def _reachable(self, registry: Registry) -> frozenset[int]:
+        routes = self._mesh.routes()
+        return frozenset(
+            node.number
+            for node in registry.nodes
+            if f"{network.node_address(self._facts.prefix, node.number)}/128" in routes
+            or node.number == self._facts.number
+        )
+
+    async def _objects(self) -> None:
+        registry, _ = await self._ledger.registry()
+        listed = await kubernetes_api.get(self._client, "/api/v1/nodes?resourceVersion=0")
+        objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
+        for node in registry.nodes:
+            if node.name in objects:
+                await self._complete(node, objects[node.name])
+        await serving.approve(self._client, self._ledger.authority, registry, self._facts)
+        ready = {name: is_ready_now(item) for name, item in objects.items()}
+        await self._nodes.reconcile(ready, time.time())
+
+    async def _complete(self, node: Node, item: dict[str, object]) -> None:
+        patch = missing(item, node, network.pod_prefixes(self._facts.prefix, node.number))
+        if patch:
+            await kubernetes_api.merge(self._client, f"/api/v1/nodes/{node.name}", patch)

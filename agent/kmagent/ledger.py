@@ -1,0 +1,132 @@
+"""What the cluster knows of its nodes, in etcd: the signed registry, requests to be admitted, identities, mesh keys."""
+
+import json
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+from kmagent import registry as registries
+from kmagent.authority import Authority
+from kmagent.etcd import Etcd, Value
+from kmagent.registry import Node, Registry
+
+log = logging.getLogger(__name__)
+
+REGISTRY = "/kubermesh/registry"
+ASKED = "/kubermesh/asked/"
+IDENTITIES = "/kubermesh/identities/"
+MESH_KEYS = "/kubermesh/mesh-keys"
+MAX_ASKED = 64
+ATTEMPTS = 20
+
+
+class Ledger:
+    """The records in etcd; each change is one transaction, repeated when somebody else was faster."""
+
+    def __init__(self, etcd: Etcd, authority: Authority, changed: Callable[[str], Awaitable[None]]) -> None:
+        self.etcd = etcd
+        self.authority = authority
+        # Called with the signed text after each change that was made here.
+        self._changed = changed
+
+    async def registry(self) -> tuple[Registry, Value]:
+        """Read the registry and its signed form; the latter is empty when there is none yet."""
+        value = await self.etcd.get(REGISTRY)
+        text = registries.unpack(value.text)[0] if value.text else ""
+        return (registries.from_text(text) if text else Registry("")), value
+
+    async def begin(self, first: Registry, mesh_key: str) -> None:
+        """Write the first registry, if there is none: with it the cluster begins."""
+        if (await self.registry())[1].revision == 0:
+            packed = await self.authority.sign(first)
+            puts = {REGISTRY: packed, MESH_KEYS: json.dumps({"1": mesh_key})}
+            if await self.etcd.commit({REGISTRY: 0}, puts):
+                await self._changed(packed)
+
+    async def change(self, change: registries.Change) -> Registry:
+        """Change the registry by `change`, which is given the current one and may return None to leave it."""
+        for _ in range(ATTEMPTS):
+            old, value = await self.registry()
+            new = change(old)
+            if new is None:
+                return old
+            packed = await self.authority.sign(new)
+            if await self.etcd.commit({REGISTRY: value.revision}, {REGISTRY: packed}):
+                await self._changed(packed)
+                return new
+        raise OSError("the registry changes faster than it can be written")
+
+    async def admit(self, asked: dict[str, Any], name_of: Callable[[int], str], now: float) -> Node:
+        """Make a node of a machine that asked: a number, a name, an identity certificate. Repeating it changes nothing."""
+        for _ in range(ATTEMPTS):
+            old, value = await self.registry()
+            if not value.text:
+                raise OSError("the cluster has not begun yet")
+            known = old.find(fingerprint=asked["fingerprint"])
+            if known:
+                return known
+            number = old.free_number(asked["wish"])
+            certificate, digest = await self.authority.identify(asked["csr"], name_of(number))
+            node = Node(number, name_of(number), "worker", asked["fingerprint"], digest, asked["uuid"], float(int(now)))
+            packed = await self.authority.sign(old.put(node))
+            puts = {REGISTRY: packed, IDENTITIES + node.fingerprint: certificate}
+            if await self.etcd.commit({REGISTRY: value.revision}, puts, [ASKED + node.fingerprint]):
+                log.info("admitted %s as node %d, %s", asked["fingerprint"][:16], number, node.name)
+                await self._changed(packed)
+                return node
+        raise OSError("the registry changes faster than it can be written")
+
+    async def remove(self, number: int) -> None:
+        """Take a node out of the registry, and give the others a mesh key that it does not have."""
+        old, value = await self.registry()
+        node = old.find(number=number)
+        if node is None:
+            return
+        keys, keys_value = await self.mesh_keys()
+        generation = max(keys) + 1
+        keys[generation] = secrets.token_hex(32)
+        new = replace(old.drop(number), mesh_key=generation)
+        packed = await self.authority.sign(new)
+        puts = {REGISTRY: packed, MESH_KEYS: json.dumps(keys)}
+        unchanged = {REGISTRY: value.revision, MESH_KEYS: keys_value.revision}
+        if await self.etcd.commit(unchanged, puts, [IDENTITIES + node.fingerprint]):
+            log.info("removed node %d, %s", number, node.name)
+            await self._changed(packed)
+
+    async def roll_mesh_key(self) -> int:
+        """Make a new generation of the mesh key; returns its number. Links go over to it one by one."""
+        keys, value = await self.mesh_keys()
+        generation = max(keys) + 1
+        keys[generation] = secrets.token_hex(32)
+        if not await self.etcd.commit({MESH_KEYS: value.revision}, {MESH_KEYS: json.dumps(keys)}):
+            raise OSError("another mesh key is being made")
+        await self.change(lambda old: replace(old, serial=old.serial + 1, mesh_key=generation))
+        return generation
+
+    async def mesh_keys(self) -> tuple[dict[int, str], Value]:
+        """Return the mesh keys (hex) by generation."""
+        value = await self.etcd.get(MESH_KEYS)
+        return {int(generation): key for generation, key in json.loads(value.text or "{}").items()}, value
+
+    async def asked(self) -> dict[str, dict[str, Any]]:
+        """Return the requests that wait for a decision or were denied, by fingerprint."""
+        found = await self.etcd.read_all(ASKED)
+        return {key.removeprefix(ASKED): json.loads(value.text) for key, value in found.items()}
+
+    async def note_asked(self, asked: dict[str, Any]) -> bool:
+        """Keep a request; False when there are too many already."""
+        known = await self.asked()
+        if asked["fingerprint"] not in known and len(known) >= MAX_ASKED:
+            return False
+        await self.etcd.put(ASKED + asked["fingerprint"], json.dumps(asked))
+        return True
+
+    async def forget_asked(self, fingerprint: str) -> None:
+        """Drop a request."""
+        await self.etcd.delete(ASKED + fingerprint)
+
+    async def identity(self, fingerprint: str) -> str:
+        """Return a node's identity certificate, PEM; empty when there is none."""
+        return (await self.etcd.get(IDENTITIES + fingerprint)).text

@@ -1,0 +1,354 @@
+"""The mesh: ports come up, neighbours are greeted, babeld routes, and only who belongs to the cluster gets through."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kmagent import babel, firewall, hello, ports
+from kmagent.facts import Facts
+from kmagent.hello import Hello, Link
+from kmagent.paths import Paths
+from kmagent.ports import Port
+from kmagent.state import State
+from kmplan.errors import UserError
+from kmplan.files import write_if_changed
+from kmplan.run import run_async
+
+log = logging.getLogger(__name__)
+
+# An answer to news is sent at once, but not more often than this.
+ANSWER_S = 0.05
+# What an agent before this one trusted stays trusted for so long, while its neighbours are greeted anew.
+INHERIT_S = 3.0
+SYSCTL = "/proc/sys/net/ipv6/conf"
+
+
+@dataclass(frozen=True)
+class Self:
+    """What a machine says of itself in hellos: `keys` are the mesh keys (hex) by generation, empty when not admitted.
+
+    `registered` are the numbers of all nodes, as of the registry's `serial`.
+    """
+
+    cluster: str
+    number: int
+    name: str
+    keys: dict[int, str] = field(default_factory=dict)
+    serial: int = 0
+    registered: frozenset[int] = frozenset()
+
+
+class Mesh:
+    """All ports of this machine; `me` may be replaced while it runs.
+
+    With `facts` the machine is a node: it routes and guards its ports. Without, it only greets, to find who may admit it.
+    """
+
+    def __init__(
+        self, state: State, paths: Paths, me: Self, ignored: tuple[str, ...] = (), facts: Facts | None = None
+    ) -> None:
+        self.me = me
+        self.ports: dict[str, Port] = {}
+        self.links: dict[str, Link] = {}
+        self.gateways: frozenset[str] = frozenset()
+        self.on_port: list[Callable[[], None]] = []
+        self._state, self._paths, self._ignored, self._facts = state, paths, ignored, facts
+        self._trusted: frozenset[str] | None = None
+        self._inherited: frozenset[str] = frozenset()
+        self._started = time.monotonic()
+        self._rules = asyncio.Lock()
+        self._keys: dict[str, int] = {}
+        self._reachable: set[str] = set()
+        self._answer_at: dict[str, float] = {}
+        self.news = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._socket = _hello_socket()
+        self._babel = babel.Babel(paths.babel_socket, self._on_babel)
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch_ports())
+                group.create_task(self._greet())
+                if self._facts:
+                    group.create_task(self._babel.run())
+        finally:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+
+    def neighbours(self) -> list[tuple[Port, hello.Neighbour]]:
+        """Who was heard, by port."""
+        return [
+            (self.ports[name], link.neighbour)
+            for name, link in self.links.items()
+            if link.neighbour and name in self.ports
+        ]
+
+    def replace_self(self, me: Self) -> None:
+        """Say something else from now on; links go to a new key together with the neighbour."""
+        self.me = me
+        for name in list(self.links):
+            self._settle(name)
+            self._answer(name)
+
+    def wake(self) -> None:
+        """Tell whoever waits for `news` that there are some."""
+        self.news.set()
+        self.news = asyncio.Event()
+
+    def routes(self) -> set[str]:
+        """Prefixes that the mesh leads to."""
+        return self._babel.table.installed
+
+    async def _watch_ports(self) -> None:
+        watcher = ports.Watcher()
+        while True:
+            found = {port.name: port for port in ports.physical_ports(ignored=self._ignored)}
+            if found != self.ports:
+                await self._take_ports(found)
+            await watcher.wait(60)
+
+    async def _take_ports(self, found: dict[str, Port]) -> None:
+        before, self.ports = self.ports, found
+        for name in sorted(set(before) - set(found)):
+            self._drop(name, f"port-gone {name}")
+        for name, port in found.items():
+            known = before.get(name)
+            if known is None or known.index != port.index:
+                await self._bring_up(port)
+            if known and known.carrier and not port.carrier:
+                self._drop(name, f"link-lost {name}")
+            if port.carrier and name not in self.links:
+                self.links[name] = hello.new_link()
+                self._answer(name)
+        if set(before) != set(found):
+            await self._guard()
+        for callback in self.on_port:
+            callback()
+        self._publish()
+
+    async def _bring_up(self, port: Port) -> None:
+        """A router's advertisement must not change anything, and what is forwarded is the mesh's affair."""
+        name = port.name
+        # Without a wait for duplicates: on a cable there is nobody else, and nothing can be sent meanwhile.
+        for setting, value in (
+            ("dad_transmits", "0"),
+            ("accept_ra", "0"),
+            ("autoconf", "0"),
+            ("accept_redirects", "0"),
+        ):
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(_write, f"{SYSCTL}/{name}/{setting}", value)
+        await run_async(["ip", "link", "set", name, "up"], check=False)
+        request = socket.inet_pton(socket.AF_INET6, hello.GROUP) + struct.pack("@I", port.index)
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+
+    async def _guard(self) -> None:
+        """Tell firewall and babeld which ports there are."""
+        if self._facts is None:
+            return
+        mesh_ports = self.mesh_ports()
+        async with self._rules:
+            await firewall.apply(firewall.ruleset(mesh_ports, self.gateways))
+        if self._trusted is None:
+            self._trusted = self._inherited = await firewall.trusted()
+        await self._start_babel(mesh_ports)
+
+    def mesh_ports(self) -> list[str]:
+        """Ports that are for neighbours."""
+        return [name for name in self.ports if name not in self.gateways]
+
+    async def _start_babel(self, mesh_ports: list[str]) -> None:
+        assert self._facts is not None  # noqa: S101 - a node's
+        for name in mesh_ports:
+            self._keys.setdefault(name, max(self.me.keys))
+        text = babel.configuration(self._facts, self._port_keys(mesh_ports), self._paths.babel_socket)
+        await asyncio.to_thread(write_if_changed, self._paths.babel_config, text, 0o600)
+        await run_async(["systemctl", "start", babel.UNIT], check=False)
+        self._babel.send(line for name, key in self._port_keys(mesh_ports) for line in babel.interface(name, key))
+
+    def _port_keys(self, mesh_ports: list[str]) -> list[tuple[str, str]]:
+        return [(name, self.me.keys[self._keys[name]]) for name in mesh_ports]
+
+    async def set_gateways(self, names: frozenset[str]) -> None:
+        """Make these ports lead outside, and no others."""
+        if names != self.gateways:
+            for name in names - self.gateways:
+                self._babel.send([f"flush interface {name}"])
+                self._drop(name, f"gateway {name}")
+            self.gateways = names
+            await self._guard()
+
+    def _drop(self, name: str, event: str) -> None:
+        link = self.links.pop(name, None)
+        if link is not None:
+            self._state.record(event)
+        self._trust()
+
+    async def _greet(self) -> None:
+        """Say hello on every port once a second, and at once when there is news."""
+        while True:
+            now = time.monotonic()
+            for name, link in list(self.links.items()):
+                self.links[name] = fresh = hello.expire(link, now)
+                if link.neighbour and not fresh.neighbour:
+                    self._state.record(f"neighbour-lost {name}")
+                if self._answer_at.get(name, 0.0) <= now:
+                    self._send(name)
+                    self._answer_at[name] = now + hello.PERIOD_S
+            self._trust()
+            pause = min([self._answer_at[name] - time.monotonic() for name in self.links], default=hello.PERIOD_S)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(pause, 0.001))
+
+    def _answer(self, name: str) -> None:
+        now = time.monotonic()
+        self._answer_at[name] = min(self._answer_at.get(name, now), now + ANSWER_S)
+        self._wake.set()
+
+    def _send(self, name: str) -> None:
+        link, port, me = self.links[name], self.ports.get(name), self.me
+        if port is None or name in self.gateways:
+            return
+        link = replace(link, sequence=max(link.sequence + 1, time.time_ns() // 1_000_000))
+        self.links[name] = link
+        heard = link.neighbour.hello.nonce if link.neighbour else ""
+        message = Hello(
+            cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
+            nonce=link.nonce, heard=heard, sequence=link.sequence, generations=tuple(me.keys), trusts=self._believes(name),
+        )  # fmt: skip
+        with contextlib.suppress(OSError):
+            self._socket.sendto(hello.encode(message, me.keys), (hello.GROUP, hello.PORT, 0, port.index))
+
+    def _read(self) -> None:
+        for _ in range(64):
+            try:
+                data, (address, _, _, index) = self._socket.recvfrom(hello.MAX_BYTES + 1)
+            except OSError:
+                return
+            name = next((port.name for port in self.ports.values() if port.index == index), None)
+            message = hello.decode(data, self.me.keys)
+            if name is None or name in self.gateways or message is None:
+                continue
+            if message[0].number != self.me.number or not self.me.number:
+                self._receive(name, message[0], message[1], address.partition("%")[0])
+
+    def _receive(self, name: str, message: Hello, good: bool, address: str) -> None:
+        old = self.links.get(name) or hello.new_link()
+        new = hello.receive(old, message, good, address, time.monotonic())
+        self.links[name] = new
+        if new.neighbour is old.neighbour:
+            return
+        before = old.neighbour
+        if not before or before.hello.nonce != message.nonce or before.authenticated != new.neighbour.authenticated:  # type: ignore[union-attr]
+            self._answer(name)
+            self._state.record(f"neighbour {message.name or 'a stranger'} on {name}")
+        elif (message.heard != old.nonce) or before.hello.serial != message.serial:
+            self._answer(name)
+        self._settle(name)
+        self._trust()
+        if before is None or before.hello.serial != message.serial or before.hello.trusts != message.trusts:
+            self._publish()
+            self.wake()
+
+    def _settle(self, name: str) -> None:
+        """Use the newest mesh key that both ends have."""
+        neighbour = self.links[name].neighbour
+        if not neighbour or not neighbour.authenticated or not self._facts:
+            return
+        generation = hello.common_generation(self.me.keys, neighbour.hello.generations)
+        if generation is not None and self._keys.get(name) != generation and name in self._keys:
+            self._keys[name] = generation
+            self._babel.send([babel.replace_key(name, self.me.keys[generation])])
+            self._answer(name)
+
+    def _believes(self, name: str) -> bool:
+        """Whether the neighbour on a port belongs to the cluster: its MAC is good, and the registry knows it.
+
+        One that has a newer registry than ours may be newer itself.
+        """
+        neighbour = self.links[name].neighbour
+        if neighbour is None or not neighbour.authenticated:
+            return False
+        return neighbour.hello.number in self.me.registered or neighbour.hello.serial > self.me.serial
+
+    def _trust(self) -> None:
+        trusted = frozenset(name for name in self.links if self._believes(name))
+        if time.monotonic() - self._started < INHERIT_S:
+            trusted |= self._inherited & set(self.links)
+        if self._trusted is None or trusted == self._trusted:
+            return
+        self._trusted = trusted
+        asyncio.get_running_loop().create_task(self._apply_trust())
+        self._publish()
+
+    async def _apply_trust(self) -> None:
+        try:
+            async with self._rules:
+                await firewall.apply(firewall.trust(self._trusted or ()))
+        except UserError as error:
+            log.error("firewall: %s", error)
+
+    def _on_babel(self) -> None:
+        reachable = self.routes()
+        if reachable != self._reachable:
+            self._reachable = reachable
+            self.wake()
+        self._publish()
+
+    def _publish(self) -> None:
+        self._state.mesh, self._state.routes = self.document, lambda: len(self.routes())
+        self._state.touch()
+
+    def document(self) -> list[dict[str, Any]]:
+        """Return every port and who is on it, as plain data."""
+        return [self._describe(port) for port in self.ports.values()]
+
+    def _describe(self, port: Port) -> dict[str, Any]:
+        link = self.links.get(port.name)
+        neighbour = link.neighbour if link else None
+        kind = "gateway" if port.name in self.gateways else "mesh"
+        shown = {"name": port.name, "mac": port.mac, "carrier": port.carrier, "mtu": port.mtu, "kind": kind}
+        if neighbour is None:
+            return {**shown, "neighbour": None}
+        cost = self._babel.table.link(port.name)
+        return {
+            **shown,
+            "neighbour": {
+                "name": neighbour.hello.name,
+                "number": neighbour.hello.number,
+                "port": neighbour.hello.port,
+                "address": neighbour.address,
+                "authenticated": self._believes(port.name),
+                "since_s": round(time.monotonic() - neighbour.since, 1),
+                "rxcost": cost.rxcost if cost else None,
+                "txcost": cost.txcost if cost else None,
+                "cost": cost.cost if cost else None,
+                "reach": f"{cost.reach:04x}" if cost else None,
+            },
+        }
+
+
+def _hello_socket() -> socket.socket:
+    made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+    made.bind(("::", hello.PORT))
+    return made
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w") as file:  # noqa: PTH123 - one of the files of /proc/sys
+        file.write(value)

@@ -1,0 +1,175 @@
+"""The registry and the list of those who ask, shown as MeshNode objects; what people decide on these is carried out."""
+
+import datetime
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from kmagent import kubernetes_api
+from kmagent.http import Client
+from kmagent.ledger import ASKED, Ledger
+from kmagent.registry import Node, Registry
+
+log = logging.getLogger(__name__)
+
+PATH = "/apis/kubermesh.io/v1/meshnodes"
+# Who asked once and went away is forgotten after a while.
+FORGET_S = 3600.0
+
+Object = dict[str, Any]
+
+
+def object_name(fingerprint: str) -> str:
+    """Return the name of a machine's object."""
+    return f"m-{fingerprint[:12]}"
+
+
+def status_of_node(node: Node, ready: bool | None, old: Object, now: float) -> Object:
+    """Return the status of an admitted node; `ready` is what Kubernetes says of it, None when it has not heard of it."""
+    readiness = "Unknown" if ready is None else str(ready)
+    return {
+        **{key: old[key] for key in ("via", "ports", "disks", "firstSeen") if key in old},
+        "phase": "Admitted",
+        "number": node.number,
+        "name": node.name,
+        "role": node.role,
+        "fingerprint": node.fingerprint,
+        "uuid": node.uuid,
+        "lastSeen": old.get("lastSeen") or moment(node.admitted),
+        "conditions": [
+            condition(old, "Admitted", "True", "Registered", f"node {node.number} since {moment(node.admitted)}", now),
+            condition(old, "Ready", readiness, "Kubelet", "as Kubernetes sees it", now),
+            condition(old, "Voter", str(node.role == "voter"), node.role.capitalize(), f"role {node.role}", now),
+        ],
+    }
+
+
+def status_of_asked(asked: Mapping[str, Any], old: Object, now: float) -> Object:
+    """Return the status of a machine that asks."""
+    denied = asked["decision"] == "Denied"
+    message = "refused by an administrator" if denied else "compare the fingerprint with the machine's console"
+    return {
+        "phase": "Denied" if denied else "Pending",
+        "fingerprint": asked["fingerprint"],
+        "uuid": asked["uuid"],
+        "via": asked["via"],
+        "ports": asked["ports"],
+        "disks": asked["disks"],
+        "firstSeen": moment(asked["first_seen"]),
+        "lastSeen": moment(asked["last_seen"]),
+        "conditions": [
+            condition(old, "Admitted", "False", "Denied" if denied else "WaitsForApproval", message, now),
+        ],
+    }
+
+
+def condition(old: Object, kind: str, status: str, reason: str, message: str, now: float) -> Object:
+    """Return a condition; its time is that of the last change."""
+    known = next((one for one in old.get("conditions", []) if one["type"] == kind), None)
+    since = known["lastTransitionTime"] if known and known["status"] == status else moment(now)
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since}
+
+
+def moment(seconds: float) -> str:
+    """Return a time as RFC 3339."""
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class MeshNodes:
+    """Keeps the objects as the ledger says, and the ledger as people say in the objects."""
+
+    def __init__(self, client: Client, ledger: Ledger, name_prefix: str) -> None:
+        self._client, self._ledger, self._name_prefix = client, ledger, name_prefix
+
+    async def reconcile(self, ready: Mapping[str, bool], now: float) -> None:
+        """Carry out decisions, then bring every object up to date; `ready` is by node name."""
+        listed = await kubernetes_api.get(self._client, PATH)
+        objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
+        asked = await self._ledger.asked()
+        registry, _ = await self._ledger.registry()
+        if await self._carry_out(objects, asked, registry, now):
+            asked = await self._ledger.asked()
+            registry, _ = await self._ledger.registry()
+        wanted = {
+            object_name(node.fingerprint): status_of_node(
+                node, ready.get(node.name), _status(objects, node.fingerprint), now
+            )
+            for node in registry.nodes
+        }
+        for fingerprint, one in asked.items():
+            if one["decision"] != "Denied" and now - one["last_seen"] > FORGET_S:
+                await self._ledger.forget_asked(fingerprint)
+            else:
+                wanted[object_name(fingerprint)] = status_of_asked(one, _status(objects, fingerprint), now)
+        await self._show(objects, wanted)
+
+    async def _carry_out(
+        self, objects: dict[str, Object], asked: dict[str, dict[str, Any]], registry: Registry, now: float
+    ) -> bool:
+        """Do what spec.decision says; tells whether anything changed."""
+        changed = False
+        for fingerprint, one in asked.items():
+            decision = _decision(objects, fingerprint)
+            if decision == "Removed":
+                await self._ledger.forget_asked(fingerprint)
+                await self._delete(objects, fingerprint)
+                changed = True
+            elif decision != one["decision"]:
+                await self._ledger.etcd.put(ASKED + fingerprint, json.dumps({**one, "decision": decision}))
+                if decision == "Approved":
+                    await self._ledger.admit(one, lambda number: f"{self._name_prefix}-{number}", now)
+                changed = True
+        for node in registry.nodes:
+            if _decision(objects, node.fingerprint) == "Removed":
+                changed |= await self._remove(objects, node)
+        return changed
+
+    async def _remove(self, objects: dict[str, Object], node: Node) -> bool:
+        """Take a node out: first its vote, then its objects, then its place in the registry."""
+        if not await self._leave_etcd(node):
+            return False
+        await kubernetes_api.delete(self._client, f"/api/v1/nodes/{node.name}")
+        await self._ledger.remove(node.number)
+        await self._delete(objects, node.fingerprint)
+        return True
+
+    async def _leave_etcd(self, node: Node) -> bool:
+        members = await self._ledger.etcd.members()
+        member = next((one for one in members if one.name == node.name), None)
+        if member is None:
+            return True
+        others = [one for one in members if not one.learner and one.id != member.id]
+        if not others:
+            log.warning("%s is the only voter and stays", node.name)
+            return False
+        if (await self._ledger.etcd.status()).member == member.id:
+            # Another has to lead, and finish what begins here.
+            await self._ledger.etcd.move_leader(others[0].id)
+            return False
+        await self._ledger.etcd.remove(member.id)
+        return True
+
+    async def _delete(self, objects: dict[str, Object], fingerprint: str) -> None:
+        await kubernetes_api.delete(self._client, f"{PATH}/{object_name(fingerprint)}")
+        objects.pop(object_name(fingerprint), None)
+
+    async def _show(self, objects: dict[str, Object], wanted: dict[str, Object]) -> None:
+        for name, status in wanted.items():
+            item = objects.get(name)
+            if item is None:
+                body = {"apiVersion": "kubermesh.io/v1", "kind": "MeshNode", "metadata": {"name": name}, "spec": {}}
+                item = await kubernetes_api.create(self._client, PATH, body)
+            if item.get("status") != status:
+                await kubernetes_api.replace(self._client, f"{PATH}/{name}/status", {**item, "status": status})
+        for name in set(objects) - set(wanted):
+            await kubernetes_api.delete(self._client, f"{PATH}/{name}")
+
+
+def _status(objects: dict[str, Object], fingerprint: str) -> Object:
+    status: Object = objects.get(object_name(fingerprint), {}).get("status", {})
+    return status
+
+
+def _decision(objects: dict[str, Object], fingerprint: str) -> str:
+    return str(objects.get(object_name(fingerprint), {}).get("spec", {}).get("decision", ""))
