@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kmagent.facts import Facts
@@ -15,6 +16,8 @@ HELLO_S = 0.2
 UPDATE_S = 2.0
 UNIT = "kubermesh-babeld.service"
 RETRY_S = 0.3
+# How often babeld is asked: often for a while after something changed.
+OFTEN_S, BUSY_S, PERIOD_S = 0.3, 8.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,16 @@ class Link:
     reach: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Table:
-    """What babeld has said since it was asked: neighbours by its own handles, and routes with whether they are in use."""
+    """What babeld knows: (port, link) of every neighbour, and the prefixes with a route in use."""
 
-    neighbours: dict[str, tuple[str, Link]] = field(default_factory=dict)
-    routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
-
-    @property
-    def installed(self) -> set[str]:
-        """Prefixes with a route in use."""
-        return {prefix for prefix, used in self.routes.values() if used}
+    neighbours: tuple[tuple[str, Link], ...] = ()
+    installed: frozenset[str] = frozenset()
 
     def link(self, port: str) -> Link | None:
         """The best neighbour on a port."""
-        found = [link for name, link in self.neighbours.values() if name == port]
+        found = [link for name, link in self.neighbours if name == port]
         return min(found, key=lambda link: link.cost, default=None)
 
 
@@ -99,67 +97,86 @@ def replace_key(name: str, key: str) -> str:
     return f"key id {name} type blake2s128 value {key}"
 
 
-def take(table: Table, line: str) -> bool:
-    """Take in a line of babeld's monitor; tells whether it was about neighbours or routes."""
-    words = line.split()
-    if len(words) < 3 or words[1] not in ("neighbour", "route"):
-        return False
-    action, kind, handle = words[:3]
-    known = table.neighbours if kind == "neighbour" else table.routes
-    if action == "flush":
-        known.pop(handle, None)
-        return True
-    values = dict(zip(words[3::2], words[4::2], strict=False))
-    if kind == "neighbour":
-        link = Link(
-            values["address"],
-            int(values["rxcost"]),
-            int(values["txcost"]),
-            int(values["cost"]),
-            int(values["reach"], 16),
-        )
-        table.neighbours[handle] = (values["if"], link)
-    else:
-        table.routes[handle] = (values["prefix"], values["installed"] == "yes")
-    return True
+def parse(dump: Iterable[str]) -> Table:
+    """Read the lines that babeld answers to `dump`."""
+    neighbours: list[tuple[str, Link]] = []
+    installed: set[str] = set()
+    for line in dump:
+        action, kind, *words = [*line.split(), "", ""]
+        values = dict(zip(words[1::2], words[2::2], strict=False))
+        if (action, kind) == ("add", "route") and values.get("installed") == "yes":
+            installed.add(values["prefix"])
+        elif (action, kind) == ("add", "neighbour"):
+            rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
+            link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16))
+            neighbours.append((values["if"], link))
+    return Table(tuple(neighbours), frozenset(installed))
 
 
 class Babel:
-    """The conversation with the running babeld: commands go in, and `changed` is called after every line of news."""
+    """The conversation with the running babeld: commands go in, and it is asked again and again for what it knows.
+
+    Asked, not monitored: its monitor tells every step of every metric, a hundred lines per second and neighbour.
+    """
 
     def __init__(self, socket: Path, changed: Callable[[], None]) -> None:
         self.table = Table()
-        self.connected = asyncio.Event()
         self._socket = socket
         self._changed = changed
-        self._writer: asyncio.StreamWriter | None = None
+        self._orders: list[str] = []
+        self._hurry = asyncio.Event()
 
     async def run(self) -> None:
         """Keep a connection; a babeld that was started anew is asked anew."""
         while True:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 await self._converse()
-            self.connected.clear()
-            self._writer = None
             self.table = Table()
             await asyncio.sleep(RETRY_S)
 
     def send(self, lines: Iterable[str]) -> None:
         """Send commands; without a connection they are dropped, as babeld's next start reads the configuration."""
-        if self._writer is not None:
-            self._writer.write("".join(f"{line}\n" for line in lines).encode())
+        self._orders += lines
+        self._hurry.set()
+
+    def hurry(self) -> None:
+        """Ask often for a while: something is about to change."""
+        self._hurry.set()
 
     async def _converse(self) -> None:
         reader, writer = await asyncio.open_unix_connection(self._socket)
         try:
-            writer.write(b"monitor\n")
-            self._writer = writer
-            self.connected.set()
-            while line := await reader.readline():
-                text = line.decode(errors="replace").strip()
-                if text.startswith(("bad", "no ")):
-                    log.warning("babeld: %s", text)
-                if take(self.table, text):
+            await _answer(reader)
+            busy_until = time.monotonic() + BUSY_S
+            while True:
+                orders, self._orders = self._orders, []
+                for order in orders:
+                    writer.write(f"{order}\n".encode())
+                    await _answer(reader)
+                writer.write(b"dump\n")
+                table = parse(await _answer(reader))
+                if table != self.table:
+                    self.table = table
                     self._changed()
+                pause = OFTEN_S if time.monotonic() < busy_until else PERIOD_S
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), pause)
+                    busy_until = time.monotonic() + BUSY_S
+                self._hurry.clear()
         finally:
+            self._orders = []
             writer.close()
+
+
+async def _answer(reader: asyncio.StreamReader) -> list[str]:
+    """Read up to the word that ends every answer."""
+    lines: list[str] = []
+    while data := await reader.readline():
+        line = data.decode(errors="replace").strip()
+        if line == "ok":
+            return lines
+        if line.startswith(("bad", "no")):
+            log.warning("babeld: %s", line)
+            return lines
+        lines.append(line)
+    raise EOFError("babeld closed the connection")

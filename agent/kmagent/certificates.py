@@ -122,6 +122,11 @@ def lay_out_worker(paths: Paths, now: datetime.datetime) -> float:
     return (_due("kubelet/client", kept) - now).total_seconds()
 
 
+def seconds_left(name: str, certificate: Path) -> float:
+    """Return after how many seconds a certificate is to be renewed."""
+    return (_due(name, certificate) - datetime.datetime.now(datetime.UTC)).total_seconds()
+
+
 def make_folder(path: Path, uid: int) -> None:
     """Make a folder that only `uid` (and root) can read."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)

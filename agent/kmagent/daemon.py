@@ -15,6 +15,7 @@ from kmagent import (
     console,
     containerd_seed,
     control_plane,
+    egress,
     facts,
     join_api,
     joining,
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 # Certificates are looked at no less often, and the clock is remembered.
 PREPARE_AGAIN_S = 3600.0
 SET_UP_AGAIN_S = 15.0
+SOON_S = 5.0
 
 
 def main() -> int:
@@ -133,7 +135,13 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     me = state.facts
     mesh = Mesh(state, paths, _self(paths, me), me.ignored_ports, me)
     follower = Follower(state, paths, mesh, me)
-    parts = [mesh.run(), follower.run(), _relay(mesh, me), _prepare_again(state, paths, renew_in_s)]
+    parts = [
+        mesh.run(),
+        follower.run(),
+        _relay(mesh, me),
+        egress.run(state, mesh, me),
+        _prepare_again(state, paths, renew_in_s),
+    ]
     if me.controls:
         parts += [control_plane.watch_etcd(state, me.probe_scale), control_plane.run(state, paths)]
     if me.role != "voter":
@@ -182,12 +190,12 @@ async def _relay(mesh: Mesh, me: Facts) -> None:
 
 async def _prepare_again(state: State, paths: Paths, renew_in_s: float) -> None:
     while True:
-        await asyncio.sleep(max(60.0, min(renew_in_s, PREPARE_AGAIN_S)))
+        await asyncio.sleep(max(SOON_S, min(renew_in_s, PREPARE_AGAIN_S)))
         try:
             renew_in_s = float((await _prepare())["renew_in_s"])
         except UserError as error:
             log.error("%s", error)
-            renew_in_s = 0.0
+            renew_in_s = 60.0
         else:
             state.notify()
 

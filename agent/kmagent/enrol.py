@@ -1,7 +1,8 @@
 """`python3 -m kmagent enrol [ADDRESS]`: gets for an admitted node what only the control plane can give, and keeps it.
 
 The registry, the mesh keys, kubelet's client certificate, and on a node that was chosen for it the control plane's secrets.
-Asks at the join address, or with ADDRESS over a neighbour's relay. Prints `{"state": ok|unknown|unreachable, "role": …}`.
+Asks at the join address, or with ADDRESS over a neighbour's relay. Prints `{"state": ok|unknown|unreachable, "role": …}`,
+and after how many seconds to ask again.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ from kmplan import pki, seal
 from kmplan.errors import UserError
 from kmplan.files import write, write_if_changed
 from kmplan.secret_files import SECRET_FILES
+
+ASK_S = 3600.0
 
 
 def main(address: str = "") -> int:
@@ -50,7 +53,7 @@ def enrol(paths: Paths, address: str = "") -> dict[str, Any]:
         state = "unknown" if answer.status == 403 else "unreachable"
         return {"state": state, "role": me.role.role, "message": answer.body[:200].decode(errors="replace").strip()}
     role = keep(paths, me, json.loads(answer.body), kubelet_key)
-    return {"state": "ok", "role": role}
+    return {"state": "ok", "role": role, "renew_in_s": renew_in_s(paths)}
 
 
 def wants_kubelet(paths: Paths) -> bool:
@@ -61,6 +64,13 @@ def wants_kubelet(paths: Paths) -> bool:
     if not kept.exists() or not pki.matches(kept.read_text(), kept.with_suffix(".key").read_text()):
         return True
     return certificates.is_due("kubelet/client", kept, datetime.datetime.now(datetime.UTC))
+
+
+def renew_in_s(paths: Paths) -> float:
+    """Return after how many seconds kubelet's certificate is to be renewed; an hour at most."""
+    if not wants_kubelet(paths) and (paths.state / "kubelet/client.crt").exists():
+        return min(ASK_S, certificates.seconds_left("kubelet/client", paths.state / "kubelet/client.crt"))
+    return ASK_S
 
 
 def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -> str:

@@ -33,6 +33,8 @@ table inet kubermesh {{
   }}
   chain stranger {{
     ip6 saddr fe80::/10 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply }} accept
+    # Read by the agent when it may look for ways out; the kernel takes no notice of it.
+    ip6 saddr fe80::/10 icmpv6 type nd-router-advert accept
     ip6 saddr :: icmpv6 type nd-neighbor-solicit accept
     ip6 saddr fe80::/10 udp dport {{ {babel}, {hello} }} accept
     ip6 saddr fe80::/10 ip6 daddr fe80::/10 tcp dport {relay} accept

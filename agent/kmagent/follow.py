@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
 RETRY_S = 1.0
+SOON_S = 5.0
 # A neighbour that has not heard of us yet may be behind; only a lasting refusal is one.
 REFUSED_S = 10.0
 
@@ -44,7 +45,7 @@ class Follower:
         self._state, self._paths, self._mesh, self._facts = state, paths, mesh, facts
         tls = Tls(paths.state / "pki/node-ca.crt", paths.state / "identity.crt")
         self._client = Client(facts.join, JOIN_PORT, tls=tls, timeout_s=10 * facts.probe_scale)
-        self._enrol_at = time.monotonic() + AGAIN_S * 60
+        self._enrol_at = time.monotonic() + SOON_S
         self._refused_since: float | None = None
 
     async def run(self) -> None:
@@ -106,7 +107,7 @@ class Follower:
         if answer["state"] != "ok":
             self._enrol_at = 0.0
             return
-        self._enrol_at = time.monotonic() + AGAIN_S * 60
+        self._enrol_at = time.monotonic() + max(SOON_S, float(answer["renew_in_s"]))
         await self._take_enrolled(str(answer["role"]))
 
     async def _take_enrolled(self, role: str) -> None:
@@ -120,8 +121,8 @@ class Follower:
             me = replace(self._mesh.me, keys=keys, serial=registry.serial, registered=registry.numbers)
             self._mesh.replace_self(me)
             self._state.serial = registry.serial
-            waits = self._wants_more(registry)
-            self._enrol_at = time.monotonic() + (RETRY_S if waits else AGAIN_S * 60)
+            if self._wants_more(registry):
+                self._enrol_at = time.monotonic() + RETRY_S
         self._state.notify()
 
     async def _check_refused(self) -> None:

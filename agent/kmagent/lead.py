@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 BUSY_S = 0.3
 PERIOD_S = 1.0
+# After so many turns without anything to do, turns come further apart.
+SETTLED_TURNS, SETTLED_S = 20, 4.0
 
 
 class Leader:
@@ -30,14 +32,22 @@ class Leader:
 
     async def run(self, first: Registry, mesh_key: str) -> None:
         """Lead whenever the local etcd does; `first` is the registry that a new cluster begins with."""
+        quiet, seen = 0, ""
         while True:
             await self._state.wait_for("etcd")
             busy = False
             if await self._leads():
                 busy = await self._try("members", self._members(first, mesh_key))
                 if self._state.conditions["addons"]:
-                    await self._try("nodes", self._objects())
-            await asyncio.sleep((BUSY_S if busy else PERIOD_S) * self._facts.probe_scale)
+                    busy |= await self._try("nodes", self._objects())
+            quiet = 0 if busy or seen != self._picture() else quiet + 1
+            seen = self._picture()
+            pause = BUSY_S if busy else SETTLED_S if quiet > SETTLED_TURNS else PERIOD_S
+            await asyncio.sleep(pause * self._facts.probe_scale)
+
+    def _picture(self) -> str:
+        """Something that changes when the cluster does."""
+        return f"{self._mesh.me.serial} {len(self._mesh.routes())}"
 
     async def _leads(self) -> bool:
         try:
@@ -70,7 +80,7 @@ class Leader:
             or node.number == self._facts.number
         )
 
-    async def _objects(self) -> None:
+    async def _objects(self) -> bool:
         registry, _ = await self._ledger.registry()
         listed = await kubernetes_api.get(self._client, "/api/v1/nodes?resourceVersion=0")
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
@@ -79,7 +89,7 @@ class Leader:
                 await self._complete(node, objects[node.name])
         await serving.approve(self._client, self._ledger.authority, registry, self._facts)
         ready = {name: is_ready_now(item) for name, item in objects.items()}
-        await self._nodes.reconcile(ready, time.time())
+        return await self._nodes.reconcile(ready, time.time())
 
     async def _complete(self, node: Node, item: dict[str, object]) -> None:
         patch = missing(item, node, network.pod_prefixes(self._facts.prefix, node.number))

@@ -64,7 +64,7 @@ class Mesh:
         self._started = time.monotonic()
         self._rules = asyncio.Lock()
         self._keys: dict[str, int] = {}
-        self._reachable: set[str] = set()
+        self._reachable: frozenset[str] = frozenset()
         self._answer_at: dict[str, float] = {}
         self.news = asyncio.Event()
         self._wake = asyncio.Event()
@@ -104,7 +104,7 @@ class Mesh:
         self.news.set()
         self.news = asyncio.Event()
 
-    def routes(self) -> set[str]:
+    def routes(self) -> frozenset[str]:
         """Prefixes that the mesh leads to."""
         return self._babel.table.installed
 
@@ -162,6 +162,10 @@ class Mesh:
         if self._trusted is None:
             self._trusted = self._inherited = await firewall.trusted()
         await self._start_babel(mesh_ports)
+
+    def is_neighbour(self, name: str) -> bool:
+        """Whether one of the cluster is on a port."""
+        return name in self.links and self._believes(name)
 
     def mesh_ports(self) -> list[str]:
         """Ports that are for neighbours."""
@@ -289,6 +293,7 @@ class Mesh:
         if self._trusted is None or trusted == self._trusted:
             return
         self._trusted = trusted
+        self._babel.hurry()
         asyncio.get_running_loop().create_task(self._apply_trust())
         self._publish()
 

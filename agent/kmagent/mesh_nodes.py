@@ -82,13 +82,14 @@ class MeshNodes:
     def __init__(self, client: Client, ledger: Ledger, name_prefix: str) -> None:
         self._client, self._ledger, self._name_prefix = client, ledger, name_prefix
 
-    async def reconcile(self, ready: Mapping[str, bool], now: float) -> None:
-        """Carry out decisions, then bring every object up to date; `ready` is by node name."""
+    async def reconcile(self, ready: Mapping[str, bool], now: float) -> bool:
+        """Carry out decisions, then bring every object up to date; `ready` is by node name. Tells whether one was made."""
         listed = await kubernetes_api.get(self._client, PATH)
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
         asked = await self._ledger.asked()
         registry, _ = await self._ledger.registry()
-        if await self._carry_out(objects, asked, registry, now):
+        decided = await self._carry_out(objects, asked, registry, now)
+        if decided:
             asked = await self._ledger.asked()
             registry, _ = await self._ledger.registry()
         wanted = {
@@ -103,6 +104,7 @@ class MeshNodes:
             else:
                 wanted[object_name(fingerprint)] = status_of_asked(one, _status(objects, fingerprint), now)
         await self._show(objects, wanted)
+        return decided
 
     async def _carry_out(
         self, objects: dict[str, Object], asked: dict[str, dict[str, Any]], registry: Registry, now: float

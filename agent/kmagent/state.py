@@ -16,7 +16,7 @@ STEPS = {"voter": ("configured", "etcd", "api", "ready")}
 OTHER_STEPS = ("configured", "api", "ready")
 EVENT_NAMES = {"ready": "node-ready"}
 MAX_EVENTS = 200
-STALE_S = 1.0
+STALE_S, AT_LEAST_S = 1.0, 30.0
 EXPLANATIONS = {
     "starting": "setting up",
     "asking": "asking to be admitted",
@@ -160,10 +160,11 @@ def write_status(path: Path, state: State) -> None:
 
 async def keep_written(path: Path, state: State) -> None:
     """Write down small changes, a few at a time."""
+    written = time.monotonic()
     while True:
         await asyncio.sleep(STALE_S)
-        if state.is_stale:
-            state.is_stale = False
+        if state.is_stale or time.monotonic() - written > AT_LEAST_S:
+            state.is_stale, written = False, time.monotonic()
             write_status(path, state)
 
 

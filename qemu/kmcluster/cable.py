@@ -11,7 +11,7 @@ PORT = re.compile(r"([1-9][0-9]?):eth(0|[1-9][0-9]?)")
 MTU = 1500
 
 
-class Port(msgspec.Struct, frozen=True, order=True):
+class Port(msgspec.Struct, frozen=True):
     """A network port of a machine: the machine's number, and the port's place, counted from 0."""
 
     node: int

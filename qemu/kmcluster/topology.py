@@ -1,6 +1,5 @@
 """The topology file: which machines a cluster on the bench has, and which cables between them."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -147,14 +146,9 @@ def check_port(port: Port, ports: Sequence[int | None], where: str) -> None:
 
 def reach(start: int, cables: Sequence[Cable]) -> set[int]:
     """Numbers of the nodes that cables lead to from `start`, itself included."""
+    ends = {(cable.a.node, cable.b.node) for cable in cables} | {(cable.b.node, cable.a.node) for cable in cables}
     reached, new = {start}, {start}
     while new:
-        ends = {(cable.a.node, cable.b.node) for cable in cables} | {(cable.b.node, cable.a.node) for cable in cables}
         new = {there for here, there in ends if here in new} - reached
         reached |= new
     return reached
-
-
-def degrees(cables: Iterable[Cable]) -> Counter[int]:
-    """How many cables each node has."""
-    return Counter(end.node for cable in cables for end in (cable.a, cable.b))

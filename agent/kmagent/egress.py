@@ -1,0 +1,167 @@
+"""Ways out of the cluster: ports that lead outside get a default route, which the mesh announces while its router answers.
+
+systemd-networkd configures such a port (addresses given, DHCP, router advertisements) with its routes in a table of its
+own; the agent copies the default routes whose router answers into the main table, from where babeld takes them.
+"""
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kmagent.facts import Facts
+from kmagent.mesh import Mesh
+from kmagent.state import State
+from kmplan.files import write_if_changed
+from kmplan.run import run_async
+
+log = logging.getLogger(__name__)
+
+TABLE = 9440
+NETWORKS = Path("/run/systemd/network")
+PERIOD_S = 1.0
+BAD_TO_WITHDRAW = 2
+METRIC = 512
+ICMP6_FILTER = 1
+ROUTER_ADVERTISEMENT = 134
+
+NETWORK = """\
+[Match]
+Name={port}
+
+[Link]
+RequiredForOnline=no
+
+[Network]
+LinkLocalAddressing=ipv6
+IPv6AcceptRA={dynamic}
+DHCP={dynamic}
+KeepConfiguration=no
+{addresses}
+[DHCPv4]
+RouteTable={table}
+UseDNS=no
+UseHostname=no
+
+[IPv6AcceptRA]
+RouteTable={table}
+UseDNS=no
+{routes}"""
+
+
+@dataclass(frozen=True)
+class Router:
+    """A default route's next hop: its family (4 or 6), address, and the port it is behind."""
+
+    family: int
+    address: str
+    port: str
+
+
+def network_file(gateway: dict[str, Any]) -> str:
+    """Return a port's systemd.network(5): what the cluster file gives, or whatever the network out there offers."""
+    routes = "".join(f"\n[Route]\nGateway={router}\nTable={TABLE}\n" for router in gateway["routers"])
+    return NETWORK.format(
+        port=gateway["port"],
+        table=TABLE,
+        dynamic="no" if gateway["addresses"] else "yes",
+        addresses="".join(f"Address={address}\n" for address in gateway["addresses"]),
+        routes=routes,
+    )
+
+
+def default_routes(listing: str, family: int) -> set[Router]:
+    """Read `ip --json route show`: the routers of default routes."""
+    try:
+        entries = json.loads(listing or "[]")
+    except ValueError:
+        return set()
+    return {
+        Router(family, str(entry["gateway"]), str(entry["dev"]))
+        for entry in entries
+        if entry.get("dst") == "default" and "gateway" in entry and "dev" in entry
+    }
+
+
+async def run(state: State, mesh: Mesh, facts: Facts) -> None:
+    """Configure this node's gateway ports, and announce what leads outside while it does."""
+    configured = {str(gateway["port"]): gateway for gateway in facts.gateways}
+    if not configured and not facts.discover_gateways:
+        return
+    heard = _listen(mesh) if facts.discover_gateways else set()
+    misses: dict[Router, int] = {}
+    announced: set[Router] = set()
+    while True:
+        for port in heard - set(configured):
+            log.info("%s: a router is heard, the port leads outside", port)
+            configured[port] = {"port": port, "addresses": [], "routers": []}
+        ports = frozenset(configured) & set(mesh.ports)
+        if ports != mesh.gateways:
+            await mesh.set_gateways(ports)
+            await _configure([configured[port] for port in sorted(ports)])
+        misses = {router: await _probe(router, misses.get(router, BAD_TO_WITHDRAW)) for router in await _routers()}
+        wanted = {router for router, missed in misses.items() if missed < BAD_TO_WITHDRAW}
+        await _announce(wanted, announced)
+        for router in sorted(wanted ^ announced, key=str):
+            state.record(f"gateway {'up' if router in wanted else 'down'} {router.address} on {router.port}")
+        announced = wanted
+        await asyncio.sleep(PERIOD_S * facts.probe_scale)
+
+
+async def _configure(gateways: list[dict[str, Any]]) -> None:
+    for gateway in gateways:
+        NETWORKS.mkdir(parents=True, exist_ok=True)
+        path = NETWORKS / f"10-kubermesh-{gateway['port']}.network"
+        await asyncio.to_thread(write_if_changed, path, network_file(gateway))
+    await run_async(["systemctl", "start", "systemd-networkd.service"], check=False)
+    await run_async(["networkctl", "reload"], check=False)
+
+
+async def _routers() -> set[Router]:
+    found: set[Router] = set()
+    for family in (4, 6):
+        argv = ["ip", f"-{family}", "--json", "route", "show", "table", str(TABLE)]
+        found |= default_routes((await run_async(argv, check=False))[1], family)
+    return found
+
+
+async def _probe(router: Router, missed: int) -> int:
+    """Ask a router for an echo; returns how often in a row it has not answered."""
+    argv = ["ping", "-n", "-q", "-c", "1", "-W", "1", "-I", router.port, router.address]
+    code, _ = await run_async(argv, check=False)
+    return 0 if code == 0 else missed + 1
+
+
+async def _announce(wanted: set[Router], announced: set[Router]) -> None:
+    """Have exactly the wanted default routes in the main table, where babeld finds them by their protocol."""
+    for router in announced - wanted:
+        await run_async(["ip", f"-{router.family}", "route", "del", *_route(router)], check=False)
+    for router in wanted:
+        await run_async(["ip", f"-{router.family}", "route", "replace", *_route(router)], check=False)
+
+
+def _route(router: Router) -> list[str]:
+    return ["default", "via", router.address, "dev", router.port, "proto", "static", "metric", str(METRIC)]
+
+
+def _listen(mesh: Mesh) -> set[str]:
+    """Collect the names of ports on which a router offers itself (RFC 4861, 4.2); the set grows in the background."""
+    heard: set[str] = set()
+    raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6)
+    passes = [0xFFFFFFFF] * 8
+    passes[ROUTER_ADVERTISEMENT >> 5] &= ~(1 << (ROUTER_ADVERTISEMENT & 31))
+    raw.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, struct.pack("@8I", *passes))
+
+    def read() -> None:
+        data, (_, _, _, index) = raw.recvfrom(1500)
+        lifetime_s = int.from_bytes(data[6:8], "big") if len(data) >= 16 else 0
+        name = next((port.name for port in mesh.ports.values() if port.index == index), None)
+        if lifetime_s and name and not mesh.is_neighbour(name):
+            heard.add(name)
+
+    asyncio.get_running_loop().add_reader(raw, read)
+    return heard
