@@ -4,12 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from kmagent.registry import Registry
-
 MAX_CSR = 2048
 MAX_LIST = 16
 TEXT = re.compile(r"[\x20-\x7e]{0,64}\Z")
-POLICY_NAMES = ("approve", "allowlist", "auto")
 
 
 @dataclass(frozen=True)
@@ -69,14 +66,6 @@ def record(request: Request, fingerprint: str, known: dict[str, Any] | None, now
         "last_seen": now,
         "decision": (known or {}).get("decision", ""),
     }
-
-
-def chosen_voter(registry: Registry, members: int, wanted: int, reachable: set[int]) -> int | None:
-    """Return the number of the node that becomes a member of etcd next: the one admitted first that can be reached."""
-    if members >= wanted:
-        return None
-    workers = [node for node in registry.nodes if node.role == "worker" and node.number in reachable]
-    return min(workers, key=lambda node: (node.admitted, node.number)).number if workers else None
 
 
 def _entries(data: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -170,7 +170,8 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
 def _self(paths: Paths, me: Facts) -> Self:
     keys = {int(generation): key for generation, key in json.loads(paths.mesh_keys.read_text()).items()}
     known = registry.load(paths.registry) or registry.Registry(me.cluster)
-    return Self(me.cluster, me.number, me.name, keys, known.serial, known.numbers)
+    good = {generation: key for generation, key in keys.items() if generation >= known.oldest_key} or keys
+    return Self(me.cluster, me.number, me.name, good, known.serial, known.numbers)
 
 
 def _first_registry(me: Facts) -> registry.Registry:

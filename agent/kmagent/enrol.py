@@ -20,7 +20,7 @@ from kmagent.paths import Paths
 from kmplan import pki, seal
 from kmplan.errors import UserError
 from kmplan.files import write, write_if_changed
-from kmplan.secret_files import SECRET_FILES
+from kmplan.secret_files import PUBLIC_FILES, SECRET_FILES
 
 ASK_S = 3600.0
 
@@ -98,6 +98,9 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
         for name in SECRET_FILES:
             write(paths.state / name, str(files[name]), 0o600)
         initial_cluster = str(answer["initial_cluster"])
+    if role == "worker" and me.role.role != "worker":
+        retire(paths)
+        initial_cluster = ""
     if role != "worker" and not (paths.state / "encryption.key").exists():
         role = me.role.role
     changed = msgspec.structs.replace(
@@ -106,3 +109,12 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
     if changed != me.role:
         identity.write_role(paths, changed)
     return role
+
+
+def retire(paths: Paths) -> None:
+    """Give up what only the control plane may have; etcd's data is kept aside, as it would not start with it again."""
+    for name in set(SECRET_FILES) - set(PUBLIC_FILES):
+        (paths.state / name).unlink(missing_ok=True)
+    data = paths.state / "etcd"
+    if data.exists():
+        data.rename(paths.state / f"etcd.removed-{int(time.time())}")

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import shutil
 import time
 from dataclasses import replace
 
-from kmagent import network
+from kmagent import identity_files, network
 from kmagent import registry as registries
 from kmagent.facts import Facts
 from kmagent.http import Client, Tls
@@ -21,7 +22,6 @@ from kmagent.paths import Paths
 from kmagent.registry import Registry
 from kmagent.relay import JOIN_PORT
 from kmagent.state import State
-from kmplan.errors import UserError
 from kmplan.files import write
 from kmplan.run import run_async
 
@@ -65,11 +65,16 @@ class Follower:
         registry = registries.from_text(registries.unpack(packed)[0])
         if registry.serial > self._mesh.me.serial:
             await asyncio.to_thread(write, self._paths.registry, packed, 0o600)
+            before = self._mesh.me.keys
             self._adopt(registry)
+            if self._mesh.me.keys != before:
+                kept = json.dumps(self._mesh.me.keys)
+                await asyncio.to_thread(write, self._paths.mesh_keys, kept, 0o600)
 
     def _adopt(self, registry: Registry) -> None:
         me = self._mesh.me
-        self._mesh.replace_self(replace(me, serial=registry.serial, registered=registry.numbers))
+        keys = {generation: key for generation, key in me.keys.items() if generation >= registry.oldest_key} or me.keys
+        self._mesh.replace_self(replace(me, keys=keys, serial=registry.serial, registered=registry.numbers))
         self._state.serial = registry.serial
         self._state.touch()
         if self._wants_more(registry):
@@ -152,22 +157,8 @@ async def leave(paths: Paths) -> None:
     for task in tasks.split():
         await run_async(["ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", task], check=False)
     await run_async(["systemctl", "stop", "containerd.service"], check=False)
-    try:
-        put_aside(paths)
-    except OSError as error:
-        raise UserError(f"{paths.state}: what belonged to the cluster cannot be put aside: {error}") from error
-
-
-def put_aside(paths: Paths) -> None:
-    """Move everything but what a new admission needs into a folder of its own; `role.json`, which says it is there, first."""
-    aside = paths.state / f"removed-{int(time.time())}"
-    aside.mkdir(mode=0o700)
-    keep = {aside.name, "join.json"}
-    first = paths.state / "role.json"
-    for path in [first, *sorted(paths.state.iterdir())]:
-        if path.exists() and path.name not in keep and not path.name.startswith("removed-"):
-            path.rename(aside / path.name)
-    for path in (paths.facts, paths.kubelet_start, paths.addons):
+    identity_files.put_aside(paths.state, everything=True)
+    for name in ("pki", "config", "manifests", "kubelet"):
+        shutil.rmtree(paths.run / name, ignore_errors=True)
+    for path in (paths.facts, paths.addons, paths.babel_config, *paths.manifests.glob("*.yaml")):
         path.unlink(missing_ok=True)
-    for path in paths.manifests.glob("*.yaml"):
-        path.unlink()

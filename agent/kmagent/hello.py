@@ -8,6 +8,7 @@ only a hello with a good MAC, our nonce and a growing sequence number is believe
 import hashlib
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,8 @@ GROUP = "ff12::6b6d"
 PERIOD_S = 1.0
 HOLD_S = 15.0
 MAX_BYTES = 1400
+# It is shown on consoles: nothing that moves a cursor.
+TEXT = re.compile(r"[\x20-\x7e]{0,64}\Z")
 
 Keys = Mapping[int, str]
 
@@ -55,9 +58,10 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Link:
-    """One port's side of the exchange."""
+    """One port's side of the exchange: our nonce, and the one that was heard last, to be repeated."""
 
     nonce: str
+    heard: str = ""
     sequence: int = 0
     neighbour: Neighbour | None = None
 
@@ -86,7 +90,7 @@ def decode(data: bytes, keys: Keys) -> tuple[Hello, bool] | None:
         good = any(
             hmac.compare_digest(_mac(key, payload), macs.get(str(generation), "")) for generation, key in keys.items()
         )
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return (hello, good) if _is_sound(hello) else None
 
@@ -96,19 +100,20 @@ def receive(link: Link, hello: Hello, good: bool, address: str, now: float) -> L
     old = link.neighbour if link.neighbour and now - link.neighbour.seen < HOLD_S else None
     believed = good and hello.heard == link.nonce
     if old and old.authenticated:
-        same = old.hello.nonce == hello.nonce
-        if not believed or (same and hello.sequence <= old.hello.sequence):
+        same = old.hello.number == hello.number
+        if not good or (same and hello.sequence <= old.hello.sequence):
             return replace(link, neighbour=old)
+        if not believed:
+            # A neighbour whose agent was started anew does not know our nonce yet: tell it, and believe it then.
+            return replace(link, neighbour=old, heard=hello.nonce)
     continues = old is not None and old.authenticated == believed and old.hello.name == hello.name
     since = old.since if old and continues else now
-    return replace(link, neighbour=Neighbour(hello, address, believed, since, now))
+    return replace(link, heard=hello.nonce, neighbour=Neighbour(hello, address, believed, since, now))
 
 
 def expire(link: Link, now: float) -> Link:
-    """Forget a neighbour that was not heard for long."""
-    if link.neighbour and now - link.neighbour.seen >= HOLD_S:
-        return replace(link, neighbour=None)
-    return link
+    """Forget a neighbour that was not heard for long, and with it the nonce that it knew."""
+    return new_link() if link.neighbour and now - link.neighbour.seen >= HOLD_S else link
 
 
 def common_generation(mine: Keys, theirs: tuple[int, ...]) -> int | None:
@@ -119,7 +124,9 @@ def common_generation(mine: Keys, theirs: tuple[int, ...]) -> int | None:
 def _is_sound(hello: Hello) -> bool:
     texts = (hello.cluster, hello.name, hello.port, hello.nonce, hello.heard)
     numbers = (hello.number, hello.mtu, hello.serial, hello.sequence, *hello.generations)
-    return all(type(text) is str and len(text) <= 64 for text in texts) and all(type(value) is int for value in numbers)
+    return all(type(text) is str and TEXT.match(text) for text in texts) and all(
+        type(value) is int for value in numbers
+    )
 
 
 def _mac(key: str, payload: bytes) -> str:

@@ -87,7 +87,10 @@ class Client:
         headers = {"Content-Type": content_type} if body is not None else {}
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
-        return Response(answer.status, answer.read())
+        response = Response(answer.status, answer.read())
+        if answer.will_close:
+            self._close()
+        return response
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._address

@@ -4,11 +4,16 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+log = logging.getLogger(__name__)
+
 MAX_HEAD = 8 * 1024
+LENGTH = re.compile(r"[0-9]{1,9}\Z")
 REASONS = {
     200: "OK", 202: "Accepted", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     409: "Conflict", 411: "Length Required", 413: "Content Too Large", 429: "Too Many Requests",
@@ -100,13 +105,19 @@ class Server:
         body = b""
         if method in ("POST", "PUT"):
             length = fields.get("content-length", "")
-            if not length.isdigit():
+            if not LENGTH.match(length):
                 return answer_text(411, "a body needs its length\n")
             if int(length) > self._max_body:
                 return answer_text(413, f"a body may have {self._max_body} bytes\n")
             body = await asyncio.wait_for(reader.readexactly(int(length)), self._timeout_s)
         peer = str(writer.get_extra_info("peername")[0])
-        return await self._handler(Request(method, path.partition("?")[0], body, peer, _certificate(writer)))
+        request = Request(method, path.partition("?")[0], body, peer, _certificate(writer))
+        try:
+            return await self._handler(request)
+        except Exception:
+            # Whatever a stranger sends ends its own request, and nothing else.
+            log.exception("%s %s", method, request.path)
+            return answer_text(500, "this request cannot be answered\n")
 
 
 def _certificate(writer: asyncio.StreamWriter) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from kmagent import identity_files
 from kmagent.paths import Paths
 from kmplan import pki
 from kmplan.cluster import ClusterFile
@@ -62,6 +63,8 @@ def load(paths: Paths, now: float) -> Identity | None:
             raise UserError(
                 "no seed credential and nothing in /var/lib/kubermesh", "this machine belongs to no cluster yet"
             )
+        # Half of an admission, or of a removal that a power cut interrupted.
+        identity_files.put_aside(paths.state, everything=False)
         return None
     return Identity(cluster=_read_cluster(paths), role=role)
 

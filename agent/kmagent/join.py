@@ -87,7 +87,10 @@ def keep(paths: Paths, join: JoinBundle, key: str, answer: dict[str, Any]) -> No
     if files["pki/node-ca.crt"] != join.authority:
         raise UserError("the join API names another node authority than the one this machine was given")
     cluster = msgspec.convert(answer["cluster"], ClusterFile)
-    secret = json.loads(seal.unseal(str(answer["sealed"]), key))
+    try:
+        secret = json.loads(seal.unseal(str(answer["sealed"]), key))
+    except ValueError as error:
+        raise UserError(f"what the join API gave cannot be read: {error}") from error
     (paths.state / "pki").mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, content in files.items():
         write(paths.state / name, content, 0o600)

@@ -57,7 +57,7 @@ class JoinApi:
                     return await self._registry(request)
                 case "POST", "/v1/enrol":
                     return await self._enrol(request)
-        except (ValueError, RefusedError) as error:
+        except (ValueError, RecursionError, RefusedError) as error:
             return answer_text(400, f"{error}\n")
         except OSError as error:
             log.warning("join API: %s: %s", request.path, error)

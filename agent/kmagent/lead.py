@@ -20,6 +20,7 @@ BUSY_S = 0.3
 PERIOD_S = 1.0
 # After so many turns without anything to do, turns come further apart.
 SETTLED_TURNS, SETTLED_S = 20, 4.0
+OLD_KEY_S = 30.0
 
 
 class Leader:
@@ -27,8 +28,9 @@ class Leader:
 
     def __init__(self, state: State, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client) -> None:
         self._state, self._facts, self._ledger, self._mesh, self._client = state, facts, ledger, mesh, client
-        self._nodes = MeshNodes(client, ledger, facts.cluster)
+        self._nodes = MeshNodes(client, ledger, facts.cluster, facts.prefix)
         self._said: dict[str, str] = {}
+        self._rolled_at: float | None = None
 
     async def run(self, first: Registry, mesh_key: str) -> None:
         """Lead whenever the local etcd does; `first` is the registry that a new cluster begins with."""
@@ -38,6 +40,7 @@ class Leader:
             busy = False
             if await self._leads():
                 busy = await self._try("members", self._members(first, mesh_key))
+                await self._try("mesh keys", self._end_old_keys())
                 if self._state.conditions["addons"]:
                     busy |= await self._try("nodes", self._objects())
             quiet = 0 if busy or seen != self._picture() else quiet + 1
@@ -70,6 +73,16 @@ class Leader:
     async def _members(self, first: Registry, mesh_key: str) -> bool:
         await self._ledger.begin(first, mesh_key)
         return await members.reconcile(self._ledger, self._facts, self._reachable((await self._ledger.registry())[0]))
+
+    async def _end_old_keys(self) -> None:
+        """A while after a new mesh key was made, when every link uses it, end those before it."""
+        registry, _ = await self._ledger.registry()
+        if registry.mesh_key == registry.oldest_key:
+            self._rolled_at = None
+            return
+        self._rolled_at = self._rolled_at or time.monotonic()
+        if time.monotonic() - self._rolled_at > OLD_KEY_S * self._facts.probe_scale:
+            await self._ledger.drop_old_keys()
 
     def _reachable(self, registry: Registry) -> frozenset[int]:
         routes = self._mesh.routes()

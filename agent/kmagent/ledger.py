@@ -80,30 +80,42 @@ class Ledger:
 
     async def remove(self, number: int) -> None:
         """Take a node out of the registry, and give the others a mesh key that it does not have."""
+        for _ in range(ATTEMPTS):
+            old, value = await self.registry()
+            node = old.find(number=number)
+            if node is None:
+                return
+            if await self._roll(old.drop(number), value, [IDENTITIES + node.fingerprint]):
+                log.info("removed node %d, %s", number, node.name)
+                return
+        raise OSError("the registry changes faster than it can be written")
+
+    async def roll_mesh_key(self) -> None:
+        """Make a new generation of the mesh key. Links go over to it one by one; `drop_old_keys` ends the others."""
         old, value = await self.registry()
-        node = old.find(number=number)
-        if node is None:
-            return
+        if not await self._roll(replace(old, serial=old.serial + 1), value, []):
+            raise OSError("the registry was changed meanwhile")
+
+    async def _roll(self, new: Registry, value: Value, deletes: list[str]) -> bool:
         keys, keys_value = await self.mesh_keys()
         generation = max(keys) + 1
-        keys[generation] = secrets.token_hex(32)
-        new = replace(old.drop(number), mesh_key=generation)
-        packed = await self.authority.sign(new)
-        puts = {REGISTRY: packed, MESH_KEYS: json.dumps(keys)}
+        packed = await self.authority.sign(replace(new, mesh_key=generation))
+        puts = {REGISTRY: packed, MESH_KEYS: json.dumps({**keys, generation: secrets.token_hex(32)})}
         unchanged = {REGISTRY: value.revision, MESH_KEYS: keys_value.revision}
-        if await self.etcd.commit(unchanged, puts, [IDENTITIES + node.fingerprint]):
-            log.info("removed node %d, %s", number, node.name)
+        done = await self.etcd.commit(unchanged, puts, deletes)
+        if done:
             await self._changed(packed)
+        return done
 
-    async def roll_mesh_key(self) -> int:
-        """Make a new generation of the mesh key; returns its number. Links go over to it one by one."""
-        keys, value = await self.mesh_keys()
-        generation = max(keys) + 1
-        keys[generation] = secrets.token_hex(32)
-        if not await self.etcd.commit({MESH_KEYS: value.revision}, {MESH_KEYS: json.dumps(keys)}):
-            raise OSError("another mesh key is being made")
-        await self.change(lambda old: replace(old, serial=old.serial + 1, mesh_key=generation))
-        return generation
+    async def drop_old_keys(self) -> None:
+        """End all generations of the mesh key but the newest: who has only those has to ask for it with its identity."""
+        old, value = await self.registry()
+        keys, keys_value = await self.mesh_keys()
+        packed = await self.authority.sign(replace(old, serial=old.serial + 1, oldest_key=old.mesh_key))
+        puts = {REGISTRY: packed, MESH_KEYS: json.dumps({old.mesh_key: keys[old.mesh_key]})}
+        if await self.etcd.commit({REGISTRY: value.revision, MESH_KEYS: keys_value.revision}, puts):
+            log.info("the mesh key is of generation %d, and older ones are good no more", old.mesh_key)
+            await self._changed(packed)
 
     async def mesh_keys(self) -> tuple[dict[int, str], Value]:
         """Return the mesh keys (hex) by generation."""

@@ -39,7 +39,14 @@ class Assign:
     role: str
 
 
-Action = Add | Promote | Assign
+@dataclass(frozen=True)
+class Drop:
+    """Remove a learner whose node went away before it started."""
+
+    member: Member
+
+
+Action = Add | Promote | Assign | Drop
 
 
 def wanted_voters(wanted: int, eligible: int) -> int:
@@ -60,9 +67,14 @@ def decide(
             role = "standby" if member.learner else "voter"
             if node.role != role:
                 return Assign(node.number, role)
+        elif node.role == "voter":
+            return Assign(node.number, "worker")
     learner = next((member for member in members if member.learner), None)
+    if learner is not None and learner.name:
+        return Promote(learner)
     if learner is not None:
-        return Promote(learner) if learner.name else None
+        owner = next((number for number, member in member_of.items() if member == learner), None)
+        return None if owner in reachable else Drop(learner)
     chosen = next((node for node in registry.nodes if node.role == "standby"), None)
     if chosen is not None:
         return Add(chosen) if chosen.number in reachable else Assign(chosen.number, "worker")
@@ -89,6 +101,9 @@ async def reconcile(ledger: Ledger, facts: Facts, reachable: frozenset[int]) -> 
                 log.debug("etcd: %s is not promoted yet: %s", member.name, error)
                 return False
             log.info("etcd: %s votes from now on", member.name)
+        case Drop(member):
+            log.info("etcd: %s is gone before it started", ", ".join(member.peer_urls))
+            await ledger.etcd.remove(member.id)
         case Assign(number, role):
             log.info("node %d: %s", number, role)
             await ledger.change(lambda old: _assign(old, number, role))

@@ -226,10 +226,9 @@ class Mesh:
             return
         link = replace(link, sequence=max(link.sequence + 1, time.time_ns() // 1_000_000))
         self.links[name] = link
-        heard = link.neighbour.hello.nonce if link.neighbour else ""
         message = Hello(
             cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
-            nonce=link.nonce, heard=heard, sequence=link.sequence, generations=tuple(me.keys), trusts=self._believes(name),
+            nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(me.keys), trusts=self._believes(name),
         )  # fmt: skip
         with contextlib.suppress(OSError):
             self._socket.sendto(hello.encode(message, me.keys), (hello.GROUP, hello.PORT, 0, port.index))
@@ -251,10 +250,12 @@ class Mesh:
         old = self.links.get(name) or hello.new_link()
         new = hello.receive(old, message, good, address, time.monotonic())
         self.links[name] = new
-        if new.neighbour is old.neighbour:
+        if new.heard != old.heard:
+            self._answer(name)
+        if new.neighbour is old.neighbour or new.neighbour is None:
             return
         before = old.neighbour
-        if not before or before.hello.nonce != message.nonce or before.authenticated != new.neighbour.authenticated:  # type: ignore[union-attr]
+        if not before or before.authenticated != new.neighbour.authenticated or before.hello.name != message.name:
             self._answer(name)
             self._state.record(f"neighbour {message.name or 'a stranger'} on {name}")
         elif (message.heard != old.nonce) or before.hello.serial != message.serial:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from kmagent import kubernetes_api
+from kmagent import kubernetes_api, network
 from kmagent.http import Client
 from kmagent.ledger import ASKED, Ledger
 from kmagent.registry import Node, Registry
@@ -79,8 +79,8 @@ def moment(seconds: float) -> str:
 class MeshNodes:
     """Keeps the objects as the ledger says, and the ledger as people say in the objects."""
 
-    def __init__(self, client: Client, ledger: Ledger, name_prefix: str) -> None:
-        self._client, self._ledger, self._name_prefix = client, ledger, name_prefix
+    def __init__(self, client: Client, ledger: Ledger, cluster: str, prefix: str) -> None:
+        self._client, self._ledger, self._cluster, self._prefix = client, ledger, cluster, prefix
 
     async def reconcile(self, ready: Mapping[str, bool], now: float) -> bool:
         """Carry out decisions, then bring every object up to date; `ready` is by node name. Tells whether one was made."""
@@ -99,7 +99,9 @@ class MeshNodes:
             for node in registry.nodes
         }
         for fingerprint, one in asked.items():
-            if one["decision"] != "Denied" and now - one["last_seen"] > FORGET_S:
+            if registry.find(fingerprint=fingerprint) or (
+                one["decision"] != "Denied" and now - one["last_seen"] > FORGET_S
+            ):
                 await self._ledger.forget_asked(fingerprint)
             else:
                 wanted[object_name(fingerprint)] = status_of_asked(one, _status(objects, fingerprint), now)
@@ -117,10 +119,10 @@ class MeshNodes:
                 await self._ledger.forget_asked(fingerprint)
                 await self._delete(objects, fingerprint)
                 changed = True
-            elif decision != one["decision"]:
+            elif decision is not None and decision != one["decision"]:
                 await self._ledger.etcd.put(ASKED + fingerprint, json.dumps({**one, "decision": decision}))
                 if decision == "Approved":
-                    await self._ledger.admit(one, lambda number: f"{self._name_prefix}-{number}", now)
+                    await self._ledger.admit(one, lambda number: f"{self._cluster}-{number}", now)
                 changed = True
         for node in registry.nodes:
             if _decision(objects, node.fingerprint) == "Removed":
@@ -138,7 +140,8 @@ class MeshNodes:
 
     async def _leave_etcd(self, node: Node) -> bool:
         members = await self._ledger.etcd.members()
-        member = next((one for one in members if one.name == node.name), None)
+        peer = network.peer_url(self._prefix, node.number)
+        member = next((one for one in members if peer in one.peer_urls), None)
         if member is None:
             return True
         others = [one for one in members if not one.learner and one.id != member.id]
@@ -173,5 +176,7 @@ def _status(objects: dict[str, Object], fingerprint: str) -> Object:
     return status
 
 
-def _decision(objects: dict[str, Object], fingerprint: str) -> str:
-    return str(objects.get(object_name(fingerprint), {}).get("spec", {}).get("decision", ""))
+def _decision(objects: dict[str, Object], fingerprint: str) -> str | None:
+    """What a person decided; None when there is no object to say so."""
+    item = objects.get(object_name(fingerprint))
+    return None if item is None else str(item.get("spec", {}).get("decision", ""))

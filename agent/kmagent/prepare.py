@@ -134,6 +134,8 @@ def _make_folders(paths: Paths, node: Facts) -> None:
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     paths.manifests.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not node.controls:
+        for path in paths.manifests.glob("*.yaml"):
+            path.unlink()
         return
     for path, uid in ((paths.state / "etcd", UIDS["etcd"]), (paths.audit, UIDS["kube-apiserver"])):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

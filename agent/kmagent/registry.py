@@ -30,11 +30,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Registry:
-    """All nodes of a cluster; every change has the next serial number. `mesh_key` is the mesh key's newest generation."""
+    """All nodes of a cluster; every change has the next serial number.
+
+    `mesh_key` is the mesh key's newest generation, `oldest_key` the oldest that is still good.
+    """
 
     cluster: str
     serial: int = 0
     mesh_key: int = 1
+    oldest_key: int = 1
     nodes: tuple[Node, ...] = ()
 
     @property

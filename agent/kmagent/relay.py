@@ -87,6 +87,7 @@ class Relay:
             await asyncio.wait((up, down), return_when=asyncio.FIRST_EXCEPTION)
             for task in (up, down):
                 task.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
         finally:
             back.close()
 

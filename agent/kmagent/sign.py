@@ -23,7 +23,8 @@ def main() -> int:
     for line in sys.stdin:
         try:
             answer = perform(paths, json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:
+            # A request comes from a stranger: whatever is wrong with it must not end this process.
             answer = {"refused": f"{error}"}
         print(json.dumps(answer), flush=True)
     return 0

@@ -59,7 +59,7 @@ def parse_join(data: bytes) -> JoinBundle:
     """Parse what `make_join` made; UserError in one line when it is not that."""
     try:
         return msgspec.json.decode(data, type=JoinBundle)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"credential kubermesh.join: {error}") from error
 
 

@@ -6,7 +6,9 @@ from kmplan.errors import UserError
 from kmplan.oci import OciImage, write_archive
 
 NAME = "kubermesh.local/busybox:1"
-APPLETS = ("sh", "cat", "echo", "env", "httpd", "id", "ls", "mkdir", "nc", "nslookup", "ping", "sleep", "true", "wget")
+APPLETS = (
+    "sh", "cat", "echo", "env", "head", "httpd", "id", "ls", "mkdir", "nc", "nslookup", "ping", "sleep", "true", "wc", "wget",
+)  # fmt: skip
 
 
 def make_archive(busybox: Path, target: Path) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from machines import IMAGE, Node, boot, kmbuild
+from rings import Ring
 
 from kmcluster import testimage
 
@@ -43,3 +44,14 @@ def nspawn_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
 @pytest.fixture(scope="session")
 def qemu_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
     yield from boot("qemu", busybox)
+
+
+@pytest.fixture(scope="session")
+def ring(bench_home: Path, busybox: Path) -> Iterator[Ring]:
+    """Five nodes in a ring, three of them voters, with a pod and two services on them."""
+    booted = boot("nspawn", busybox, Path(__file__).parent / "ring.yaml", "ring")
+    next(booted)
+    ring = Ring("ring")
+    ring.settle()
+    yield ring
+    next(booted, None)

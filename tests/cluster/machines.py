@@ -14,11 +14,12 @@ import testinfra
 import testinfra.host
 from testinfra.backend import base
 
-from kmcluster import access, bench, console, state
+from kmcluster import access, bench, cabling, console, state
 from kmcluster.driver import Driver, Result
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
 from kmplan import run
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
 KMBUILD = Path(sys.executable).parent / "kmbuild"
@@ -68,10 +69,11 @@ class BenchBackend(base.BaseBackend):
 
 
 class Node:
-    """A cluster of one node, and handles to it."""
+    """One machine of a cluster, by its number, and handles to it and to the cluster."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, number: int = 1) -> None:
         self.name = name
+        self.number = number
         self.host = testinfra.host.Host(BenchBackend(self))
 
     @property
@@ -80,11 +82,15 @@ class Node:
 
     @property
     def machine(self) -> Machine:
-        return self.cluster.machines[0]
+        return self.cluster.machines[self.number - 1]
 
     @property
     def driver(self) -> Driver:
         return driver_of(self.cluster)
+
+    @property
+    def address(self) -> str:
+        return str(read_cluster(self.cluster.directory).plan.node(self.number))
 
     def run(self, *argv: str, stdin: bytes = b"") -> Result:
         return self.driver.execute(self.machine, argv, stdin)
@@ -109,14 +115,24 @@ class Node:
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until agent and API both say that the node is Ready."""
         wait_for("agent that says ready", lambda: self.status().get("state") == "ready", timeout_s)
-        path = '{.items[0].status.conditions[?(@.type=="Ready")].status}'
-        wait_for("Ready node", lambda: self.kubectl("get", "nodes", "-o", f"jsonpath={path}") == "True", timeout_s, 1)
+        path = '{.status.conditions[?(@.type=="Ready")].status}'
+        look = ("get", "node", self.machine.name, "-o", f"jsonpath={path}")
+        wait_for("Ready node", lambda: self.kubectl(*look) == "True", timeout_s, 1)
 
     def console_lines(self) -> list[str]:
         return console.read_lines(self.driver.console(self.machine))
 
     def power(self, action: str) -> None:
-        bench.power(self.name, "1", action)
+        bench.power(self.name, str(self.number), action)
+
+    def neighbour(self, port: str) -> str:
+        """Name of the trusted neighbour on a port, or nothing."""
+        found = next((one["neighbour"] for one in self.status()["ports"] if one["name"] == port), None)
+        return str(found["name"]) if found and found["authenticated"] else ""
+
+    def python(self, script: str, *arguments: str) -> str:
+        """Run a script in the machine."""
+        return self.output("python3", "-c", script, *arguments).strip()
 
 
 def kmbuild(*arguments: str | Path, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
@@ -126,18 +142,22 @@ def kmbuild(*arguments: str | Path, timeout_s: float = 1800) -> subprocess.Compl
     )
 
 
-def boot(driver: str, busybox: Path) -> Iterator[Node]:
-    """Bring one node up with the test image in it, and down again."""
-    name = f"test-{driver}"
-    done = kmbuild(
-        "cluster", "up", "one", "--driver", driver, "--name", name, "--image", IMAGE, "--load", busybox, "--json"
-    )
+def boot(driver: str, busybox: Path, topology: str | Path = "one", name: str = "", *more: str) -> Iterator[Node]:
+    """Bring a cluster up with the test image in it, and down again; gives its first node."""
+    name = name or f"test-{driver}"
+    options = ["--driver", driver, "--name", name, "--image", IMAGE, "--load", busybox, "--json"]
+    done = kmbuild("cluster", "up", topology, *options, *more)
     assert done.returncode == 0, done.stderr
     print(done.stderr)
-    assert json.loads(done.stdout)["nodes"][0]["state"] == "ready"
+    assert {node["state"] for node in json.loads(done.stdout)["nodes"]} == {"ready"}
     yield Node(name)
     done = kmbuild("cluster", "down", name)
     assert done.returncode == 0, done.stderr
+
+
+def cable(name: str, a: int | str, b: int | str, action: str, **values: float) -> None:
+    """Do something to a cable."""
+    cabling.change(name, str(a), str(b), action, values.get("loss"), values.get("delay"))
 
 
 WEB = (Path(__file__).parent / "web.yaml").read_text()

@@ -10,7 +10,7 @@ from kmplan import document
 from kmplan.cluster import ClusterFile, read_cluster
 from kmplan.errors import UserError
 from kmplan.secret_files import SECRET_FILES
-from kmplan.seed import make_bundle, parse_bundle
+from kmplan.seed import make_bundle, make_join, parse_bundle, parse_join
 
 GOOD = "version: 1\nname: shop\nprefix: fd12:3456:789a::/48\n"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAqk me@desk"
@@ -23,12 +23,20 @@ def read(text: str) -> ClusterFile:
 def test_the_shortest_file_has_defaults() -> None:
     cluster = read(GOOD)
     assert (cluster.voters, cluster.ssh_authorized_keys, cluster.dns_upstreams) == (3, [], [])
+    assert (cluster.admission.policy, cluster.egress.gateways, cluster.egress.discover) == ("approve", [], False)
     assert str(cluster.plan.node(1)) == "fd12:3456:789a::1"
 
 
 def test_every_key_may_be_given() -> None:
     text = GOOD + f"voters: 5\nssh_authorized_keys: ['{KEY}']\ndns_upstreams: [9.9.9.9, '2620:fe::fe']\n"
-    assert read(text).dns_upstreams == ["9.9.9.9", "2620:fe::fe"]
+    text += "admission: {policy: allowlist, allowlist: [4C4C4544-0042-3510-8052-B4C04F4E3132]}\n"
+    text += (
+        "egress: {discover: true, gateways: [{node: shop-1, port: eth0, addresses: ['2001:db8::7/64'], routers: []}]}\n"
+    )
+    cluster = read(text)
+    assert cluster.dns_upstreams == ["9.9.9.9", "2620:fe::fe"]
+    assert (cluster.admission.policy, cluster.egress.discover) == ("allowlist", True)
+    assert cluster.egress.gateways[0].addresses == ["2001:db8::7/64"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +64,31 @@ def test_every_key_may_be_given() -> None:
         ),
         (GOOD + "dns_upstreams: [dns.example]\n",
          "cluster.yaml: dns_upstreams[0]: expected an IP address, got `dns.example`"),
+        (
+            GOOD + "admission: {policy: none}\n",
+            "cluster.yaml: admission.policy: Invalid enum value 'none'; expected one of: allowlist, approve, auto",
+        ),
+        (
+            GOOD + "admission: {policy: allowlist, allowlist: [4c4c4544-0042-3510-8052-b4c04f4e3132, desk]}\n",
+            "cluster.yaml: admission: allowlist[1]: expected a UUID, got `desk`",
+        ),
+        (
+            GOOD + "admission: {allow: []}\n",
+            "cluster.yaml: admission: Object contains unknown field `allow`; known here: policy, allowlist",
+        ),
+        (
+            GOOD + "egress: {gateways: [{node: shop-1}]}\n",
+            "cluster.yaml: egress.gateways[0]: Object missing required field `port`",
+        ),
+        (
+            GOOD + "egress: {gateways: [{node: shop-1, port: eth0, addresses: [192.0.2.7/24, 192.0.2.300/24]}]}\n",
+            "cluster.yaml: egress.gateways[0]: addresses[1]: expected an address with prefix length, got `192.0.2.300/24`",
+        ),
+        (
+            GOOD + "egress: {gateways: [{node: shop-1, port: eth0, routers: [192.0.2.0/24]}]}\n",
+            "cluster.yaml: egress.gateways[0]: routers[0]: expected an IP address, got `192.0.2.0/24`",
+        ),
+        (GOOD + "egress: {discover: perhaps}\n", "cluster.yaml: egress.discover: Expected `bool`, got `str`"),
         ("[1, 2]", "cluster.yaml: Expected `object`, got `array`"),
         ("a: b: c", "cluster.yaml:1: not YAML: mapping values are not allowed here"),
     ],
@@ -97,6 +130,50 @@ def test_a_broken_bundle_is_refused_in_one_line(tmp_path: Path) -> None:
         parse_bundle(b"{")
 
 
+def test_a_blank_machine_is_given_whom_to_trust_and_no_secret(tmp_path: Path) -> None:
+    create(tmp_path / "shop", read(GOOD))
+    data = make_join(tmp_path / "shop", 7)
+    join = parse_join(data)
+    assert (join.name, join.number) == ("shop", 7)
+    assert join.authority == (tmp_path / "shop/pki/node-ca.crt").read_text()
+    assert b"PRIVATE KEY" not in data
+    assert parse_join(make_join(tmp_path / "shop")).number == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "My Shop"}, "Expected `str` matching regex"),
+        ({"number": 32768}, "Expected `int` <= 32767"),
+        ({"number": "7"}, "Expected `int`, got `str`"),
+        ({"version": 2}, "Invalid enum value 2"),
+        ({"key": ""}, "Object contains unknown field `key`"),
+        ({"authority": None}, "Expected `str`, got `null`"),
+    ],
+)
+def test_a_wrong_join_credential_is_refused_in_one_line(change: dict[str, object], message: str) -> None:
+    data = {"version": 1, "name": "shop", "authority": "", "number": 0, **change}
+    with pytest.raises(UserError) as caught:
+        parse_join(msgspec.json.encode(data))
+    assert str(caught.value).startswith(f"credential kubermesh.join: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"name": "\xff"}'])
+def test_what_is_no_join_credential_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"^credential kubermesh.join: "):
+        parse_join(data)
+
+
+def test_a_join_credential_of_an_incomplete_directory_names_the_file(tmp_path: Path) -> None:
+    create(tmp_path / "shop", read(GOOD))
+    (tmp_path / "shop/pki/node-ca.crt").unlink()
+    with pytest.raises(UserError, match=r"pki/node-ca\.crt: cannot be read: No such file or directory"):
+        make_join(tmp_path / "shop")
+
+
 def test_the_schema_explains_every_key() -> None:
-    properties = document.schema(ClusterFile)["$defs"]["ClusterFile"]["properties"]
+    kinds = document.schema(ClusterFile)["$defs"]
+    assert {"ClusterFile", "Admission", "Egress", "Gateway"} <= set(kinds)
+    properties = {f"{kind}.{name}": part for kind, whole in kinds.items() for name, part in whole["properties"].items()}
     assert [name for name, part in properties.items() if "description" not in part] == []

@@ -1,0 +1,65 @@
+"""A machine that does not belong: a network namespace plugged into a spare port of a node."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from machines import wait_for
+
+from kmcluster import process
+from kmcluster.cable import parse_port
+from kmcluster.nspawn_cables import HOLDER, middle
+from kmcluster.state import Cluster
+from kmplan.run import run
+
+PORT = "stranger0"
+HOLD = "import ctypes, time; ctypes.CDLL(None).unshare(0x40000000); time.sleep(100000)"
+
+
+class Stranger:
+    """Runs commands in the namespace; `address` is its link-local address."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def argv(self, *words: str) -> list[str]:
+        return ["nsenter", f"--target={self.pid}", "--net", "--", *words]
+
+    def run(self, *words: str, check: bool = True, timeout_s: float = 60) -> str:
+        done = run(self.argv(*words), check=check, timeout_s=timeout_s)
+        return done.stdout + done.stderr
+
+    def python(self, script: str, *arguments: str, timeout_s: float = 120) -> str:
+        return self.run(sys.executable, "-c", script, *arguments, timeout_s=timeout_s).strip()
+
+    @property
+    def address(self) -> str:
+        words = self.run("ip", "-6", "-o", "address", "show", "dev", PORT, "scope", "link").split()
+        return words[3].partition("/")[0] if len(words) > 3 else ""
+
+
+@contextmanager
+def plugged_in(cluster: Cluster, port: str) -> Iterator[Stranger]:
+    """Plug a stranger into a free port (`1:eth2`) of an nspawn machine, and pull it out again."""
+    cables = cluster.processes[HOLDER].pid
+    end = middle(parse_port(port))
+    holder = subprocess.Popen([sys.executable, "-c", HOLD])
+    try:
+        process.wait_own_network(process.identify(holder.pid), 10, Path("/dev/null"))
+        run(["nsenter", f"--target={cables}", "--net", "ip", "link", "set", end, "netns", str(holder.pid)])
+        stranger = Stranger(holder.pid)
+        stranger.run("ip", "link", "set", "lo", "up")
+        stranger.run("ip", "link", "set", end, "name", PORT)
+        stranger.run("sysctl", "-q", "-w", f"net.ipv6.conf.{PORT}.dad_transmits=0")
+        stranger.run("ip", "link", "set", PORT, "up")
+        wait_for("link-local address", lambda: stranger.address, 10)
+        yield stranger
+        stranger.run("ip", "link", "set", PORT, "down")
+        stranger.run("ip", "link", "set", PORT, "name", end)
+        back = ["ip", "link", "set", end, "netns", str(cables)]
+        stranger.run(*back)
+    finally:
+        holder.kill()
+        holder.wait()

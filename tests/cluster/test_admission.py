@@ -1,0 +1,126 @@
+"""Who becomes a node: people and policies decide, and what was decided holds."""
+
+import json
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from machines import IMAGE, KMBUILD, Node, kmbuild, wait_for
+
+from kmcluster import state
+from kmplan.errors import UserError
+
+LINE = Path(__file__).parent / "line.yaml"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cluster directory whose machines wait for approval, but for the third, which is on the list."""
+    directory = tmp_path_factory.mktemp("clusters") / "line"
+    assert kmbuild("init", directory).returncode == 0
+    cluster = yaml.safe_load((directory / "cluster.yaml").read_text())
+    listed = str(uuid.uuid5(uuid.NAMESPACE_URL, "kubermesh:line:3"))
+    cluster["admission"] = {"policy": "allowlist", "allowlist": [listed]}
+    (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def line(bench_home: Path, directory: Path) -> Iterator[dict[int, Node]]:
+    """Three machines in a line, powered on; nobody was approved yet."""
+    options = ["--name", "line", "--image", str(IMAGE), "--cluster", str(directory), "--timeout", "600"]
+    log = directory.parent / "up.log"
+    with log.open("w") as sink:
+        child = subprocess.Popen([str(KMBUILD), "cluster", "up", str(LINE), *options], stdout=sink, stderr=sink)
+    try:
+        wait_for("three machines", lambda: "line" in state.cluster_names() and machines_on("line"), 60)
+        yield {number: Node("line", number) for number in (1, 2, 3)}
+    finally:
+        child.terminate()
+        child.wait()
+        kmbuild("cluster", "down", "line")
+
+
+def machines_on(name: str) -> bool:
+    try:
+        return all("init" in machine.processes for machine in state.load(name).machines)
+    except UserError:
+        return False
+
+
+def nodes(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return kmbuild("nodes", *arguments, "--cluster", directory)
+
+
+def listed(directory: Path) -> list[dict[str, Any]]:
+    done = nodes(directory, "list", "--json")
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def one_with(directory: Path, phase: str) -> dict[str, Any] | None:
+    return next((item for item in listed(directory) if item["status"].get("phase") == phase), None)
+
+
+def kubernetes_nodes(node: Node) -> set[str]:
+    return set(node.kubectl("get", "nodes", "-o", "jsonpath={.items[*].metadata.name}").split())
+
+
+def test_a_machine_waits_and_both_ends_show_the_same_fingerprint(line: dict[int, Node], directory: Path) -> None:
+    line[1].wait_ready(90)
+    asked = wait_for("machine that asks", lambda: one_with(directory, "Pending"), 60, 1)
+    fingerprint = asked["status"]["fingerprint"]
+    grouped = " ".join(fingerprint[at : at + 4] for at in range(0, 32, 4))
+    wait_for("fingerprint on the console", lambda: grouped in "\n".join(line[2].console_lines()), 30)
+    assert line[2].status()["asking"]["state"] == "pending"
+    assert asked["status"]["via"] == "line-1 eth0"
+    assert [port["name"] for port in asked["status"]["ports"]] == ["eth0", "eth1", "eth2"]
+    assert kubernetes_nodes(line[1]) == {"line-1"}
+    # It was given neither a key nor a route.
+    assert line[2].output("sh", "-c", "ls /var/lib/kubermesh").split() == ["identity.key", "join.json"]
+    assert "fd" not in line[2].output("ip", "-6", "route").replace("fe80", "")
+
+
+def test_a_denied_machine_stays_out(line: dict[int, Node], directory: Path) -> None:
+    name = one_with(directory, "Pending")["metadata"]["name"]  # type: ignore[index]
+    done = nodes(directory, "deny", name)
+    assert done.returncode == 0, done.stderr
+    wait_for("denied machine", lambda: line[2].status()["asking"]["state"] == "denied", 60)
+    assert kubernetes_nodes(line[1]) == {"line-1"}
+
+
+def test_an_approved_machine_becomes_a_node_and_lets_the_listed_one_in(line: dict[int, Node], directory: Path) -> None:
+    name = one_with(directory, "Denied")["metadata"]["name"]  # type: ignore[index]
+    done = nodes(directory, "approve", name)
+    assert done.returncode == 0, done.stderr
+    for number in (2, 3):
+        line[number].wait_ready(120)
+    numbers = {item["status"]["name"]: item["status"]["number"] for item in listed(directory)}
+    assert numbers == {"line-1": 1, "line-2": 2, "line-3": 3}
+    shown = line[1].kubectl("get", "meshnodes")
+    assert shown.count("Admitted") == 3
+    wait_for("three voters", lambda: {node.status()["role"] for node in line.values()} == {"voter"}, 120, 1)
+
+
+def test_approving_again_changes_nothing(line: dict[int, Node], directory: Path) -> None:
+    assert nodes(directory, "approve", "line-2").returncode == 0
+    assert len(listed(directory)) == 3
+
+
+def test_a_removed_node_is_out_and_its_number_is_free(line: dict[int, Node], directory: Path) -> None:
+    done = nodes(directory, "remove", "line-3", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "line-3" not in kubernetes_nodes(line[1])
+    # It finds out, forgets the cluster, and asks again: the list lets it in, with the number that is free.
+    wait_for(
+        "machine that asks", lambda: line[3].status().get("asking") or line[3].status().get("role") == "worker", 90
+    )
+    line[3].wait_ready(180)
+    assert {item["status"]["name"] for item in listed(directory)} == {"line-1", "line-2", "line-3"}
+    old = line[3].output("sh", "-c", "ls -d /var/lib/kubermesh/removed-*").split()
+    assert len(old) == 1

@@ -1,0 +1,144 @@
+"""Ways out of the cluster: two gateways, and a third port where a router is heard."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import yaml
+from machines import Node, boot, kmbuild, wait_for
+from stranger import PORT, Stranger, plugged_in
+from test_strangers import ADVERTISE
+
+from kmplan.run import spawn
+
+WORLD6, WORLD4 = "2001:db8:ffff::1", "198.51.100.1"
+
+# Answers every connection with a name, and the address it came from. Arguments: name.
+SERVE = """
+import socket, sys
+server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)
+while True:
+    peer, address = server.accept()
+    peer.sendall(f"{sys.argv[1]} {address[0].removeprefix('::ffff:')}".encode())
+    peer.close()
+"""
+ASK = "import socket, sys; print(socket.create_connection((sys.argv[1], 7), 3).recv(100).decode())"
+
+GATEWAYS = [
+    {
+        "node": f"out-{number}",
+        "port": "eth2",
+        "addresses": [f"192.0.2.{16 * number + 2}/28", f"2001:db8:{number}::2/64"],
+        "routers": [f"192.0.2.{16 * number + 1}", f"2001:db8:{number}::1"],
+    }
+    for number in (1, 3)
+]
+
+
+@pytest.fixture(scope="module")
+def out(bench_home: Path, busybox: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Node]]:
+    """Three nodes in a line whose ends have a way out."""
+    directory = tmp_path_factory.mktemp("clusters") / "out"
+    assert kmbuild("init", directory).returncode == 0
+    cluster = yaml.safe_load((directory / "cluster.yaml").read_text())
+    cluster |= {"admission": {"policy": "auto"}, "egress": {"gateways": GATEWAYS, "discover": True}}
+    (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    topology = Path(__file__).parent / "line.yaml"
+    booted = boot("nspawn", busybox, topology, "out", "--cluster", str(directory))
+    next(booted)
+    yield {number: Node("out", number) for number in (1, 2, 3)}
+    next(booted, None)
+
+
+@pytest.fixture(scope="module")
+def world(out: dict[int, Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Stranger]]:
+    """Two routers, each with the whole world behind it."""
+    log = tmp_path_factory.mktemp("world") / "log"
+    with ExitStack() as stack:
+        routers, servers = {}, []
+        for number in (1, 3):
+            router = stack.enter_context(plugged_in(out[1].cluster, f"{number}:eth2"))
+            for address in (f"192.0.2.{16 * number + 1}/28", f"2001:db8:{number}::1/64"):
+                router.run("ip", "address", "add", address, "dev", PORT, *(["nodad"] if ":" in address else []))
+            for address in (WORLD6, WORLD4):
+                router.run("ip", "address", "add", address, "dev", "lo")
+            servers.append(spawn(router.argv(sys.executable, "-c", SERVE, f"router{number}"), log=log))
+            routers[number] = router
+        yield routers
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+def ask(node: Node, address: str) -> str:
+    return node.python(ASK, address)
+
+
+@pytest.mark.parametrize("address", [WORLD6, WORLD4])
+def test_every_node_reaches_the_world_through_the_nearest_gateway(
+    out: dict[int, Node], world: dict[int, Stranger], address: str
+) -> None:
+    outside = {1: ["2001:db8:1::2", "192.0.2.18"], 3: ["2001:db8:3::2", "192.0.2.50"]}
+    for number, node in out.items():
+        shown = wait_for(f"world at {node.machine.name}", lambda one=node: ask(one, address), 60, 1)
+        router = 3 if "router3" in shown else 1
+        # Masqueraded: the world sees the gateway.
+        assert shown.split()[1] in outside[router], shown
+        assert number == 2 or router == number
+
+
+def test_the_other_gateway_takes_over(out: dict[int, Node], world: dict[int, Stranger]) -> None:
+    assert ask(out[1], WORLD6).startswith("router1")
+    world[1].run("ip", "link", "set", PORT, "down")
+    wait_for("world through the other gateway", lambda: ask(out[1], WORLD6).startswith("router3"), 60, 1)
+    wait_for("world through the other gateway", lambda: ask(out[1], WORLD4).startswith("router3"), 60, 1)
+    world[1].run("ip", "link", "set", PORT, "up")
+    world[1].run("ip", "address", "replace", "2001:db8:1::1/64", "dev", PORT, "nodad")
+    wait_for("world through the own gateway", lambda: ask(out[1], WORLD6).startswith("router1"), 60, 1)
+
+
+def test_pods_reach_the_world(out: dict[int, Node], world: dict[int, Stranger]) -> None:
+    arguments = ["--image=kubermesh.local/busybox:1", "--restart=Never", "--image-pull-policy=Never", "--command", "--"]
+    out[1].kubectl("run", "out", *arguments, "sh", "-c", f"nc {WORLD4} 7; sleep 1; nc {WORLD6} 7")
+    shown = wait_for("answers in the pod's log", lambda: answers(out[1]), 60, 1)
+    assert shown.count("router") == 2
+
+
+def answers(node: Node) -> str:
+    shown = node.kubectl("logs", "out")
+    return shown if shown.count("router") == 2 else ""
+
+
+def test_the_world_reaches_nothing_inside(out: dict[int, Node], world: dict[int, Stranger]) -> None:
+    script = """
+import socket, sys
+for port in (22, 2379, 2380, 6443, 9440, 9442, 9443, 10250):
+    try:
+        socket.create_connection((sys.argv[1], port), 1).close()
+        print(port)
+    except OSError:
+        pass
+"""
+    assert world[1].python(script, "2001:db8:1::2") == ""
+    world[1].run("ip", "-6", "route", "replace", "fd00::/8", "via", "2001:db8:1::2")
+    assert world[1].python(script, out[1].address) == ""
+    assert world[1].python(script, out[2].address) == ""
+
+
+def test_a_router_that_is_heard_makes_a_gateway(out: dict[int, Node], world: dict[int, Stranger]) -> None:
+    with plugged_in(out[1].cluster, "2:eth2") as router:
+        router.run("ip", "address", "add", WORLD6, "dev", "lo")
+        log = Path(out[1].cluster.folder) / "heard.log"
+        server = spawn(router.argv(sys.executable, "-c", SERVE, "heard"), log=log)
+        router.run("ip", "-6", "route", "add", "2001:db8:bad::/64", "dev", PORT)
+        advertiser = spawn(
+            router.argv("sh", "-c", f"while :; do {sys.executable} -c '{ADVERTISE}' {PORT}; done"), log=log
+        )
+        try:
+            wait_for("world through the router that is heard", lambda: ask(out[2], WORLD6).startswith("heard"), 90, 1)
+        finally:
+            for child in (advertiser, server):
+                child.kill()
+                child.wait()

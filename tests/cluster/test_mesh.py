@@ -1,0 +1,176 @@
+"""Five nodes in a ring of cables: everything reaches everything, and any cable or node may go."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from machines import wait_for
+from rings import Ring
+
+from kmcluster import cabling
+from kmplan.cluster import read_cluster
+
+MAIN_PID = ("systemctl", "show", "--property=MainPID", "--value")
+SERVICE = "http://{}.default.svc.cluster.local/"
+
+# Answers one connection with the address it came from.
+ECHO = """
+import socket, sys
+server = socket.create_server((sys.argv[1], 7777), family=socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+server.settimeout(30)
+peer, address = server.accept()
+peer.sendall(address[0].encode())
+peer.close()
+"""
+ASK = """
+import socket, sys, time
+for _ in range(50):
+    try:
+        peer = socket.create_connection((sys.argv[1], 7777), 2)
+        break
+    except OSError:
+        time.sleep(0.2)
+print(peer.recv(100).decode())
+"""
+# Asks a name server for an AAAA record (RFC 1035, 4.1); shows the answer's status and number of records.
+RESOLVE = """
+import socket, sys
+labels = b"".join(bytes([len(part)]) + part.encode() for part in sys.argv[2].split("."))
+peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+peer.settimeout(3)
+peer.sendto(bytes.fromhex("000101000001000000000000") + labels + bytes.fromhex("00001c0001"), (sys.argv[1], 53))
+answer = peer.recv(512)
+print(answer[3] & 15, answer[7])
+"""
+
+
+def test_three_of_five_nodes_vote(ring: Ring) -> None:
+    roles = {number: node.status()["role"] for number, node in ring.nodes.items()}
+    assert sorted(roles.values()) == ["voter", "voter", "voter", "worker", "worker"]
+    assert roles[1] == "voter"
+
+
+def test_every_node_knows_its_neighbours(ring: Ring) -> None:
+    for number, node in ring.nodes.items():
+        seen = {port["name"]: port["neighbour"] for port in node.status()["ports"]}
+        left, right = ((number - 2) % 5 + 1, number % 5 + 1)
+        found = {one["number"] for one in seen.values() if one and one["authenticated"] and one["cost"] == 96}
+        assert found == {left, right}, seen
+
+
+def test_pods_reach_pods_two_hops_away_over_both_families(ring: Ring) -> None:
+    for number, other in ((1, 3), (2, 4), (3, 5), (4, 1)):
+        wait_for(f"page of {other} at {number}", lambda a=number, b=other: ring.reaches(a, b), 30, 1)
+
+
+def test_services_and_names_work_on_every_node(ring: Ring) -> None:
+    names = {node.machine.name for node in ring.nodes.values()}
+    for number in ring.nodes:
+        for service in ("any6", "any4"):
+            url = SERVICE.format(service)
+            wait_for(f"page of {service} at {number}", lambda n=number, u=url: ring.fetch(n, u) in names, 30, 1)
+
+
+def test_what_a_node_sends_comes_from_its_own_address(ring: Ring) -> None:
+    addresses = {number: node.status()["node"]["addresses"] for number, node in ring.nodes.items()}
+    for family in (0, 1):
+        target = addresses[3][family]
+        ring[3].output("sh", "-c", f"python3 -c '{ECHO}' {target} >/dev/null 2>&1 &")
+        assert ring[1].python(ASK, target) == addresses[1][family]
+
+
+def test_traceroute_shows_the_hops(ring: Ring) -> None:
+    between = ring[2] if ring.next_hop(1, 3) == "eth0" else ring[5]
+    for address, hop in zip(ring[3].status()["node"]["addresses"], between.status()["node"]["addresses"], strict=True):
+        # ping ends with 1 when nothing but an error came back.
+        shown = ring[1].run("ping", "-n", "-c", "1", "-t", "1", address).stdout
+        assert f"From {hop}" in shown, shown
+
+
+def test_a_pulled_cable_is_gone_around(ring: Ring) -> None:
+    port = ring.next_hop(1, 2)
+    ring.cable(1, 2, "cut")
+    wait_for("other way", lambda: ring.next_hop(1, 2) != port and ring.reaches(1, 2), 20)
+    wait_for("lost neighbour", lambda: not ring[1].neighbour(port) and not ring[2].neighbour("eth0"), 20)
+    assert len(ring.ready()) == 5
+    ring.heal([(1, 2)])
+    wait_for("direct way", lambda: ring.next_hop(1, 2) == port, 20)
+
+
+def test_a_cable_may_be_moved_to_another_port(ring: Ring) -> None:
+    cabling.move("ring", "2:eth1", "2:eth2")
+    wait_for("neighbour on the new port", lambda: ring[2].neighbour("eth2") == ring[3].machine.name, 20)
+    wait_for("way over the new port", lambda: ring.next_hop(2, 3) == "eth2" and ring.reaches(2, 3), 20)
+    cabling.move("ring", "2:eth2", "2:eth1")
+    wait_for("neighbour on the old port", lambda: ring[2].neighbour("eth1") == ring[3].machine.name, 20)
+
+
+def test_large_packets_fit_through_every_link(ring: Ring) -> None:
+    assert ring.next_hop(3, 4) == "eth1"
+    pods = ring.pods()
+    for source, target in ((3, 4), (4, 3), (2, 4)):
+        for host in (f"[{pods[target].address6}]", pods[target].address4):
+            wait_for(
+                f"page of {host}", lambda n=source, h=host: len(ring.fetch(n, f"http://{h}:8080/large")) >= 200_000, 30
+            )
+    # One hop before the narrow link: node 3 says how large a packet may be.
+    for address, hop in zip(ring[4].status()["node"]["addresses"], ring[3].status()["node"]["addresses"], strict=True):
+        shown = ring[2].run("ping", "-n", "-c", "1", "-M", "do", "-s", "1420", address).stdout
+        assert f"From {hop}" in shown, shown
+        assert "mtu=1400" in shown or "mtu = 1400" in shown, shown
+
+
+def test_a_node_cut_off_still_reaches_what_is_local(ring: Ring) -> None:
+    (lonely, *_) = set(ring.nodes) - ring.voters()
+    left, right = (lonely - 2) % 5 + 1, lonely % 5 + 1
+    pod, node = ring.pods()[lonely], ring[lonely]
+    ring.cable(left, lonely, "cut")
+    ring.cable(lonely, right, "cut")
+    ask = "import socket,sys; print(socket.create_connection((sys.argv[1], 8080), 3).getpeername()[0])"
+    wait_for("local pod", lambda: node.python(ask, pod.address6) == pod.address6, 20)
+    dns = str(read_cluster(node.cluster.directory).plan.dns)
+    wait_for("local name service", lambda: node.python(RESOLVE, dns, "any6.default.svc.cluster.local") == "0 1", 30, 1)
+    ring.heal([(left, lonely), (lonely, right)])
+
+
+def test_the_smaller_side_of_a_partition_gives_up_the_api_and_comes_back(ring: Ring) -> None:
+    voters = sorted(ring.voters() - {1})
+    # Cut out one voter that is not the seed, by both its cables.
+    lonely = voters[0]
+    left, right = (lonely - 2) % 5 + 1, lonely % 5 + 1
+    ring.cable(left, lonely, "cut")
+    ring.cable(lonely, right, "cut")
+    wait_for("withdrawn API", lambda: not ring[lonely].status()["conditions"]["announced"], 60)
+    wait_for(
+        "written object", lambda: ring.kubectl("create", "configmap", "partition", "--from-literal=kept=yes"), 60, 1
+    )
+    ring.heal([(left, lonely), (lonely, right)])
+    assert ring.kubectl("get", "configmap", "partition", "-o", "jsonpath={.data.kept}") == "yes"
+    wait_for("announced API", lambda: ring[lonely].status()["conditions"]["announced"], 60)
+
+
+def test_a_node_that_dies_is_gone_around_and_comes_back(ring: Ring) -> None:
+    through = 2 if ring.next_hop(1, 3) == "eth0" else 5
+    ring[through].power("cut")
+    wait_for("other way", lambda: ring.reaches(1, 3), 30)
+    ring[through].power("on")
+    wait_for("whole ring", ring.is_whole, 120, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_traffic_does_not_notice_that_an_agent_is_killed(ring: Ring, number: int) -> None:
+    """Twice in a row, so that it is killed once more while it sets itself up."""
+    left, right = ring[(number - 2) % 5 + 1], ring[number % 5 + 1]
+    with ThreadPoolExecutor(1) as pool:
+        pinging = pool.submit(left.output, "ping", "-n", "-q", "-i", "0.05", "-c", "200", right.address)
+        for _ in range(2):
+            pid = wait_for("agent", lambda: ring[number].output(*MAIN_PID, "kmagent.service").strip().strip("0"), 20)
+            ring[number].run("kill", "-9", pid)
+            wait_for("new agent", lambda old=pid: ring[number].output(*MAIN_PID, "kmagent.service").strip() != old, 20)
+        shown = pinging.result()
+    assert " 0% packet loss" in shown, shown
+    wait_for("whole ring", ring.is_whole, 60, 1)
+
+
+def test_no_unit_failed(ring: Ring) -> None:
+    for node in ring.nodes.values():
+        assert node.output("systemctl", "--failed", "--no-legend", "--plain") == "", node.machine.name

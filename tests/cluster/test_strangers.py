@@ -1,0 +1,253 @@
+"""Who does not belong to the cluster gets nothing over a cable, and disturbs nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machines import kmbuild, wait_for
+from rings import Ring
+from stranger import PORT, Stranger, plugged_in
+
+from kmplan import pki
+from kmplan.cluster import read_cluster
+from kmplan.run import spawn
+
+RELAY, JOIN, HELLO = 9442, 9443, 9441
+
+# Sends one HTTP request through TLS to anyone; shows status and body. Arguments: address, port, method, path, body.
+REQUEST = """
+import http.client, socket, ssl, sys
+address, port, method, path, body = sys.argv[1:6]
+context = ssl._create_unverified_context()
+connection = http.client.HTTPSConnection("join", context=context)
+connection.sock = context.wrap_socket(socket.create_connection((address, int(port)), 10), server_hostname="join.kubermesh")
+connection.request(method, path, body)
+answer = connection.getresponse()
+print(answer.status, answer.read().decode(errors="replace"))
+"""
+
+# Tries every TCP port of an address; shows those that take a connection.
+SCAN = """
+import asyncio, sys
+async def one(port):
+    try:
+        async with asyncio.timeout(3):
+            _, writer = await asyncio.open_connection(sys.argv[1], port)
+        writer.close()
+        return port
+    except OSError:
+        return None
+async def main():
+    found = []
+    for start in range(1, 65536, 2048):
+        found += await asyncio.gather(*map(one, range(start, min(start + 2048, 65536))))
+    print(*[port for port in found if port])
+asyncio.run(main())
+"""
+
+# Tries to connect to addresses and ports; shows those that it reached.
+CONNECT = """
+import socket, sys
+for target in sys.argv[1:]:
+    address, port = target.split()
+    try:
+        socket.create_connection((address, int(port)), 1).close()
+        print(target)
+    except OSError:
+        pass
+"""
+
+# A router's advertisement of a default route and a prefix (RFC 4861, 4.2), sent a few times.
+ADVERTISE = """
+import socket, struct, sys, time
+index = socket.if_nametoindex(sys.argv[1])
+prefix = socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")
+body = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 3600, 3600, 0) + prefix
+peer = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+peer.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+for _ in range(5):
+    peer.sendto(body, ("ff02::1", 0, 0, index))
+    time.sleep(0.2)
+"""
+
+# Opens many connections at once, each with a request to be admitted. Arguments: address, body, how many.
+FLOOD = """
+import asyncio, collections, ssl, sys
+context = ssl._create_unverified_context()
+body = sys.argv[2].encode()
+head = f"POST /v1/join HTTP/1.1\\r\\nHost: join\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n".encode()
+async def one():
+    try:
+        async with asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(sys.argv[1], 9442, ssl=context, server_hostname="join.kubermesh")
+            writer.write(head + body)
+            line = (await reader.readline()).split()
+            writer.close()
+            return line[1].decode() if len(line) > 1 else "closed"
+    except (OSError, TimeoutError, ssl.SSLError):
+        return "closed"
+async def main():
+    print(dict(collections.Counter(await asyncio.gather(*[one() for _ in range(int(sys.argv[3]))]))))
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def stranger(ring: Ring) -> Iterator[Stranger]:
+    with plugged_in(ring.first.cluster, "1:eth2") as one:
+        wait_for("carrier", lambda: port_of(ring, "eth2")["carrier"], 20)
+        yield one
+
+
+def port_of(ring: Ring, name: str) -> dict[str, object]:
+    return next(port for port in ring[1].status()["ports"] if port["name"] == name)
+
+
+def link_local(ring: Ring) -> str:
+    """Address of the node's port, as the stranger has to write it."""
+    words = ring[1].output("ip", "-6", "-o", "address", "show", "dev", "eth2", "scope", "link").split()
+    return f"{words[3].partition('/')[0]}%{PORT}"
+
+
+def request(csr: str, cluster: str = "ring") -> str:
+    return json.dumps({"version": 1, "cluster": cluster, "csr": csr, "uuid": "", "via": "", "ports": [], "disks": []})
+
+
+def own_request() -> str:
+    return pki.create_request(pki.create_key(), "somebody")
+
+
+def test_a_stranger_is_seen_and_not_trusted(ring: Ring, stranger: Stranger) -> None:
+    assert port_of(ring, "eth2")["neighbour"] is None
+    trusted = ring[1].output("nft", "list", "set", "inet", "kubermesh", "trusted")
+    assert "eth0" in trusted
+    assert "eth2" not in trusted
+
+
+def test_only_the_relay_listens_for_a_stranger(ring: Ring, stranger: Stranger) -> None:
+    assert stranger.python(SCAN, link_local(ring), timeout_s=300) == str(RELAY)
+
+
+def test_a_stranger_reaches_no_address_of_the_cluster(ring: Ring, stranger: Stranger) -> None:
+    plan = read_cluster(ring.first.cluster.directory).plan
+    gateway = link_local(ring).partition("%")[0]
+    stranger.run("ip", "-6", "address", "replace", f"{plan.node(99)}/128", "dev", "lo", "nodad")
+    stranger.run("ip", "-6", "route", "replace", str(plan.prefix), "via", gateway, "dev", PORT)
+    pod = ring.pods()[2].address6
+    targets = [f"{target} {port}" for target in (plan.node(1), plan.node(3), plan.api) for port in (2379, 6443, 10250)]
+    assert stranger.python(CONNECT, *targets, f"{plan.join} {JOIN}", f"{pod} 8080", timeout_s=120) == ""
+    stranger.run("ip", "-6", "address", "del", f"{plan.node(99)}/128", "dev", "lo")
+
+
+def test_a_foreign_babeld_injects_nothing(ring: Ring, stranger: Stranger, tmp_path: Path) -> None:
+    plan = read_cluster(ring.first.cluster.directory).plan
+    root = Path(f"/proc/{ring.first.machine.processes['init'].pid}/root")
+    before = ring[1].output("ip", "-6", "route")
+    stranger.run("ip", "-6", "address", "replace", f"{plan.node(77)}/128", "dev", "lo", "nodad")
+    config = tmp_path / "babeld.conf"
+    lines = ["skip-kernel-setup true", "default hello-interval 0.2 update-interval 1", f"interface {PORT}"]
+    lines += [f"redistribute local ip {plan.prefix}", "redistribute ip ::/0 eq 0"]
+    config.write_text("\n".join([*lines, ""]))
+    loader, libraries = root / "usr/lib64/ld-linux-x86-64.so.2", root / "usr/lib/x86_64-linux-gnu"
+    words = [str(loader), "--library-path", str(libraries), str(root / "usr/sbin/babeld")]
+    child = spawn(stranger.argv(*words, "-c", str(config), "-S", "", "-I", ""), log=tmp_path / "babeld.log")
+    try:
+        wait_for("hellos of the foreign babeld", lambda: heard_babel(ring), 20)
+        assert child.poll() is None, (tmp_path / "babeld.log").read_text()
+        assert str(plan.node(77)) not in ring[1].output("ip", "-6", "route")
+        assert sorted(ring[1].output("ip", "-6", "route").splitlines()) == sorted(before.splitlines())
+    finally:
+        child.kill()
+        child.wait()
+
+
+def heard_babel(ring: Ring) -> bool:
+    """Whether frames come in at the port: babeld's hellos are the only ones that come often."""
+    count = "/sys/class/net/eth2/statistics/rx_packets"
+    first = int(ring[1].output("cat", count))
+    return int(ring[1].output("sh", "-c", f"sleep 2; cat {count}")) - first > 5
+
+
+def test_a_router_advertisement_changes_nothing(ring: Ring, stranger: Stranger) -> None:
+    before = ring[1].output("ip", "-6", "route") + ring[1].output(
+        "ip", "-6", "-o", "address", "show", "scope", "global"
+    )
+    stranger.python(ADVERTISE, PORT)
+    after = ring[1].output("ip", "-6", "route") + ring[1].output("ip", "-6", "-o", "address", "show", "scope", "global")
+    assert after == before
+    assert "2001:db8" not in after
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/registry", "", 403),
+        ("POST", "/v1/enrol", "{}", 403),
+        ("GET", "/", "", 404),
+        ("POST", "/v1/join", "x" * 20_000, 413),
+        ("POST", "/v1/join", "no JSON", 400),
+        ("POST", "/v1/join", "[" * 9000, 400),
+        ("POST", "/v1/join", request("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n"), 400),
+        ("POST", "/v1/join", request("x", cluster="another"), 403),
+    ],
+)
+def test_a_forged_request_gets_nothing(
+    ring: Ring, stranger: Stranger, method: str, path: str, body: str, status: int
+) -> None:
+    answer = stranger.python(REQUEST, link_local(ring), str(RELAY), method, path, body)
+    assert answer.startswith(f"{status} "), answer
+    assert "BEGIN" not in answer
+
+
+def test_a_replayed_request_gives_no_secret(ring: Ring, stranger: Stranger) -> None:
+    """The ring admits all; whoever repeats another's request gets what only that one's key can read."""
+    csr = pki.create_request((ring.first.cluster.directory / "pki/service-account.key").read_text(), "replayed")
+    answer = stranger.python(REQUEST, link_local(ring), str(RELAY), "POST", "/v1/join", request(csr))
+    given = json.loads(answer.partition(" ")[2])
+    keys = [(ring.first.cluster.directory / name).read_text().strip() for name in ("babel.key", "encryption.key")]
+    assert given["state"] == "admitted"
+    assert not [key for key in keys if key in answer]
+    assert "PRIVATE KEY" not in answer
+    wait_for("its object", lambda: f"ring-{given['number']}" in ring.kubectl("get", "meshnodes"), 30, 1)
+    removed = kmbuild("nodes", "remove", str(given["number"]), "--yes", "--cluster", ring.first.cluster.directory)
+    assert removed.returncode == 0, removed.stderr
+    wait_for("new mesh key on every link", lambda: mesh_keys(ring) == {(2,)}, 120, 2)
+    wait_for("whole ring", ring.is_whole, 60, 1)
+
+
+def mesh_keys(ring: Ring) -> set[tuple[int, ...]]:
+    """Generations of the mesh key that nodes have; one entry when all agree."""
+    files = [json.loads(node.output("cat", "/var/lib/kubermesh/mesh-keys.json")) for node in ring.nodes.values()]
+    return {tuple(sorted(map(int, keys))) for keys in files}
+
+
+def test_a_thousand_requests_at_once_disturb_nothing(ring: Ring, stranger: Stranger) -> None:
+    outcome = stranger.python(FLOOD, link_local(ring), request(own_request(), cluster="another"), "1000", timeout_s=300)
+    assert "200" not in outcome
+    assert ring.reaches(1, 3)
+    assert ring[1].status()["state"] == "ready"
+    # The relay of another port still serves: it is the port that is limited.
+    assert ring.is_whole()
+
+
+def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:
+    """Every port that listens on a node, asked by a node's own address without a certificate."""
+    listed = ring[1].output("ss", "-Hlnt") if ring[1].run("which", "ss").code == 0 else ""
+    ports = sorted({int(line.split()[3].rpartition(":")[2]) for line in listed.splitlines() if public(line.split()[3])})
+    assert ports == [2379, 2380, 6443, RELAY, JOIN, 10250], ports
+    for port, path in ((2379, "/v3/kv/range"), (6443, "/api/v1/secrets"), (10250, "/pods"), (JOIN, "/v1/registry")):
+        argv = ("python3", "-c", REQUEST, ring[2].address, str(port), "GET", path, "")
+        result = ring[1].run(*argv)
+        refused = result.code != 0 and "CERTIFICATE_REQUIRED" in result.stderr.upper()
+        assert refused or result.stdout[:3] in ("401", "403"), (port, result)
+
+
+def public(address: str) -> bool:
+    host = address.rpartition(":")[0]
+    return not host.startswith(("127.", "[::1]"))
+
+
+def test_nothing_was_trusted_meanwhile(ring: Ring, stranger: Stranger) -> None:
+    assert port_of(ring, "eth2")["neighbour"] is None
+    assert "eth2" not in ring[1].output("nft", "list", "set", "inet", "kubermesh", "trusted")

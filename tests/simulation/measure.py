@@ -1,0 +1,152 @@
+"""What is measured on a mesh: how soon it is whole, what it costs, and how long a fault is felt."""
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmplan.errors import UserError
+
+from .mesh import Mesh, wait_until
+from .probe import Probe, longest_gap
+
+TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one babeld takes: its share of one core, its resident memory, and what of that is no file's, in MB."""
+
+    core_percent: float
+    resident_mb: float
+    anonymous_mb: float
+
+
+def converge(mesh: Mesh, timeout_s: float) -> float | None:
+    """Start routing everywhere; returns seconds until every node has a way to every other, None if not in time."""
+    mesh.start()
+    return whole(mesh, timeout_s)
+
+
+def whole(mesh: Mesh, timeout_s: float) -> float | None:
+    """Wait until the mesh is whole; returns seconds, None if not in time.
+
+    Nodes that are whole are looked at again only when all were: on a large mesh looking costs as much as routing.
+    """
+    left = list(mesh.nodes.values())
+
+    def look() -> bool:
+        left[:] = [node for node in left if not mesh.is_whole(node)]
+        if not left:
+            left[:] = [node for node in mesh.nodes.values() if not mesh.is_whole(node)]
+        return not left
+
+    return wait_until(look, timeout_s)
+
+
+def cost(mesh: Mesh, period_s: float) -> list[Cost]:
+    """Look at every babeld for a while."""
+    pids = [node.babeld.pid for node in mesh.nodes.values() if node.babeld]
+    before, start = [cpu_s(pid) for pid in pids], time.monotonic()
+    time.sleep(period_s)
+    took = time.monotonic() - start
+    used = [cpu_s(pid) - then for pid, then in zip(pids, before, strict=True)]
+    return [Cost(100 * seconds / took, *memory_mb(pid)) for pid, seconds in zip(pids, used, strict=True)]
+
+
+def cpu_s(pid: int, *, children: bool = False) -> float:
+    """CPU seconds of a process so far (proc(5), stat: utime and stime), and of its children that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11 : 15 if children else 13])) / TICKS
+
+
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Resident memory of a process, and what of it is anonymous (proc(5), status)."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    resident, anonymous = (int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssAnon"))
+    return resident, anonymous
+
+
+Fault = Callable[[Mesh, list[int]], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def silent_loss(mesh: Mesh, path: list[int]) -> Iterator[None]:
+    """A link in the middle of the path loses all, both ways; its ports keep their carrier."""
+    here, there = middle_link(path)
+    node = mesh.nodes[here]
+    node.lose([mesh.port(here, there)])
+    yield
+    node.lose_nothing()
+
+
+@contextlib.contextmanager
+def link_down(mesh: Mesh, path: list[int]) -> Iterator[None]:
+    """A link in the middle of the path is set down: the other end loses its carrier."""
+    here, there = middle_link(path)
+    node, port = mesh.nodes[here], mesh.port(here, there)
+    node.namespace.run("ip", "link", "set", port, "down")
+    yield
+    node.namespace.run("ip", "link", "set", port, "up")
+
+
+@contextlib.contextmanager
+def node_death(mesh: Mesh, path: list[int]) -> Iterator[None]:
+    """A node in the middle of the path stops at once; its neighbours' ports keep their carrier."""
+    node = mesh.nodes[path[len(path) // 2]]
+    node.lose(node.ports)
+    node.stop()
+    yield
+    for family in ("-6", "-4"):
+        node.namespace.run("ip", family, "route", "flush", "proto", "babel")
+    node.lose_nothing()
+    node.start(mesh.tree)
+
+
+FAULTS: dict[str, Fault] = {"silent loss": silent_loss, "link down": link_down, "node death": node_death}
+
+
+def middle_link(path: list[int]) -> tuple[int, int]:
+    """The nodes at the ends of the path's middle link."""
+    at = (len(path) - 1) // 2
+    return path[at], path[at + 1]
+
+
+def reroute(mesh: Mesh, fault: Fault, source: random.Random) -> float:
+    """Do something to the path between two nodes far apart, and undo it; returns the longest gap, in seconds.
+
+    A gap that lasts as long as is waited counts as that long. Raises UserError when the mesh is not whole before.
+    """
+    scale = mesh.timers.hello_s
+    settle(mesh)
+    here, there = far_pair(mesh, source)
+    ends = [mesh.nodes[number] for number in (here, there)]
+    asked = [(end.namespace, end.facts.address) for end in ends]
+    with Probe(*asked[0], *asked[1]) as probe:
+        if not probe.wait_answers(time.monotonic(), 10):
+            raise UserError(f"no answer from node {there} at node {here} before any fault")
+        since = time.monotonic()
+        with fault(mesh, mesh.path(here, there)):
+            time.sleep(20 * scale)
+            probe.wait_answers(time.monotonic(), 100 * scale)
+            until = time.monotonic()
+    return longest_gap(probe.answers, since, until)
+
+
+def settle(mesh: Mesh) -> None:
+    """Wait until the mesh is whole and every link has a history of sixteen hellos, on which its cost depends."""
+    limit_s = 60 * mesh.timers.update_s
+    if whole(mesh, limit_s) is None:
+        raise UserError(f"the mesh is not whole {limit_s:g} s after a fault was undone")
+    time.sleep(20 * mesh.timers.hello_s)
+
+
+def far_pair(mesh: Mesh, source: random.Random) -> tuple[int, int]:
+    """A random node, and one of those farthest from it; there is always a node between the two."""
+    here = source.choice(sorted(mesh.nodes))
+    distances = mesh.distances(here)
+    return here, source.choice([node for node, away in sorted(distances.items()) if away == max(distances.values())])

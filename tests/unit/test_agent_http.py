@@ -1,0 +1,445 @@
+"""The agent's HTTP server and client, and the relay, over real sockets on the loopback."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmagent import relay
+from kmagent.http import Client, Tls
+from kmagent.http_server import Answer, Handler, Request, Server, answer_json
+from kmagent.relay import Bucket, Relay
+from kmplan import pki
+
+HOST = "::1"
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def live(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 20))
+
+
+@asynccontextmanager
+async def served(handler: Handler, context: ssl.SSLContext | None = None, **limits: Any) -> AsyncIterator[int]:
+    """Serve; yields the port."""
+    server = await Server(handler, **limits).start(HOST, 0, context)
+    async with listening(server) as port:
+        yield port
+
+
+@asynccontextmanager
+async def listening(server: asyncio.Server) -> AsyncIterator[int]:
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def everything(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the connection ends, in whichever way."""
+    data = b""
+    try:
+        while part := await reader.read(4096):
+            data += part
+    except ConnectionError:
+        pass
+    return data
+
+
+async def exchange(port: int, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(data)
+    answer = await everything(reader)
+    writer.close()
+    return answer
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition; `live` sets the deadline."""
+    while not await condition():
+        await asyncio.sleep(0.001)
+
+
+async def repeat(request: Request) -> Answer:
+    """Answer with what was asked."""
+    return answer_json(200, [request.method, request.path, request.body.decode(), request.peer, request.certificate])
+
+
+LIMIT = 16
+LINES = b" /v1/join?x=1 HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"GET" + LINES + b"\r\n", 200, ["GET", "/v1/join", "", HOST, ""]),
+        (b"POST" + LINES + b"content-length:  2\r\n\r\nab", 200, ["POST", "/v1/join", "ab", HOST, ""]),
+        (b"POST" + LINES + b"Content-Length: 0\r\n\r\n", 200, ["POST", "/v1/join", "", HOST, ""]),
+        (b"PUT" + LINES + b"Content-Length: 16\r\n\r\n" + b"b" * 16, 200, ["PUT", "/v1/join", "b" * 16, HOST, ""]),
+        (b"POST" + LINES + b"\r\n", 411, None),
+        (b"PUT" + LINES + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", 411, None),
+        (b"POST" + LINES + b"Content-Length: -1\r\n\r\n", 411, None),
+        (b"POST" + LINES + b"Content-Length: many\r\n\r\n", 411, None),
+        (b"POST" + LINES + b"Content-Length: \xb2\r\n\r\nab", 411, None),
+        (b"POST" + LINES + b"Content-Length: 17\r\n\r\n", 413, None),
+        (b"POST" + LINES + b"Content-Length: 17\r\n\r\n" + b"b" * 17, 413, None),
+        (b"POST" + LINES + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n", 411, None),
+        (b"GET" + LINES + b"X: " + b"x" * 9000 + b"\r\n\r\n", 413, None),
+        (b"GET" + LINES + b"X: " + b"x" * 9000, 413, None),
+    ],
+    ids=[
+        "get", "post", "empty body", "largest body", "no length", "chunked", "negative length", "length in words",
+        "length is no digit", "too large announced", "too large sent", "absurd length", "large header", "endless header",
+    ],
+)  # fmt: skip
+def test_a_request_is_answered_or_refused_with_its_reason(sent: bytes, status: int, said: Any) -> None:
+    async def scenario() -> None:
+        async with served(repeat, max_body=LIMIT) as port:
+            head, _, body = (await exchange(port, sent)).partition(b"\r\n\r\n")
+            assert head.startswith(f"HTTP/1.1 {status} ".encode())
+            assert f"Content-Length: {len(body)}".encode() in head
+            assert said is None or json.loads(body) == said
+
+    live(scenario())
+
+
+def test_a_request_without_sense_does_no_harm() -> None:
+    async def scenario() -> None:
+        async with served(repeat) as port:
+            await exchange(port, b"\r\n\r\n")
+            await exchange(port, b"\xff\x00" * 100 + b"\r\n\r\n")
+            assert (await exchange(port, b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+
+    live(scenario())
+
+
+def test_a_handler_that_breaks_is_answered_with_500() -> None:
+    async def broken(request: Request) -> Answer:
+        raise KeyError(request.path)
+
+    async def scenario() -> None:
+        async with served(broken) as port:
+            assert (await exchange(port, b"GET /x HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 500 ")
+
+    live(scenario())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf"])
+def test_a_client_that_says_nothing_more_is_cut_off(sent: bytes) -> None:
+    async def scenario() -> None:
+        async with served(repeat, max_body=LIMIT, timeout_s=0.05) as port:
+            assert await exchange(port, sent) == b""
+
+    live(scenario())
+
+
+def test_more_connections_than_allowed_are_closed_unread() -> None:
+    async def scenario() -> None:
+        async with served(repeat, max_connections=2) as port:
+            idle = [await asyncio.open_connection(HOST, port) for _ in range(2)]
+            request = b"GET / HTTP/1.1\r\n\r\n"
+            assert await exchange(port, request) == b""
+            idle[0][1].write(request)
+            assert (await everything(idle[0][0])).startswith(b"HTTP/1.1 200 ")
+
+            async def is_served() -> bool:
+                return (await exchange(port, request)).startswith(b"HTTP/1.1 200 ")
+
+            await eventually(is_served)
+            idle[1][1].close()
+
+    live(scenario())
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Files of a node authority, a server that is called `join.kubermesh`, and clients."""
+
+    folder: Path
+
+    def make(self, name: str, authority: pki.Pair, usage: pki.Usage, *names: str) -> pki.Pair:
+        pair = pki.issue(authority, pki.Subject(name, usages=(usage,), names=names), 90)
+        self.put(name, pair)
+        return pair
+
+    def put(self, name: str, pair: pki.Pair) -> None:
+        (self.folder / f"{name}.crt").write_text(pair.certificate)
+        (self.folder / f"{name}.key").write_text(pair.key)
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "server.crt", self.folder / "server.key")
+        context.load_verify_locations(self.folder / "ca.crt")
+        context.verify_mode = ssl.CERT_OPTIONAL
+        return context
+
+    def tls(self, client: str = "", name: str = "join.kubermesh", authority: str = "ca") -> Tls:
+        return Tls(self.folder / f"{authority}.crt", self.folder / f"{client}.crt" if client else None, name)
+
+
+@pytest.fixture
+def papers(tmp_path: Path) -> Papers:
+    papers, authority, other = Papers(tmp_path), pki.create_authority("ca"), pki.create_authority("ca")
+    papers.put("ca", authority)
+    papers.put("other", other)
+    papers.make("server", authority, "server", "join.kubermesh")
+    papers.make("node", authority, "client")
+    papers.make("next", authority, "client")
+    papers.make("forged", other, "client")
+    return papers
+
+
+def digest(papers: Papers, name: str) -> str:
+    return pki.fingerprint((papers.folder / f"{name}.crt").read_text())
+
+
+def test_the_server_knows_a_client_by_its_certificate_and_serves_who_has_none(papers: Papers) -> None:
+    async def scenario() -> None:
+        async with served(repeat, papers.context()) as port:
+            for client, known_as in (("node", digest(papers, "node")), ("", "")):
+                answer = await Client(HOST, port, tls=papers.tls(client)).request("GET", "/")
+                assert json.loads(answer.body)[4] == known_as
+
+    live(scenario())
+
+
+@pytest.mark.parametrize(
+    ("client", "name", "authority"),
+    [
+        ("forged", "join.kubermesh", "ca"),
+        ("", "", "ca"),
+        ("", "other.kubermesh", "ca"),
+        ("", "join.kubermesh", "other"),
+    ],
+    ids=["forged client", "the address is not its name", "another name", "another authority"],
+)
+def test_nothing_is_said_to_who_is_not_what_it_should_be(
+    papers: Papers, client: str, name: str, authority: str
+) -> None:
+    asked: list[Request] = []
+
+    async def note(request: Request) -> Answer:
+        asked.append(request)
+        return await repeat(request)
+
+    async def scenario() -> None:
+        async with served(note, papers.context()) as port:
+            with pytest.raises(OSError):
+                await Client(HOST, port, tls=papers.tls(client, name, authority)).request("POST", "/", b"secret")
+
+    live(scenario())
+    assert asked == []
+
+
+def test_a_renewed_certificate_is_used_at_the_next_connect(papers: Papers) -> None:
+    async def scenario() -> None:
+        async with served(repeat, papers.context()) as port:
+            client = Client(HOST, port, tls=papers.tls("node"))
+            assert (await client.request("GET", "/")).status == 200
+            for kind in ("crt", "key"):
+                (papers.folder / f"next.{kind}").replace(papers.folder / f"node.{kind}")
+            answer = await client.request("GET", "/")
+            assert json.loads(answer.body)[4] == digest(papers, "node")
+
+    live(scenario())
+
+
+class KeepAlive:
+    """A server that keeps connections, for so many requests."""
+
+    def __init__(self, requests: int, answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") -> None:
+        self.requests, self.answer, self.connections = requests, answer, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            for _ in range(self.requests):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(self.answer)
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+
+@pytest.mark.parametrize(("per_connection", "connections"), [(9, 1), (2, 3), (1, 6)])
+def test_a_connection_is_kept_and_made_anew_when_the_server_closed_it(per_connection: int, connections: int) -> None:
+    async def scenario() -> None:
+        server = KeepAlive(per_connection)
+        async with listening(await asyncio.start_server(server.serve, HOST, 0)) as port:
+            client = Client(HOST, port)
+            for _ in range(6):
+                assert (await client.request("GET", "/")).body == b"ok"
+            assert server.connections == connections
+            await asyncio.to_thread(client._close)
+
+    live(scenario())
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", None]
+)
+def test_a_server_that_does_not_answer_properly_is_one_that_cannot_be_asked(answer: bytes | None) -> None:
+    """None: it says nothing at all and keeps the connection."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def scenario() -> None:
+        serve = silent if answer is None else KeepAlive(1, answer).serve
+        async with listening(await asyncio.start_server(serve, HOST, 0)) as port:
+            client = Client(HOST, port, timeout_s=0.1)
+            with pytest.raises(OSError):
+                await client.request("GET", "/")
+            assert not await client.is_ok("/")
+        with pytest.raises(OSError):
+            await client.request("GET", "/")
+
+    live(scenario())
+
+
+@pytest.mark.parametrize(
+    ("moments", "passed"),
+    [
+        ([0] * 5, "+++--"),
+        ([0, 0, 0, 0, 0.4, 0.5], "+++--+"),
+        ([0, 0, 0, 100, 100, 100, 100], "++++++-"),
+        ([0, 0, 0, 0.5, 1.0, 1.25, 1.5], "+++++-+"),
+    ],
+)
+def test_a_bucket_lets_some_through_at_once_and_the_others_at_its_rate(moments: list[float], passed: str) -> None:
+    bucket = Bucket(rate=2, burst=3)
+    start = bucket.at
+    assert "".join("+" if bucket.take(start + moment) else "-" for moment in moments) == passed
+
+
+class JoinServer:
+    """Stands in for the join API: gives back what it gets, or says much; notes how much it got."""
+
+    def __init__(self, speech: bytes = b"") -> None:
+        self.speech, self.got = speech, 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.speech)
+        try:
+            while data := await reader.read(100):
+                self.got += len(data)
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        writer.close()
+
+
+@asynccontextmanager
+async def relayed(server: JoinServer, is_port: bool = True) -> AsyncIterator[int]:
+    upstream = await asyncio.start_server(server.serve, HOST, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(relay, "PORT", 0)
+        patch.setattr(relay, "JOIN_PORT", upstream.sockets[0].getsockname()[1])
+        async with listening(await Relay(HOST, HOST, lambda index: is_port).serve()) as port:
+            yield port
+        upstream.close()
+
+
+async def connect(port: int) -> Streams:
+    return await asyncio.open_connection(HOST, port)
+
+
+async def echoes(streams: Streams) -> bool:
+    reader, writer = streams
+    try:
+        writer.write(b"x")
+        return await reader.read(1) == b"x"
+    except ConnectionError:
+        return False
+
+
+def test_bytes_go_to_the_join_api_and_back_until_both_are_done() -> None:
+    async def scenario() -> None:
+        server = JoinServer(b"welcome ")
+        async with relayed(server) as port:
+            reader, writer = await connect(port)
+            writer.write(b"let me in")
+            writer.write_eof()
+            assert await everything(reader) == b"welcome let me in"
+
+    live(scenario())
+
+
+def test_a_stranger_cannot_send_much_through_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "MAX_BYTES_UP", 1000)
+
+    async def scenario() -> None:
+        server = JoinServer()
+        async with relayed(server) as port:
+            assert len(await exchange(port, b"x" * 5000)) <= 1000
+            assert server.got <= 1000
+
+    live(scenario())
+
+
+def test_what_comes_back_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "MAX_BYTES_DOWN", 20_000)
+
+    async def scenario() -> None:
+        async with relayed(JoinServer(b"x" * 100_000)) as port:
+            assert len(await exchange(port, b"")) <= 20_000
+
+    live(scenario())
+
+
+def test_a_port_has_so_many_connections_and_no_more() -> None:
+    async def scenario() -> None:
+        async with relayed(JoinServer()) as port:
+            held = [await connect(port) for _ in range(relay.MAX_CONNECTIONS_PER_PORT)]
+            assert all([await echoes(streams) for streams in held])
+            assert not await echoes(await connect(port))
+            assert all([await echoes(streams) for streams in held])
+            held[0][1].close()
+
+            async def is_free() -> bool:
+                return await echoes(await connect(port))
+
+            await eventually(is_free)
+            for _, writer in held:
+                writer.close()
+
+    live(scenario())
+
+
+def test_a_port_has_so_many_new_connections_per_second_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "BURST", 3.0)
+    monkeypatch.setattr(relay, "NEW_PER_S", 0.001)
+
+    async def scenario() -> None:
+        async with relayed(JoinServer()) as port:
+            answers = []
+            for _ in range(5):
+                streams = await connect(port)
+                answers.append(await echoes(streams))
+                streams[1].close()
+            assert answers == [True, True, True, False, False]
+
+    live(scenario())
+
+
+@pytest.mark.parametrize("trouble", ["no port of the mesh", "no join API", "silence"])
+def test_a_relay_that_cannot_help_closes_the_connection(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with relayed(JoinServer(), is_port=trouble != "no port of the mesh") as port:
+            if trouble == "no join API":
+                monkeypatch.setattr(relay, "JOIN_PORT", 1)
+            if trouble == "silence":
+                monkeypatch.setattr(relay, "TIMEOUT_S", 0.05)
+            reader, writer = await connect(port)
+            assert await everything(reader) == b""
+            writer.close()
+
+    live(scenario())

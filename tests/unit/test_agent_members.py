@@ -1,0 +1,407 @@
+"""Who votes in etcd, and what people see of the nodes and say about them."""
+
+import asyncio
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from agent_fakes import FACTS, FIRST, PREFIX, EtcdMember, KubernetesApi, Machine, Shop
+
+from kmagent import kubernetes_api, mesh_nodes, network
+from kmagent.etcd import Member
+from kmagent.members import Action, Add, Assign, Drop, Promote, decide, reconcile, wanted_voters
+from kmagent.mesh_nodes import MeshNodes, condition, object_name, status_of_asked, status_of_node
+from kmagent.registry import Node, Registry
+
+
+@pytest.mark.parametrize(
+    ("wanted", "voters"),
+    [(1, [1, 1, 1, 1, 1, 1]), (3, [1, 1, 1, 3, 3, 3]), (5, [1, 1, 1, 3, 3, 5])],
+)
+def test_the_number_of_voters_is_odd_and_not_more_than_wanted_or_possible(wanted: int, voters: list[int]) -> None:
+    assert [wanted_voters(wanted, eligible) for eligible in range(6)] == voters
+
+
+def url(number: int) -> str:
+    return network.peer_url(PREFIX, number)
+
+
+def member(number: int, kind: str) -> Member:
+    """A voter, a learner, or one that was added and has not started: `new`."""
+    return Member(f"id{number}", "" if kind == "new" else f"shop-{number}", (url(number),), kind != "voter")
+
+
+def nodes(roles: str, admitted: Mapping[int, float] | None = None) -> Registry:
+    """Nodes 1, 2, … with the roles v(oter), s(tandby) and w(orker)."""
+    names = {"v": "voter", "s": "standby", "w": "worker"}
+    known = Registry("shop")
+    for number, role in enumerate(roles, 1):
+        moment = (admitted or {}).get(number, 100.0)
+        known = known.put(Node(number, f"shop-{number}", names[role], f"f{number}", "", admitted=moment))
+    return known
+
+
+def node(known: Registry, number: int) -> Node:
+    found = known.find(number=number)
+    assert found is not None
+    return found
+
+
+TABLE: dict[str, tuple[str, dict[int, str], set[int], int, Action | None]] = {
+    "alone": ("v", {1: "voter"}, {1}, 3, None),
+    "two voters are worse than one": ("vw", {1: "voter"}, {1, 2}, 3, None),
+    "with three nodes a second member": ("vww", {1: "voter"}, {1, 2, 3}, 3, Assign(2, "standby")),
+    "not while the third cannot be reached": ("vww", {1: "voter"}, {1, 2}, 3, None),
+    "who can be reached is chosen": ("vwwww", {1: "voter"}, {1, 3, 5}, 3, Assign(3, "standby")),
+    "one vote is enough": ("vww", {1: "voter"}, {1, 2, 3}, 1, None),
+    "four nodes, five wanted": ("vvvw", dict.fromkeys((1, 2, 3), "voter"), {1, 2, 3, 4}, 5, None),
+    "five nodes, five wanted": ("vvvww", dict.fromkeys((1, 2, 3), "voter"), {1, 2, 3, 4, 5}, 5, Assign(4, "standby")),
+    "a voter that is away counts": ("vvvw", dict.fromkeys((1, 2, 3), "voter"), {1, 4}, 3, None),
+    "the chosen one is added": ("vsw", {1: "voter"}, {1, 2, 3}, 3, Add(node(nodes("vsw"), 2))),
+    "the chosen one went away": ("vsw", {1: "voter"}, {1, 3}, 3, Assign(2, "worker")),
+    "it has not started": ("vsw", {1: "voter", 2: "new"}, {1, 2, 3}, 3, None),
+    "it will not start": ("vsw", {1: "voter", 2: "new"}, {1, 3}, 3, Drop(member(2, "new"))),
+    "a learner of no node": ("vww", {1: "voter", 9: "new"}, {1, 2, 3, 9}, 3, Drop(member(9, "new"))),
+    "it has started": ("vsw", {1: "voter", 2: "learner"}, {1, 2, 3}, 3, Promote(member(2, "learner"))),
+    "it votes": ("vsw", {1: "voter", 2: "voter"}, {1, 2, 3}, 3, Assign(2, "voter")),
+    "the registry was not written": ("vww", {1: "voter", 2: "learner"}, {1, 2, 3}, 3, Assign(2, "standby")),
+    "from two to three": ("vvw", {1: "voter", 2: "voter"}, {1, 2, 3}, 3, Assign(3, "standby")),
+    "a voter that is no member": ("vvw", {1: "voter"}, {1, 2, 3}, 3, Assign(2, "worker")),
+}
+
+
+@pytest.mark.parametrize(("roles", "members", "reachable", "wanted", "action"), TABLE.values(), ids=TABLE.keys())
+def test_one_step_is_due_at_a_time(
+    roles: str, members: dict[int, str], reachable: set[int], wanted: int, action: Action | None
+) -> None:
+    listed = [member(number, kind) for number, kind in members.items()]
+    assert decide(nodes(roles), listed, frozenset(reachable), wanted, PREFIX) == action
+
+
+def test_the_nodes_admitted_first_vote() -> None:
+    known = nodes("vwwww", {2: 300, 3: 200, 4: 100, 5: 100})
+    assert decide(known, [member(1, "voter")], frozenset(range(6)), 3, PREFIX) == Assign(4, "standby")
+
+
+class World:
+    """A cluster that fate and `decide` change by turns. Node 1 leads; the others come into reach, start, and go again."""
+
+    def __init__(self, seed: int, wanted: int) -> None:
+        self.fate, self.wanted = random.Random(seed), wanted  # noqa: S311 - no secret
+        self.known = nodes("v")
+        self.members = [member(1, "voter")]
+        self.reachable = {1}
+
+    def happen(self) -> None:
+        """Something happens: a machine is admitted, goes or returns, or the learner starts."""
+        match self.fate.choice(["admit", "go", "return", "start", "start"]):
+            case "admit" if len(self.known.nodes) < 9:
+                number = self.known.free_number(self.fate.randint(0, 12))
+                self.known = self.known.put(replace(FIRST, number=number, role="worker", name=f"shop-{number}"))
+                self.reachable.add(number)
+            case "go":
+                self.reachable -= {self.fate.choice([one.number for one in self.known.nodes[1:]] or [0])}
+            case "return":
+                self.reachable.add(self.fate.choice(self.known.nodes).number)
+            case "start":
+                self.start()
+
+    def start(self) -> None:
+        self.members = [
+            replace(one, name=f"shop-{number}") if one.learner and number in self.reachable else one
+            for one in self.members
+            for number in [int(one.id[2:])]
+        ]
+
+    def turn(self) -> bool:
+        """Do what is due; tells whether anything was. The rules of etcd and of the house hold at every moment."""
+        action = decide(self.known, self.members, frozenset(self.reachable), self.wanted, PREFIX)
+        match action:
+            case Assign(number, role):
+                assert node(self.known, number).role != role
+                self.known = self.known.put(replace(node(self.known, number), role=role))
+            case Add(chosen):
+                assert chosen.number in self.reachable and not any(one.learner for one in self.members)
+                assert url(chosen.number) not in {one.peer_urls[0] for one in self.members}
+                self.members.append(member(chosen.number, "new"))
+            case Promote(learner):
+                assert learner.learner and learner.name
+                if int(learner.id[2:]) in self.reachable and self.fate.random() < 0.5:
+                    self.members[self.members.index(learner)] = replace(learner, learner=False)
+            case Drop(learner):
+                assert learner.learner and not learner.name
+                self.members.remove(learner)
+        assert sum(one.learner for one in self.members) <= 1
+        assert self.voters <= max(1, self.wanted)
+        return action is not None
+
+    @property
+    def voters(self) -> int:
+        return sum(not one.learner for one in self.members)
+
+
+@pytest.mark.parametrize("wanted", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_the_members_become_what_they_shall_be(seed: int, wanted: int) -> None:
+    world = World(seed, wanted)
+    for _ in range(200):
+        world.happen()
+        if world.fate.random() < 0.7:
+            world.turn()
+    world.reachable = {one.number for one in world.known.nodes}
+    turns = 0
+    while world.turn():
+        world.start()
+        turns += 1
+        assert turns < 200, world.members
+    assert world.voters == wanted_voters(wanted, len(world.known.nodes))
+    assert not any(one.learner for one in world.members)
+    votes = {one.number for one in world.known.nodes if one.role == "voter"}
+    assert votes == {int(one.id[2:]) for one in world.members}
+    assert {one.role for one in world.known.nodes} <= {"voter", "worker"}
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    made = Shop(tmp_path / "shop")
+    made.etcd.members = [EtcdMember("1", url(1), "shop-1")]
+    asyncio.run(made.begin())
+    return made
+
+
+def test_three_nodes_become_three_voters_and_a_crash_in_between_does_no_harm(shop: Shop) -> None:
+    """Each turn is made by another agent, as if the one before had crashed right after its step."""
+    for _ in range(3):
+        asyncio.run(shop.admit(Machine()))
+    facts = replace(FACTS, voters=3)
+    for _ in range(12):
+        asyncio.run(reconcile(shop.another_ledger(), facts, frozenset({1, 2, 3, 4})))
+        # A member that was added starts at some time, and catches up some time later.
+        started = [replace(one, name=one.name or "shop", in_step=bool(one.name)) for one in shop.etcd.members]
+        shop.etcd.members = started
+    assert [(one.url, one.learner) for one in shop.etcd.members] == [(url(number), False) for number in (1, 2, 3)]
+    known, _ = asyncio.run(shop.ledger.registry())
+    assert [one.role for one in known.nodes] == ["voter", "voter", "voter", "worker"]
+    assert asyncio.run(reconcile(shop.ledger, facts, frozenset({1, 2, 3, 4}))) is False
+
+
+CRD = Path(__file__).parents[2] / "overlays/node/addons/meshnode.yaml.j2"
+NODE = replace(FIRST, number=2, name="shop-2", role="standby", uuid="4c4c", admitted=1000.0)
+
+
+def test_the_status_says_what_the_kind_declares() -> None:
+    """Kubernetes drops fields that a kind does not declare, and refuses values that it does not know."""
+    version = yaml.safe_load(CRD.read_text())["spec"]["versions"][0]
+    properties = version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    kinds = properties["conditions"]["items"]["properties"]["type"]["enum"]
+    asked = Machine().asked()
+    asking = status_of_asked(asked, {}, 2000.0)
+    for status in (
+        asking,
+        status_of_asked({**asked, "decision": "Denied"}, {}, 0),
+        status_of_node(NODE, None, asking, 0),
+    ):
+        assert set(status) <= set(properties)
+        assert status["phase"] in properties["phase"]["enum"]
+        assert {one["type"] for one in status["conditions"]} <= set(kinds)
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", status[key]) for key in ("firstSeen", "lastSeen"))
+
+
+@pytest.mark.parametrize(("ready", "shown"), [(True, "True"), (False, "False"), (None, "Unknown")])
+def test_a_node_is_shown_with_what_was_known_when_it_asked(ready: bool | None, shown: str) -> None:
+    asking = status_of_asked(Machine().asked(), {}, 2000.0)
+    status = status_of_node(NODE, ready, asking, 3000.0)
+    assert (status["phase"], status["number"], status["name"], status["role"]) == ("Admitted", 2, "shop-2", "standby")
+    assert (status["via"], status["firstSeen"]) == ("shop-1 eth0", "1970-01-01T00:25:00Z")
+    conditions = {one["type"]: one["status"] for one in status["conditions"]}
+    assert conditions == {"Admitted": "True", "Ready": shown, "Voter": "False"}
+
+
+def test_a_condition_has_the_time_of_its_last_change() -> None:
+    first = condition({}, "Ready", "True", "Kubelet", "", 1000.0)
+    second = condition({"conditions": [first]}, "Ready", "True", "Kubelet", "other words", 2000.0)
+    third = condition({"conditions": [second]}, "Ready", "False", "Kubelet", "", 3000.0)
+    times = [one["lastTransitionTime"] for one in (first, second, third)]
+    assert times == ["1970-01-01T00:16:40Z", "1970-01-01T00:16:40Z", "1970-01-01T00:50:00Z"]
+
+
+class People:
+    """The API as people use it, and the agent that carries out what they decide."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop, self.api = shop, KubernetesApi()
+        self.agent = MeshNodes(self.api, shop.ledger, "shop", PREFIX)  # type: ignore[arg-type]
+
+    def turn(self, now: float = 2000.0, **ready: bool) -> bool:
+        return asyncio.run(self.agent.reconcile(ready, now))
+
+    def path(self, fingerprint: str) -> str:
+        return f"{mesh_nodes.PATH}/{object_name(fingerprint)}"
+
+    def say(self, fingerprint: str, decision: str) -> None:
+        self.api.objects[self.path(fingerprint)]["spec"] = {"decision": decision}
+
+    def status(self, fingerprint: str) -> Any:
+        return self.api.objects[self.path(fingerprint)]["status"]
+
+    def asks(self, machine: Machine, **changes: Any) -> None:
+        asyncio.run(self.shop.ledger.note_asked(machine.asked(**changes)))
+
+    def known(self) -> Registry:
+        return asyncio.run(self.shop.ledger.registry())[0]
+
+    def asked(self) -> dict[str, Any]:
+        return asyncio.run(self.shop.ledger.asked())
+
+    def join(self, *, member: bool = False) -> Node:
+        """A node that is admitted and shown, and perhaps a member of etcd; its Node object exists."""
+        node = asyncio.run(self.shop.admit(Machine()))
+        if member:
+            self.shop.etcd.members.append(EtcdMember(str(node.number), url(node.number), node.name))
+        self.api.objects[f"/api/v1/nodes/{node.name}"] = {"metadata": {"name": node.name}}
+        self.turn()
+        return node
+
+
+@pytest.fixture
+def people(shop: Shop) -> People:
+    return People(shop)
+
+
+def test_machines_that_ask_and_nodes_are_shown_and_nothing_is_written_twice(people: People) -> None:
+    machine = Machine()
+    people.asks(machine)
+    assert people.turn() is False
+    assert people.status(machine.fingerprint)["phase"] == "Pending"
+    assert people.status(FIRST.fingerprint)["name"] == "shop-1"
+    written = len(people.api.writes)
+    assert people.turn(now=2100.0) is False
+    assert len(people.api.writes) == written == 4
+    people.turn(now=2200.0, **{"shop-1": True})
+    assert people.api.writes[written:] == [f"PUT {people.path(FIRST.fingerprint)}/status"]
+
+
+def test_an_approved_machine_is_a_node_at_once(people: People) -> None:
+    machine = Machine()
+    people.asks(machine)
+    people.turn()
+    people.say(machine.fingerprint, "Approved")
+    assert people.turn() is True
+    status = people.status(machine.fingerprint)
+    assert (status["phase"], status["number"], status["name"]) == ("Admitted", 2, "shop-2")
+    assert people.known().numbers == {1, 2} and people.asked() == {}
+    assert people.turn() is False
+
+
+def test_a_denied_machine_stays_denied_until_somebody_says_otherwise(people: People) -> None:
+    machine = Machine()
+    people.asks(machine)
+    people.turn()
+    people.say(machine.fingerprint, "Denied")
+    assert people.turn() is True
+    assert people.status(machine.fingerprint)["phase"] == "Denied"
+    # Its object was deleted by hand, and once more together with its kind.
+    del people.api.objects[people.path(machine.fingerprint)]
+    people.turn(now=2000.0 + 10 * mesh_nodes.FORGET_S)
+    assert people.asked()[machine.fingerprint]["decision"] == "Denied"
+    assert people.status(machine.fingerprint)["phase"] == "Denied"
+    people.api.collections.clear()
+    with pytest.raises(kubernetes_api.ApiError):
+        people.api.objects.clear()
+        people.turn()
+    assert people.asked()[machine.fingerprint]["decision"] == "Denied"
+
+
+def test_a_denied_machine_that_is_approved_is_a_node(people: People) -> None:
+    machine = Machine()
+    people.asks(machine)
+    people.turn()
+    for decision in ("Denied", "Approved"):
+        people.say(machine.fingerprint, decision)
+        people.turn()
+    assert people.status(machine.fingerprint)["phase"] == "Admitted"
+
+
+def test_a_machine_that_went_away_or_is_removed_is_forgotten(people: People) -> None:
+    gone, removed = Machine(), Machine()
+    people.asks(gone, last_seen=2000.0)
+    people.asks(removed, decision="Denied")
+    people.turn()
+    people.say(removed.fingerprint, "Removed")
+    people.turn(now=2000.0 + mesh_nodes.FORGET_S)
+    assert set(people.asked()) == {gone.fingerprint}
+    people.turn(now=2001.0 + mesh_nodes.FORGET_S)
+    assert people.asked() == {}
+    assert set(people.api.objects) == {people.path(FIRST.fingerprint)}
+
+
+def test_an_object_that_somebody_deleted_is_made_again_and_one_of_nobody_goes(people: People) -> None:
+    people.turn()
+    people.api.objects[f"{mesh_nodes.PATH}/m-of-nobody"] = {"metadata": {"name": "m-of-nobody"}, "spec": {}}
+    del people.api.objects[people.path(FIRST.fingerprint)]
+    people.turn()
+    assert set(people.api.objects) == {people.path(FIRST.fingerprint)}
+    assert people.status(FIRST.fingerprint)["phase"] == "Admitted"
+
+
+def test_a_request_that_is_left_of_a_node_does_not_hide_the_node(people: People) -> None:
+    machine = Machine()
+    asyncio.run(people.shop.admit(machine))
+    people.asks(machine)
+    people.turn()
+    assert people.status(machine.fingerprint)["phase"] == "Admitted"
+    assert people.asked() == {}
+
+
+@pytest.mark.parametrize("member", [False, True], ids=["a worker", "a voter"])
+def test_a_removed_node_loses_its_vote_its_objects_and_its_place(people: People, member: bool) -> None:
+    node = people.join(member=member)
+    people.say(node.fingerprint, "Removed")
+    assert people.turn() is True
+    assert people.known().numbers == {1}
+    assert [one.url for one in people.shop.etcd.members] == [url(1)]
+    assert set(people.api.objects) == {people.path(FIRST.fingerprint)}
+
+
+def test_a_learner_that_never_started_goes_with_its_node(people: People) -> None:
+    node = people.join()
+    people.shop.etcd.members.append(EtcdMember("2", url(node.number), learner=True))
+    people.say(node.fingerprint, "Removed")
+    people.turn()
+    assert [one.url for one in people.shop.etcd.members] == [url(1)]
+
+
+def test_the_node_that_leads_hands_over_before_it_is_removed(people: People) -> None:
+    node = people.join(member=True)
+    people.say(FIRST.fingerprint, "Removed")
+    assert people.turn() is False
+    assert people.shop.etcd.leader == str(node.number)
+    assert people.known().numbers == {1, node.number} and len(people.shop.etcd.members) == 2
+
+
+@pytest.mark.parametrize("learner", [False, True], ids=["alone", "with a learner"])
+def test_the_only_voter_stays(people: People, learner: bool) -> None:
+    if learner:
+        people.shop.etcd.members.append(EtcdMember("2", url(2), "shop-2", learner=True))
+    people.turn()
+    people.say(FIRST.fingerprint, "Removed")
+    assert people.turn() is False
+    assert people.known().numbers == {1} and people.shop.etcd.leader == "1"
+    assert people.status(FIRST.fingerprint)["phase"] == "Admitted"
+
+
+def test_a_removal_that_was_interrupted_goes_on_where_it_was(people: People, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = people.join(member=True)
+    people.say(node.fingerprint, "Removed")
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(people.shop.etcd, "do_kv_txn", lambda asked: (_ for _ in ()).throw(ValueError("no leader")))
+        people.turn()
+    assert people.known().numbers == {1, node.number}
+    assert people.turn() is True
+    assert people.known().numbers == {1}
+    assert set(people.api.objects) == {people.path(FIRST.fingerprint)}

@@ -1,0 +1,389 @@
+"""Between neighbours: who is believed, what babeld is told, and what may pass a port."""
+
+import asyncio
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_fakes import FACTS
+
+from kmagent import babel, firewall, hello, relay
+from kmagent.hello import HOLD_S, Hello, Keys, Link
+
+KEY, OTHER = "11" * 32, "22" * 32
+KEYS = {1: KEY}
+NOW = 1000.0
+
+
+def say(**changes: Any) -> Hello:
+    common = {"cluster": "one", "number": 2, "name": "one-2", "port": "enp1s0", "mtu": 1500, "serial": 7}
+    exchange = {"nonce": "theirs", "heard": "", "sequence": 1, "generations": (1,)}
+    return Hello(**{**common, **exchange, **changes})
+
+
+def heard(link: Link, message: Hello, keys: Keys = KEYS, now: float = NOW) -> Link:
+    """What a link knows after a hello from a sender with these keys, when ours are KEYS."""
+    decoded = hello.decode(hello.encode(message, keys), KEYS)
+    assert decoded is not None
+    return hello.receive(link, *decoded, "fe80::2", now)
+
+
+def believed(link: Link) -> bool:
+    return link.neighbour is not None and link.neighbour.authenticated
+
+
+@pytest.fixture
+def link() -> Link:
+    """A link whose neighbour is believed."""
+    fresh = hello.new_link()
+    return heard(fresh, say(heard=fresh.nonce, sequence=5))
+
+
+def test_a_hello_arrives_as_it_was_said() -> None:
+    message = say(number=32767, name="x" * 64, heard="ours", generations=(1, 2), trusts=True)
+    assert hello.decode(hello.encode(message, KEYS), KEYS) == (message, True)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "good"),
+    [
+        (KEYS, KEYS, True),
+        ({}, KEYS, False),
+        (KEYS, {}, False),
+        ({1: OTHER}, KEYS, False),
+        ({2: KEY}, KEYS, False),
+        # While a new key goes round, one that both have is enough.
+        ({1: KEY, 2: OTHER}, KEYS, True),
+        ({1: KEY, 2: OTHER}, {2: OTHER}, True),
+        ({1: OTHER, 2: KEY}, {1: KEY, 2: KEY}, True),
+    ],
+)
+def test_only_a_key_of_ours_makes_a_hello_good(theirs: Keys, ours: Keys, good: bool) -> None:
+    assert hello.decode(hello.encode(say(), theirs), ours) == (say(), good)
+
+
+def test_a_hello_that_was_changed_on_the_way_is_not_good() -> None:
+    data = hello.encode(say(number=2), KEYS)
+    assert hello.decode(data.replace(b'"number":2', b'"number":3'), KEYS) == (say(number=3), False)
+
+
+def packet(**changes: Any) -> bytes:
+    return json.dumps({**asdict(say()), **changes}).encode() + b"\n{}"
+
+
+GARBAGE = {
+    "nothing": b"",
+    "no fields": b"{}\n{}",
+    "no object": b"[]\n[]",
+    "null": b"null\n{}",
+    "no JSON": b"hello",
+    "no text": b"\xff\xfe\n{}",
+    "deep": b"[" * 1390 + b"\n{}",
+    "no second line": packet()[:-3],
+    "no MACs": packet().replace(b"\n{}", b"\n[]"),
+    "a MAC that is a number": packet().replace(b"\n{}", b'\n{"1": 5}'),
+    "a MAC that is no hex": packet().replace(b"\n{}", '\n{"1": "ä"}'.encode()),
+    "an unknown field": packet(surprise=1),
+    "a missing field": packet().replace(b'"nonce": "theirs", ', b""),
+    "a number as text": packet(number="2"),
+    "a number that is true": packet(number=True),
+    "a fraction": packet(number=2.0),
+    "no MTU": packet(mtu=None),
+    "no sequence": packet(sequence=[]),
+    "a name that is a number": packet(name=5),
+    "a long nonce": packet(nonce="n" * 65),
+    "a long name": packet(cluster="c" * 65),
+    "no generations": packet(generations=None),
+    "generations as text": packet(generations="12"),
+    "generations that are texts": packet(generations=["1"]),
+    # What is said is shown on the console, next to the fingerprint that people compare.
+    "an escape sequence": packet(name="\x1b[2J"),
+    "a line break": packet(port="a\nb"),
+    "half a character": packet(name="\ud800"),
+}
+
+
+@pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE.keys())
+def test_what_is_no_hello_is_passed_over(data: bytes) -> None:
+    assert hello.decode(data, KEYS) is None
+
+
+def test_a_hello_that_is_too_large_is_passed_over() -> None:
+    data = hello.encode(say(), KEYS)
+    padding = b" " * (hello.MAX_BYTES - len(data))
+    assert hello.decode(data.replace(b"{", b"{" + padding, 1), {}) == (say(), False)
+    assert hello.decode(data.replace(b"{", b"{ " + padding, 1), {}) is None
+
+
+def exchange(one: Link, two: Link, sequence: int) -> tuple[Link, Link]:
+    """Each says hello once to the other."""
+    for turn in (0, 1):
+        here, there = (one, two) if turn == 0 else (two, one)
+        known = here.neighbour.hello.nonce if here.neighbour else ""
+        message = say(number=turn + 1, name=f"one-{turn + 1}", nonce=here.nonce, heard=known, sequence=sequence)
+        there = heard(there, message)
+        one, two = (here, there) if turn == 0 else (there, here)
+    return one, two
+
+
+def test_two_ends_believe_each_other_after_two_hellos() -> None:
+    one, two = exchange(hello.new_link(), hello.new_link(), 1)
+    assert not believed(two)
+    one, two = exchange(one, two, 2)
+    assert believed(one) and believed(two)
+
+
+def test_a_neighbour_whose_agent_starts_anew_is_believed_again() -> None:
+    one, two = exchange(*exchange(hello.new_link(), hello.new_link(), 1), 2)
+    two = hello.new_link()
+    for sequence in (3, 4):
+        one, two = exchange(one, two, sequence)
+    assert believed(one) and believed(two)
+    assert one.neighbour is not None and one.neighbour.hello.nonce == two.nonce
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        say(heard="another link's", sequence=6),
+        say(sequence=6),
+        say(heard="ours", sequence=5),
+        say(heard="ours", sequence=4, nonce="from before it started anew"),
+    ],
+    ids=["recorded elsewhere", "does not answer", "a second time", "older"],
+)
+def test_a_hello_that_was_recorded_changes_nothing(link: Link, message: Hello) -> None:
+    message = replace(message, heard=link.nonce) if message.heard == "ours" else message
+    assert heard(link, message, now=NOW + 1).neighbour == link.neighbour
+
+
+def test_what_was_recorded_is_not_believed_when_the_neighbour_is_gone(link: Link) -> None:
+    recorded = say(heard=link.nonce, sequence=6)
+    assert not believed(heard(hello.expire(link, NOW + HOLD_S), recorded, now=NOW + HOLD_S))
+
+
+@pytest.mark.parametrize("keys", [{}, {1: OTHER}], ids=["without a key", "with a wrong key"])
+def test_a_stranger_does_not_displace_a_neighbour_that_is_believed(link: Link, keys: Keys) -> None:
+    stranger = say(number=0, name="", nonce="strange", heard=link.nonce, sequence=10**15)
+    assert heard(link, stranger, keys, NOW + HOLD_S - 0.1) == link
+    taken = heard(link, stranger, keys, NOW + HOLD_S)
+    assert taken.neighbour is not None
+    assert (taken.neighbour.hello, taken.neighbour.authenticated) == (stranger, False)
+
+
+def test_a_neighbour_is_forgotten_when_it_was_not_heard_for_long(link: Link) -> None:
+    assert hello.expire(link, NOW + HOLD_S - 0.1) == link
+    assert hello.expire(link, NOW + HOLD_S).neighbour is None
+    assert hello.expire(heard(link, say(heard=link.nonce, sequence=6), now=NOW + 10), NOW + HOLD_S).neighbour
+
+
+def test_since_when_is_told_of_a_neighbour(link: Link) -> None:
+    def since(changed: Link) -> float:
+        assert changed.neighbour is not None
+        return changed.neighbour.since
+
+    assert since(heard(link, say(heard=link.nonce, sequence=6), now=NOW + 5)) == NOW
+    assert since(heard(link, say(heard=link.nonce, nonce="anew", sequence=6), now=NOW + 5)) == NOW
+    assert since(heard(link, say(heard=link.nonce, name="one-3", number=3, sequence=6), now=NOW + 5)) == NOW + 5
+    strange = heard(hello.new_link(), say())
+    assert since(heard(strange, say(heard=strange.nonce, sequence=2), now=NOW + 5)) == NOW + 5
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "common"),
+    [([1], (1,), 1), ([1, 2], (1,), 1), ([1, 2, 3], (3, 2), 3), ([2], (1, 3), None), ([1], (), None)],
+)
+def test_a_link_goes_to_the_newest_key_that_both_ends_have(
+    mine: list[int], theirs: tuple[int, ...], common: int | None
+) -> None:
+    assert hello.common_generation(dict.fromkeys(mine, KEY), theirs) == common
+
+
+def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster() -> None:
+    lines = babel.configuration(FACTS, [("eth0", KEY), ("eth1", OTHER)], Path("/run/b.sock")).splitlines()
+    assert [line for line in lines if line.startswith("redistribute")] == [
+        "redistribute local ip fd12:3456:789a::1/128 eq 128 allow",
+        "redistribute local ip fd12:3456:789a::a:1/128 eq 128 allow",
+        "redistribute local ip fd12:3456:789a::a:2/128 eq 128 allow",
+        "redistribute local deny",
+        "redistribute ip fd12:3456:789a:1::/64 eq 64 proto 3 allow",
+        "redistribute ip 10.0.1.0/24 eq 24 proto 3 allow",
+        *(f"redistribute ip ::/0 eq 0 proto {proto} metric 128" for proto in (4, 9, 16)),
+        *(f"redistribute ip 0.0.0.0/0 eq 0 proto {proto} metric 128" for proto in (4, 9, 16)),
+        "redistribute deny",
+    ]
+    assert [line for line in lines if line.startswith("in ")] == [
+        "in ip fd12:3456:789a::/48 allow",
+        "in ip 10.0.0.0/8 allow",
+        "in ip ::/0 eq 0 allow",
+        "in ip 0.0.0.0/0 eq 0 allow",
+        "in deny",
+    ]
+    assert {"install ip ::/0 pref-src fd12:3456:789a::1", "install ip 0.0.0.0/0 pref-src 10.0.1.1"} <= {*lines}
+    # babeld wants a key before the interface that uses it.
+    assert lines[-4:] == [
+        f"key id eth0 type blake2s128 value {KEY}",
+        "interface eth0 key eth0",
+        f"key id eth1 type blake2s128 value {OTHER}",
+        "interface eth1 key eth1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hello_s", "intervals"),
+    [(0.2, "hello-interval 0.2 update-interval 2 "), (1.0, "hello-interval 1 update-interval 10 ")],
+)
+def test_a_slower_hello_makes_updates_slower_too(hello_s: float, intervals: str) -> None:
+    assert intervals in babel.configuration(FACTS, [], Path("/run/b.sock"), hello_s)
+
+
+DUMP = """\
+add interface eth0 up true ipv6 fe80::9 ipv4 10.0.1.1
+add neighbour 55d0 address fe80::1 if eth0 reach ffff ureach 0000 rxcost 96 txcost 96 cost 96
+add neighbour 55d1 address fe80::2 if eth1 reach 00f0 ureach 0000 rxcost 65535 txcost 96 rtt 0.3 rttcost 0 cost 65535
+add neighbour 55d2 address fe80::3 if eth1 reach ffff ureach 0000 rxcost 96 txcost 256 cost 256
+add xroute fd00::1/128-::/0 prefix fd00::1/128 from ::/0 metric 0
+add route 55 prefix fd00::2/128 from ::/0 installed yes id 02:aa metric 96 refmetric 0 via fe80::1 if eth0
+add route 56 prefix fd00::2/128 from ::/0 installed no id 02:aa metric 192 refmetric 96 via fe80::3 if eth1
+add route 57 prefix fd00::3/128 from ::/0 installed no id 02:bb metric 65535 refmetric 65535 via fe80::3 if eth1
+add route 58 prefix 10.0.2.0/24 from 0.0.0.0/0 installed yes id 02:aa metric 96 refmetric 0 via fe80::1 if eth0
+
+add
+"""
+
+
+def test_what_babeld_knows_is_read() -> None:
+    table = babel.parse(DUMP.splitlines())
+    assert table.installed == {"fd00::2/128", "10.0.2.0/24"}
+    assert table.link("eth0") == babel.Link("fe80::1", 96, 96, 96, 0xFFFF)
+    assert table.link("eth1") == babel.Link("fe80::3", 96, 256, 256, 0xFFFF)
+    assert table.link("eth2") is None
+    assert babel.parse([]) == babel.Table()
+
+
+class Babeld:
+    """Stands in for babeld: one scripted reign per connection; notes what it was told."""
+
+    def __init__(self, *dumps: str) -> None:
+        self.dumps = list(dumps)
+        self.told: list[str] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dump = self.dumps.pop(0) if self.dumps else ""
+        writer.write(b"BABEL 1.0\nversion babeld-1.13\nok\n")
+        while line := (await reader.readline()).decode().strip():
+            self.told.append(line)
+            writer.write(f"{dump}ok\n".encode() if line == "dump" else b"ok\n")
+            if dump == "nonsense\n" * 3:
+                break
+        writer.close()
+
+
+NONSENSE = ["add neighbour 55d0 address\n", DUMP.replace("reach ffff", "reach much"), "x" * 2**17, "nonsense\n" * 3]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=["half a line", "no number", "no end", "it dies"])
+def test_a_babeld_that_talks_nonsense_or_dies_is_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nonsense: str
+) -> None:
+    monkeypatch.setattr(babel, "RETRY_S", 0.001)
+
+    async def scenario() -> None:
+        news = asyncio.Event()
+        server = await asyncio.start_unix_server(Babeld(nonsense, DUMP).serve, tmp_path / "b.sock")
+        talk = babel.Babel(tmp_path / "b.sock", news.set)
+        task = asyncio.create_task(talk.run())
+        try:
+            while not talk.table.installed:
+                await asyncio.wait_for(news.wait(), 5)
+                news.clear()
+                assert not task.done()
+        finally:
+            task.cancel()
+            server.close()
+
+    asyncio.run(scenario())
+
+
+def test_commands_reach_babeld_in_order_and_at_once(tmp_path: Path) -> None:
+    async def scenario() -> list[str]:
+        babeld, news = Babeld(DUMP), asyncio.Event()
+        server = await asyncio.start_unix_server(babeld.serve, tmp_path / "b.sock")
+        talk = babel.Babel(tmp_path / "b.sock", news.set)
+        task = asyncio.create_task(talk.run())
+        await asyncio.wait_for(news.wait(), 5)
+        babeld.told.clear()
+        talk.send(babel.interface("eth3", KEY))
+        async with asyncio.timeout(babel.OFTEN_S * 0.9):
+            while "dump" not in babeld.told:
+                await asyncio.sleep(0.001)
+        task.cancel()
+        server.close()
+        return babeld.told
+
+    told = asyncio.run(scenario())
+    assert told[:3] == [*babel.interface("eth3", KEY), "dump"]
+
+
+def chains(script: str) -> dict[str, list[str]]:
+    """The rules of each chain that has some."""
+    found = re.findall(r"chain (\w+) \{\n(.*?)\n  \}", script, re.DOTALL)
+    return {name: [rule.strip() for rule in rules.splitlines() if "#" not in rule] for name, rules in found}
+
+
+def test_a_stranger_reaches_nothing_but_the_question_to_be_admitted() -> None:
+    rules = chains(firewall.ruleset(["eth0"], []))
+    assert rules["input"][:2] == ["iifname @trusted accept", "iifname @ports jump stranger"]
+    *accepted, last = rules["stranger"]
+    assert last == "drop"
+    assert all(re.match(r"ip6 saddr (fe80::/10|::) .* accept$", rule) for rule in accepted)
+    reached = {found for rule in accepted for found in re.findall(r"(tcp|udp) dport (.*) accept", rule)}
+    assert reached == {("udp", f"{{ 6696, {hello.PORT} }}"), ("tcp", str(relay.PORT))}
+    tcp = next(rule for rule in accepted if "tcp" in rule)
+    assert "ip6 daddr fe80::/10" in tcp
+    icmp = {kind for rule in accepted for kind in re.findall(r"(?:nd|echo)-[a-z-]+", rule)}
+    assert icmp <= {"nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-advert", "echo-request", "echo-reply"}
+
+
+def test_nothing_is_forwarded_from_or_to_a_port_that_is_not_trusted() -> None:
+    assert chains(firewall.ruleset(["eth0"], ["eth1"]))["forward"] == [
+        "iifname @ports iifname != @trusted drop",
+        "oifname @ports oifname != @trusted drop",
+        "iifname @gateways ct state established,related accept",
+        "iifname @gateways drop",
+    ]
+
+
+def test_the_outside_gets_answers_only_and_sees_one_address() -> None:
+    rules = chains(firewall.ruleset([], ["eth1"]))
+    assert rules["input"][2] == "iifname @gateways jump outside"
+    assert (rules["outside"][0], rules["outside"][-1]) == ("ct state established,related accept", "drop")
+    assert rules["postrouting"] == ["oifname @gateways ct state new masquerade"]
+
+
+def test_a_new_agent_fills_every_chain_anew_and_leaves_what_is_trusted() -> None:
+    script = firewall.ruleset(["eth1", "eth0"], ["wan"])
+    flushed = set(re.findall(r"^flush chain inet kubermesh (\w+)$", script, re.MULTILINE))
+    assert flushed == set(chains(script))
+    assert script.endswith(
+        'flush set inet kubermesh ports\nadd element inet kubermesh ports { "eth0", "eth1" }\n'
+        'flush set inet kubermesh gateways\nadd element inet kubermesh gateways { "wan" }\n'
+    )
+    assert "flush set inet kubermesh trusted" not in script
+
+
+@pytest.mark.parametrize(
+    ("ports", "script"),
+    [
+        ([], "flush set inet kubermesh trusted\n"),
+        (
+            ["eth1", "eth0"],
+            'flush set inet kubermesh trusted\nadd element inet kubermesh trusted { "eth0", "eth1" }\n',
+        ),
+    ],
+)
+def test_exactly_these_ports_are_trusted(ports: list[str], script: str) -> None:
+    assert firewall.trust(ports) == script
