@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kmagent import babel
 from kmagent.facts import Facts
 from kmagent.mesh import Mesh
 from kmagent.state import State
@@ -113,8 +114,10 @@ async def run(state: State, mesh: Mesh, facts: Facts) -> None:
 
 
 async def _configure(gateways: list[dict[str, Any]]) -> None:
+    NETWORKS.mkdir(parents=True, exist_ok=True)
+    # systemd-networkd has a user of its own, who has to read this.
+    NETWORKS.chmod(0o755)
     for gateway in gateways:
-        NETWORKS.mkdir(parents=True, exist_ok=True)
         path = NETWORKS / f"10-kubermesh-{gateway['port']}.network"
         await asyncio.to_thread(write_if_changed, path, network_file(gateway))
     await run_async(["systemctl", "start", "systemd-networkd.service"], check=False)
@@ -142,6 +145,9 @@ async def _announce(wanted: set[Router], announced: set[Router]) -> None:
         await run_async(["ip", f"-{router.family}", "route", "del", *_route(router)], check=False)
     for router in wanted:
         await run_async(["ip", f"-{router.family}", "route", "replace", *_route(router)], check=False)
+    if wanted != announced:
+        # The kernel does not tell of IPv4 routes that go with their port: have babeld look.
+        await run_async(["systemctl", "kill", "--signal=SIGUSR2", babel.UNIT], check=False)
 
 
 def _route(router: Router) -> list[str]:

@@ -15,7 +15,9 @@ def put_aside(state: Path, *, everything: bool) -> None:
     With `everything` the machine's own key goes too. Interrupted, it may be repeated. Raises OSError.
     """
     keep = {"join.json"} if everything else {*ASKING}
-    names = [path.name for path in state.iterdir() if path.name not in keep and not path.name.startswith(PREFIX)]
+    found = [path for path in state.iterdir() if path.name not in keep and not path.name.startswith(PREFIX)]
+    # Empty folders are made at every boot (tmpfiles.d).
+    names = [path.name for path in found if not path.is_dir() or any(path.iterdir())]
     if names:
         aside = Path(tempfile.mkdtemp(prefix=PREFIX, dir=state))
         for name in sorted(names, key=lambda name: (name != ROLE, name)):

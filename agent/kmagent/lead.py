@@ -5,6 +5,7 @@ import logging
 import time
 
 from kmagent import kubernetes_api, members, network, serving
+from kmagent.authority import RefusedError
 from kmagent.facts import Facts
 from kmagent.http import Client
 from kmagent.ledger import Ledger
@@ -13,6 +14,7 @@ from kmagent.mesh_nodes import MeshNodes
 from kmagent.node import is_ready_now, missing
 from kmagent.registry import Node, Registry
 from kmagent.state import State
+from kmplan.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class Leader:
         self._state, self._facts, self._ledger, self._mesh, self._client = state, facts, ledger, mesh, client
         self._nodes = MeshNodes(client, ledger, facts.cluster, facts.prefix)
         self._said: dict[str, str] = {}
-        self._rolled_at: float | None = None
+        self._rolled = (0, 0.0)
 
     async def run(self, first: Registry, mesh_key: str) -> None:
         """Lead whenever the local etcd does; `first` is the registry that a new cluster begins with."""
@@ -62,7 +64,7 @@ class Leader:
         """Run one task; a failure is logged once."""
         try:
             done = bool(await task)  # type: ignore[misc]
-        except OSError as error:
+        except (OSError, UserError, RefusedError) as error:
             if self._said.get(what) != str(error):
                 log.warning("%s: %s", what, error)
             self._said[what] = str(error)
@@ -78,10 +80,10 @@ class Leader:
         """A while after a new mesh key was made, when every link uses it, end those before it."""
         registry, _ = await self._ledger.registry()
         if registry.mesh_key == registry.oldest_key:
-            self._rolled_at = None
             return
-        self._rolled_at = self._rolled_at or time.monotonic()
-        if time.monotonic() - self._rolled_at > OLD_KEY_S * self._facts.probe_scale:
+        if self._rolled[0] != registry.mesh_key:
+            self._rolled = (registry.mesh_key, time.monotonic())
+        if time.monotonic() - self._rolled[1] > OLD_KEY_S * self._facts.probe_scale:
             await self._ledger.drop_old_keys()
 
     def _reachable(self, registry: Registry) -> frozenset[int]:

@@ -41,7 +41,7 @@ class Assign:
 
 @dataclass(frozen=True)
 class Drop:
-    """Remove a learner whose node went away before it started."""
+    """Remove a learner that was never started, and whose node was removed."""
 
     member: Member
 
@@ -73,8 +73,8 @@ def decide(
     if learner is not None and learner.name:
         return Promote(learner)
     if learner is not None:
-        owner = next((number for number, member in member_of.items() if member == learner), None)
-        return None if owner in reachable else Drop(learner)
+        # Its node is given up only when it is no longer registered: a route may be missing for a moment.
+        return None if learner in member_of.values() else Drop(learner)
     chosen = next((node for node in registry.nodes if node.role == "standby"), None)
     if chosen is not None:
         return Add(chosen) if chosen.number in reachable else Assign(chosen.number, "worker")
@@ -102,7 +102,7 @@ async def reconcile(ledger: Ledger, facts: Facts, reachable: frozenset[int]) -> 
                 return False
             log.info("etcd: %s votes from now on", member.name)
         case Drop(member):
-            log.info("etcd: %s is gone before it started", ", ".join(member.peer_urls))
+            log.info("etcd: %s never started, and its node was removed", ", ".join(member.peer_urls))
             await ledger.etcd.remove(member.id)
         case Assign(number, role):
             log.info("node %d: %s", number, role)

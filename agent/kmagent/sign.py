@@ -77,6 +77,8 @@ def check_serving(csr: str, name: str, addresses: list[str]) -> None:
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise ValueError("it names no address") from None
+    if not list(names):
+        raise ValueError("it names no address")
     for entry in names:
         known = (isinstance(entry, x509.DNSName) and entry.value == name) or (
             isinstance(entry, x509.IPAddress) and str(entry.value) in addresses

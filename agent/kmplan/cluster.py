@@ -32,9 +32,11 @@ class Admission(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
         """Refuse what is no UUID."""
         for index, text in enumerate(self.allowlist):
             try:
-                UUID(text)
+                canonical = str(UUID(text)) == text.lower()
             except ValueError:
-                raise ValueError(f"allowlist[{index}]: expected a UUID, got `{text}`") from None
+                canonical = False
+            if not canonical:
+                raise ValueError(f"allowlist[{index}]: expected a UUID as firmware shows it, got `{text}`")
 
 
 class Gateway(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

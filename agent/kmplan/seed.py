@@ -52,6 +52,8 @@ def make_join(directory: Path, number: int = 0) -> bytes:
     Raises UserError in one line when the directory lacks something.
     """
     name = read_cluster(directory).name
+    if not 0 <= number <= MAX_NODE:
+        raise UserError(f"node number {number} is not in 1…{MAX_NODE}")
     return msgspec.json.encode(JoinBundle(name=name, authority=_read(directory / "pki/node-ca.crt"), number=number))
 
 

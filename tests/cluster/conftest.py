@@ -43,7 +43,8 @@ def nspawn_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def qemu_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
-    yield from boot("qemu", busybox)
+    """The seed of a pair; the other machine joins it over a cable."""
+    yield from boot("qemu", busybox, "pair")
 
 
 @pytest.fixture(scope="session")

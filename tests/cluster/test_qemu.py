@@ -1,4 +1,6 @@
-"""One node of the disk image under OVMF: what a container cannot show."""
+"""Two machines of the disk image under OVMF, on a cable: what a container cannot show."""
+
+import json
 
 from machines import WEB, Node, wait_for
 
@@ -13,6 +15,29 @@ def test_the_root_is_sealed_by_verity(qemu_node: Node) -> None:
     assert root.device == "/dev/mapper/root"
     assert "verity" in qemu_node.output("cat", "/sys/class/block/dm-0/dm/uuid").lower()
     assert f"roothash={qemu_node.cluster.roothash}" in qemu_node.output("cat", "/proc/cmdline")
+
+
+def test_the_other_machine_joined_over_the_cable(qemu_node: Node) -> None:
+    worker = Node(qemu_node.name, 2)
+    assert worker.status()["role"] == "worker"
+    assert worker.neighbour("eth0") == qemu_node.machine.name
+    assert find_faults(worker.console_lines()) == []
+    worker.wait_ready(300)
+
+
+def test_pods_of_both_machines_reach_each_other(qemu_node: Node) -> None:
+    worker = Node(qemu_node.name, 2)
+    look = ("get", "pods", "-n", "kube-system", "-l", "k8s-app=kube-dns", "-o", "json")
+
+    def addresses() -> dict[str, str]:
+        items = json.loads(qemu_node.kubectl(*look))["items"]
+        return {item["spec"]["nodeName"]: item["status"]["podIP"] for item in items if item["status"].get("podIP")}
+
+    found = wait_for("a CoreDNS on each", lambda: len(addresses()) == 2 and addresses(), 600, 10)
+    ask = "import sys, urllib.request; print(urllib.request.urlopen(f'http://[{sys.argv[1]}]:8181/ready', timeout=10).status)"
+    for node, other in ((qemu_node, worker), (worker, qemu_node)):
+        address = found[other.machine.name]
+        wait_for(f"answer of {other.machine.name}", lambda one=node, to=address: one.python(ask, to) == "200", 300, 5)
 
 
 def test_var_has_grown_to_the_disk(qemu_node: Node) -> None:

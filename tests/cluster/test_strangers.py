@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,16 @@ def test_a_replayed_request_gives_no_secret(ring: Ring, stranger: Stranger) -> N
     wait_for("its object", lambda: f"ring-{given['number']}" in ring.kubectl("get", "meshnodes"), 30, 1)
     removed = kmbuild("nodes", "remove", str(given["number"]), "--yes", "--cluster", ring.first.cluster.directory)
     assert removed.returncode == 0, removed.stderr
-    wait_for("new mesh key on every link", lambda: mesh_keys(ring) == {(2,)}, 120, 2)
+
+
+def test_the_mesh_key_is_replaced_after_a_removal_and_no_packet_is_lost(ring: Ring) -> None:
+    wait_for("mesh key of the second generation", lambda: (2,) in mesh_keys(ring) or (1, 2) in mesh_keys(ring), 60)
+    with ThreadPoolExecutor(2) as pool:
+        words = ("ping", "-n", "-q", "-i", "0.05", "-w", "40")
+        pinging = [pool.submit(ring[1].output, *words, ring[number].address) for number in (3, 4)]
+        shown = [one.result() for one in pinging]
+    assert [" 0% packet loss" in one for one in shown] == [True, True], shown
+    wait_for("end of the old mesh key", lambda: mesh_keys(ring) == {(2,)}, 120, 2)
     wait_for("whole ring", ring.is_whole, 60, 1)
 
 

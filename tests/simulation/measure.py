@@ -14,7 +14,8 @@ from .mesh import Mesh, wait_until
 from .probe import Probe, longest_gap
 
 TICKS = os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
+# In hello intervals: how long is waited after a fault, for an answer after that, and for links to be as good as new.
+WATCH, LATE, HISTORY = 20, 100, 20
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,8 @@ class Cost:
     anonymous_mb: float
 
 
-def converge(mesh: Mesh, timeout_s: float) -> float | None:
-    """Start routing everywhere; returns seconds until every node has a way to every other, None if not in time."""
-    mesh.start()
-    return whole(mesh, timeout_s)
-
-
-def whole(mesh: Mesh, timeout_s: float) -> float | None:
-    """Wait until the mesh is whole; returns seconds, None if not in time.
+def wait_whole(mesh: Mesh, timeout_s: float) -> float | None:
+    """Wait until every node has a way to every other; returns seconds, None if not in time.
 
     Nodes that are whole are looked at again only when all were: on a large mesh looking costs as much as routing.
     """
@@ -48,20 +43,27 @@ def whole(mesh: Mesh, timeout_s: float) -> float | None:
     return wait_until(look, timeout_s)
 
 
-def cost(mesh: Mesh, period_s: float) -> list[Cost]:
-    """Look at every babeld for a while."""
+def cost(mesh: Mesh, period_s: float) -> tuple[list[Cost], float]:
+    """Look at every babeld for a while; returns what each took, and how busy all cores were with everything (%)."""
     pids = [node.babeld.pid for node in mesh.nodes.values() if node.babeld]
-    before, start = [cpu_s(pid) for pid in pids], time.monotonic()
+    before, idle, start = [cpu_s(pid) for pid in pids], idle_s(), time.monotonic()
     time.sleep(period_s)
-    took = time.monotonic() - start
+    took, idle = time.monotonic() - start, idle_s() - idle
     used = [cpu_s(pid) - then for pid, then in zip(pids, before, strict=True)]
-    return [Cost(100 * seconds / took, *memory_mb(pid)) for pid, seconds in zip(pids, used, strict=True)]
+    costs = [Cost(100 * seconds / took, *memory_mb(pid)) for pid, seconds in zip(pids, used, strict=True)]
+    return costs, 100 * (1 - idle / took / (os.cpu_count() or 1))
 
 
-def cpu_s(pid: int, *, children: bool = False) -> float:
-    """CPU seconds of a process so far (proc(5), stat: utime and stime), and of its children that have ended."""
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far (proc(5), stat: utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11 : 15 if children else 13])) / TICKS
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def idle_s() -> float:
+    """Seconds that this machine's cores had nothing to do so far, together (proc(5), stat: idle and iowait)."""
+    fields = Path("/proc/stat").read_text().split(maxsplit=6)
+    return (int(fields[4]) + int(fields[5])) / TICKS
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
@@ -101,10 +103,9 @@ def node_death(mesh: Mesh, path: list[int]) -> Iterator[None]:
     node.lose(node.ports)
     node.stop()
     yield
-    for family in ("-6", "-4"):
-        node.namespace.run("ip", family, "route", "flush", "proto", "babel")
+    node.forget_routes()
     node.lose_nothing()
-    node.start(mesh.tree)
+    node.start()
 
 
 FAULTS: dict[str, Fault] = {"silent loss": silent_loss, "link down": link_down, "node death": node_death}
@@ -117,36 +118,37 @@ def middle_link(path: list[int]) -> tuple[int, int]:
 
 
 def reroute(mesh: Mesh, fault: Fault, source: random.Random) -> float:
-    """Do something to the path between two nodes far apart, and undo it; returns the longest gap, in seconds.
+    """Do something to the path between two nodes far apart, and undo it; returns the longest gap in seconds.
 
-    A gap that lasts as long as is waited counts as that long. Raises UserError when the mesh is not whole before.
+    Raises UserError when nothing goes between the two before the fault, or long after it.
     """
-    scale = mesh.timers.hello_s
+    hello_s = mesh.routing.hello_s
     settle(mesh)
     here, there = far_pair(mesh, source)
-    ends = [mesh.nodes[number] for number in (here, there)]
-    asked = [(end.namespace, end.facts.address) for end in ends]
-    with Probe(*asked[0], *asked[1]) as probe:
-        if not probe.wait_answers(time.monotonic(), 10):
-            raise UserError(f"no answer from node {there} at node {here} before any fault")
+    one, other = mesh.nodes[here], mesh.nodes[there]
+    with Probe(one.namespace, one.facts.address, other.namespace, other.facts.address) as probe:
+        probe.wait_answers(time.monotonic(), LATE * hello_s)
         since = time.monotonic()
         with fault(mesh, mesh.path(here, there)):
-            time.sleep(20 * scale)
-            probe.wait_answers(time.monotonic(), 100 * scale)
+            time.sleep(WATCH * hello_s)
+            probe.wait_answers(time.monotonic(), LATE * hello_s)
             until = time.monotonic()
     return longest_gap(probe.answers, since, until)
 
 
 def settle(mesh: Mesh) -> None:
     """Wait until the mesh is whole and every link has a history of sixteen hellos, on which its cost depends."""
-    limit_s = 60 * mesh.timers.update_s
-    if whole(mesh, limit_s) is None:
+    limit_s = 60 * mesh.routing.update_s
+    if wait_whole(mesh, limit_s) is None:
         raise UserError(f"the mesh is not whole {limit_s:g} s after a fault was undone")
-    time.sleep(20 * mesh.timers.hello_s)
+    time.sleep(HISTORY * mesh.routing.hello_s)
 
 
 def far_pair(mesh: Mesh, source: random.Random) -> tuple[int, int]:
-    """A random node, and one of those farthest from it; there is always a node between the two."""
+    """A random node, and one of those farthest from it; raises UserError where every node is its neighbour."""
     here = source.choice(sorted(mesh.nodes))
     distances = mesh.distances(here)
-    return here, source.choice([node for node, away in sorted(distances.items()) if away == max(distances.values())])
+    farthest = max(distances.values())
+    if farthest < 2:
+        raise UserError(f"node {here} has no node between it and any other", "use more nodes, or a lower degree")
+    return here, source.choice(sorted(node for node, away in distances.items() if away == farthest))

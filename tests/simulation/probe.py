@@ -5,7 +5,10 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from select import select
+
+from kmplan.errors import UserError
 
 from .namespace import Namespace
 
@@ -31,14 +34,13 @@ class Probe:
         self._asker.close()
         self._echo.close()
 
-    def wait_answers(self, since: float, timeout_s: float, count: int = 25) -> bool:
-        """Wait until `count` datagrams were back after `since`; False when they are not in time."""
+    def wait_answers(self, since: float, timeout_s: float, count: int = 25) -> None:
+        """Wait until `count` datagrams were back after `since`; raises UserError when they are not in time."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if len(self.answers) >= count and self.answers[-count] > since:
-                return True
+        while len(self.answers) < count or self.answers[-count] <= since:
+            if time.monotonic() > deadline:
+                raise UserError(f"no answers within {timeout_s:g} s")
             time.sleep(PERIOD_S)
-        return False
 
     def _run(self) -> None:
         target = self._echo.getsockname()
@@ -65,4 +67,4 @@ class Probe:
 def longest_gap(answers: Sequence[float], since: float, until: float) -> float:
     """The longest time without an answer between `since` and `until`, in seconds; an undisturbed way gives PERIOD_S."""
     times = [since, *(time for time in answers if since < time < until), until]
-    return max(after - before for before, after in zip(times, times[1:], strict=False))
+    return max(after - before for before, after in pairwise(times))

@@ -56,7 +56,6 @@ class EtcdServer:
     leader: str = "1"
     local: str = "1"
     down: bool = False
-    changes: list[str] = field(default_factory=list)
 
     async def request(self, method: str, path: str, body: bytes = b"", content_type: str = "") -> Response:
         for _ in range(2):
@@ -65,8 +64,6 @@ class EtcdServer:
             raise OSError("connection refused")
         asked = json.loads(body)
         name = path.removeprefix("/v3/").replace("/", "_").replace("-", "_")
-        if name not in ("kv_range", "cluster_member_list", "maintenance_status", "kv_txn"):
-            self.changes.append(path.removeprefix("/v3/"))
         try:
             answer = getattr(self, f"do_{name}")(asked)
         except ValueError as error:
@@ -97,7 +94,6 @@ class EtcdServer:
             if int(one["mod_revision"]) != self.values.get(_decode(one["key"]), ("", 0))[1]:
                 return {}
         self._commit(asked["success"])
-        self.changes.append("kv/txn")
         return {"succeeded": True}
 
     def _commit(self, operations: list[dict[str, Any]]) -> None:
@@ -174,7 +170,7 @@ class KubernetesApi:
         if path not in self.collections or key in self.objects:
             return 404 if path not in self.collections else 409, {}
         # A status that is sent along is dropped, as for every kind with a status subresource.
-        self.objects[key] = {**{name: part for name, part in body.items() if name != "status"}}
+        self.objects[key] = {name: part for name, part in body.items() if name != "status"}
         return 201, self.objects[key]
 
     def do_put(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -12,11 +12,11 @@ import pytest
 from agent_fakes import FACTS, MESH_KEY, PREFIX, EtcdMember, Machine, Shop
 from cryptography import x509
 
-from kmagent import identity, identity_files, join, join_api, ledger, network, registry
+from kmagent import identity, identity_files, join, ledger, network, registry
 from kmagent.http_server import Answer, Request
 from kmagent.join_api import JoinApi
 from kmagent.paths import Paths
-from kmplan import pki, seal
+from kmplan import files, pki, seal
 from kmplan.errors import UserError
 from kmplan.secret_files import SECRET_FILES
 from kmplan.seed import JoinBundle
@@ -106,7 +106,7 @@ def test_a_machine_that_repeats_its_request_is_written_down_now_and_then_only(
     door, machine = Door(shop), Machine()
     noted = []
     for moment in (1000.0, 1002.0, 1059.0, 1061.0):
-        monkeypatch.setattr(join_api.time, "time", lambda moment=moment: moment)
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
         door.join(machine)
         noted.append(waiting(shop)[machine.fingerprint]["last_seen"])
     assert noted == [1000.0, 1000.0, 1000.0, 1061.0]
@@ -187,8 +187,8 @@ def test_only_a_chosen_member_of_etcd_gets_the_control_planes_secrets(
     answer = Door(shop).to("/v1/enrol", {"secrets": True}, certificate=node.certificate)[1]
     assert ("sealed" in answer) is given
     if given:
-        files = json.loads(seal.unseal(answer["sealed"], machine.key))
-        assert files == {name: (shop.paths.state / name).read_text() for name in SECRET_FILES}
+        secrets = json.loads(seal.unseal(answer["sealed"], machine.key))
+        assert secrets == {name: (shop.paths.state / name).read_text() for name in SECRET_FILES}
         assert answer["initial_cluster"] == f"shop-1={first.url},shop-2={second.url}"
 
 
@@ -254,8 +254,7 @@ def forged(shop: Shop, machine: Machine, what: str) -> dict[str, Any]:
             text = registry.to_text(registry.Registry("shop", serial=99))
             return {"registry": registry.pack(text, registry.unpack(shop.etcd.values[ledger.REGISTRY][0])[1])}
         case "another node authority":
-            files = {"pki/cluster-ca.crt": other.certificate, "pki/node-ca.crt": other.certificate}
-            return {"files": files}
+            return {"files": {"pki/cluster-ca.crt": other.certificate, "pki/node-ca.crt": other.certificate}}
         case "sealed to another":
             return {"sealed": seal.seal(b"{}", pki.certify(shop.authority, subject, stranger.csr, 90))}
         case "nothing sealed":
@@ -285,17 +284,16 @@ def test_a_machine_that_lost_power_while_it_was_admitted_asks_again(
     blank: Blank, answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever was written before the power went, `role.json` was not."""
-    original = join.write
     for writes in range(6):
         budget = iter(range(writes))
 
         def write(*arguments: Any, budget: Iterator[int] = budget) -> None:
             if next(budget, None) is None:
                 raise OSError("power cut")
-            original(*arguments)
+            files.write(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(join, "write", write)
+            patch.setattr("kmagent.join.write", write)
             with pytest.raises(OSError):
                 blank.keep(answer)
         assert identity.load(blank.paths, 0) is None

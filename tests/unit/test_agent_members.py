@@ -65,7 +65,7 @@ TABLE: dict[str, tuple[str, dict[int, str], set[int], int, Action | None]] = {
     "the chosen one is added": ("vsw", {1: "voter"}, {1, 2, 3}, 3, Add(node(nodes("vsw"), 2))),
     "the chosen one went away": ("vsw", {1: "voter"}, {1, 3}, 3, Assign(2, "worker")),
     "it has not started": ("vsw", {1: "voter", 2: "new"}, {1, 2, 3}, 3, None),
-    "it will not start": ("vsw", {1: "voter", 2: "new"}, {1, 3}, 3, Drop(member(2, "new"))),
+    "its node is away": ("vsw", {1: "voter", 2: "new"}, {1, 3}, 3, None),
     "a learner of no node": ("vww", {1: "voter", 9: "new"}, {1, 2, 3, 9}, 3, Drop(member(9, "new"))),
     "it has started": ("vsw", {1: "voter", 2: "learner"}, {1, 2, 3}, 3, Promote(member(2, "learner"))),
     "it votes": ("vsw", {1: "voter", 2: "voter"}, {1, 2, 3}, 3, Assign(2, "voter")),

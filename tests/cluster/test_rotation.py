@@ -1,0 +1,81 @@
+"""Certificates that live for three minutes: all are renewed in time, and nothing is restarted for it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machines import Node, boot, wait_for
+
+from kmcluster import state
+from kmplan import files
+
+LIFE_S = 180
+
+
+@pytest.fixture(scope="module")
+def pair(bench_home: Path, busybox: Path) -> Iterator[dict[int, Node]]:
+    """A voter and a worker that were powered on again with short-lived certificates."""
+    booted = boot("nspawn", busybox, "pair", "short")
+    first = next(booted)
+    for machine in state.load("short").machines:
+        path = first.cluster.machine_folder(machine) / "credentials/kubermesh.tuning"
+        tuning = json.loads(path.read_text()) | {"certificate_days": LIFE_S / 86400}
+        files.write(path, json.dumps(tuning), 0o600)
+    nodes = {number: Node("short", number) for number in (1, 2)}
+    for node in nodes.values():
+        node.power("cut")
+    for node in nodes.values():
+        node.power("on")
+    nodes[1].wait_ready(120)
+    # What the worker was given before lives for long: it asks for another.
+    nodes[2].output(
+        "sh", "-c", "rm -rf /var/lib/kubermesh/kubelet /run/kubermesh/pki/kubelet/client.*; systemctl restart kmagent"
+    )
+    nodes[2].wait_ready(120)
+    yield nodes
+    next(booted, None)
+
+
+SERIAL = """
+import sys
+from cryptography import x509
+print(x509.load_pem_x509_certificate(open(sys.argv[1], "rb").read()).serial_number)
+"""
+
+
+def serial(node: Node, path: str) -> str:
+    return node.python(SERIAL, f"/run/kubermesh/pki/{path}")
+
+
+def starts(node: Node) -> dict[str, int]:
+    """How often each container of the control plane was started."""
+    items = json.loads(node.kubectl("get", "pods", "-n", "kube-system", "-l", "tier=control-plane", "-o", "json"))[
+        "items"
+    ]
+    return {item["metadata"]["name"]: item["status"]["containerStatuses"][0]["restartCount"] for item in items}
+
+
+def test_certificates_are_renewed_and_nothing_is_started_anew(pair: dict[int, Node]) -> None:
+    watched = [
+        (1, "etcd/server.crt"),
+        (1, "kube-apiserver/server.crt"),
+        (1, "kubelet/client.crt"),
+        (2, "kubelet/client.crt"),
+    ]
+    before = {(number, path): serial(pair[number], path) for number, path in watched}
+    counts = starts(pair[1])
+    # Twice, so that all that is in use by then was renewed while it was in use.
+    for _ in range(2):
+        known = {(number, path): serial(pair[number], path) for number, path in watched}
+        wait_for(
+            "renewed certificates",
+            lambda old=known: all(serial(pair[number], path) != old[number, path] for number, path in watched),
+            LIFE_S,
+            3,
+        )
+    assert {key: serial(pair[key[0]], key[1]) for key in before} != before
+    for node in pair.values():
+        node.wait_ready(60)
+    assert starts(pair[1]) == counts
+    assert pair[1].kubectl("create", "configmap", "renewed", "--from-literal=kept=yes")
