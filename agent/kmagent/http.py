@@ -32,7 +32,8 @@ class Tls:
 class Client:
     """One server, reached over one connection that is kept.
 
-    The files of `tls` are read at every connect, so that renewed certificates are used. Without it the connection is plain.
+    The files of `tls` are read at every connect, and a certificate that was renewed makes a new one: a server may check it
+    with every request. Without `tls` the connection is plain.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Client:
         self._tls = tls
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
+        self._made_at = 0
         self._lock = threading.Lock()
 
     async def request(
@@ -64,6 +66,8 @@ class Client:
 
     def _request(self, method: str, path: str, body: bytes | None, content_type: str) -> Response:
         with self._lock:
+            if self._connection is not None and self._made_at != self._certificate_time():
+                self._close()
             fresh = self._connection is None
             try:
                 return self._ask(method, path, body, content_type)
@@ -94,9 +98,18 @@ class Client:
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._address
+        self._made_at = self._certificate_time()
         if self._tls is None:
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
         return _Connection(host, port, self._tls, self._timeout_s)
+
+    def _certificate_time(self) -> int:
+        if self._tls is None or self._tls.certificate is None:
+            return 0
+        try:
+            return self._tls.certificate.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -168,22 +168,26 @@ async def run(state: State, paths: Paths, ledger: Ledger) -> None:
     assert facts is not None  # noqa: S101 - configured
     api = JoinApi(facts, paths, ledger)
     server = Server(api.handle, max_body=MAX_BODY, max_connections=MAX_CONNECTIONS, timeout_s=10 * facts.probe_scale)
-    folder = paths.pki / "agent"
+    certificate = paths.pki / "agent/join.crt"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_cert_chain(folder / "join.crt", folder / "join.key")
-    context.load_verify_locations(folder / "node-ca.crt")
+    context.load_verify_locations(certificate.with_name("node-ca.crt"))
     context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
     listening = await server.start("::", JOIN_PORT, context)
     try:
         while True:
             changed = state.change()
-            present = await network.has_address(facts.join)
-            if state.conditions["etcd"] and not present:
-                await network.ip_batch(network.anycast_commands(facts.join, present=True))
-            elif present and not state.conditions["etcd"]:
-                await network.ip_batch(network.anycast_commands(facts.join, present=False))
+            # It may have been renewed: connections from now on are shown the new one.
+            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+            await _follow(facts, serves=state.conditions["etcd"])
             await changed.wait()
     finally:
         listening.close()
         await asyncio.sleep(0)
+
+
+async def _follow(facts: Facts, *, serves: bool) -> None:
+    """Hold the join address, or not."""
+    if await network.has_address(facts.join) != serves:
+        await network.ip_batch(network.anycast_commands(facts.join, present=serves))

@@ -7,7 +7,10 @@ from machines import wait_for
 from rings import Ring
 
 from kmcluster import cabling
+from kmcluster.cable import parse_port
+from kmcluster.nspawn_cables import HOLDER, middle
 from kmplan.cluster import read_cluster
+from kmplan.run import run
 
 MAIN_PID = ("systemctl", "show", "--property=MainPID", "--value")
 SERVICE = "http://{}.default.svc.cluster.local/"
@@ -102,6 +105,19 @@ def test_a_cable_may_be_moved_to_another_port(ring: Ring) -> None:
     wait_for("way over the new port", lambda: ring.next_hop(2, 3) == "eth2" and ring.reaches(2, 3), 20)
     cabling.move("ring", "2:eth2", "2:eth1")
     wait_for("neighbour on the old port", lambda: ring[2].neighbour("eth1") == ring[3].machine.name, 20)
+
+
+def test_a_port_may_go_and_come_while_the_node_runs(ring: Ring) -> None:
+    cluster = ring[4].cluster
+    names = lambda: {port["name"] for port in ring[4].status()["ports"]}  # noqa: E731
+    assert "eth2" in names()
+    holder = cluster.processes[HOLDER].pid
+    run(["nsenter", f"--target={holder}", "--net", "ip", "link", "del", middle(parse_port("4:eth2"))])
+    wait_for("port that is gone", lambda: "eth2" not in names(), 20)
+    # Power on of a machine that is on puts missing ports in.
+    ring[4].power("on")
+    wait_for("port that is back", lambda: "eth2" in names(), 20)
+    assert "UP" in ring[4].output("ip", "-br", "link", "show", "dev", "eth2").split("<")[1]
 
 
 def test_large_packets_fit_through_every_link(ring: Ring) -> None:
