@@ -13,6 +13,7 @@ from kmagent.etcd import EtcdError, Member
 from kmagent.facts import Facts
 from kmagent.ledger import Ledger
 from kmagent.registry import Node, Registry
+from kmplan.voters import voters_of
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,6 @@ class Drop:
 Action = Add | Promote | Assign | Drop
 
 
-def wanted_voters(wanted: int, eligible: int) -> int:
-    """Return how many voters there shall be: as many as wanted, as there can be, and an odd number."""
-    most = max(1, min(wanted, eligible))
-    return most if most % 2 else most - 1
-
-
 def decide(
     registry: Registry, members: Sequence[Member], reachable: frozenset[int], wanted: int, prefix: str
 ) -> Action | None:
@@ -79,7 +74,7 @@ def decide(
     if chosen is not None:
         return Add(chosen) if chosen.number in reachable else Assign(chosen.number, "worker")
     workers = [node for node in registry.nodes if node.role == "worker" and node.number in reachable]
-    if workers and len(members) < wanted_voters(wanted, len(members) + len(workers)):
+    if workers and len(members) < voters_of(wanted, len(members) + len(workers)):
         first = min(workers, key=lambda node: (node.admitted, node.number))
         return Assign(first.number, "standby")
     return None

@@ -126,8 +126,3 @@ def read_cluster(directory: Path) -> ClusterFile:
             f"{directory}: not a cluster directory (no {CLUSTER_FILE})", "make one with `kmbuild init NAME`"
         )
     return document.read(path, ClusterFile)
-
-
-def default_node_name(cluster: str, number: int) -> str:
-    """Return the name of a node that was given none."""
-    return f"{cluster}-{number}"

@@ -1,7 +1,7 @@
 """Waits until a cluster is Ready, telling what happens as it happens."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,9 @@ from kmcluster.console import read_lines
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
+from kmplan.voters import voters_of
 
 TAIL_LINES = 12
 POLL_S = {"native": 0.2, "kvm": 1.0, "tcg": 4.0}
@@ -25,6 +27,7 @@ class Seen:
     events: list[dict[str, Any]] = field(default_factory=list)
     state: str = "no word from the agent"
     message: str = ""
+    role: str = ""
 
     @property
     def ready(self) -> bool:
@@ -36,6 +39,7 @@ class Seen:
         events = [event for event in status.get("events", []) if isinstance(event, dict)]
         new = events[len(self.events) :] if len(events) >= len(self.events) else events
         self.events = events
+        self.role = str(status.get("role", ""))
         self.state, self.message = str(status.get("state", "?")), str(status.get("message", ""))
         return new
 
@@ -44,7 +48,7 @@ Show = Callable[[float, str, str], None]
 
 
 def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> float:
-    """Wait until every node is Ready; returns the seconds it took.
+    """Wait until every node is Ready and as many vote as shall; returns the seconds it took.
 
     `show` is called with (seconds since the call, node, event). Raises UserError when a machine dies or fails, or time
     is over: with what was seen last and the console's end.
@@ -53,14 +57,21 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
     driver = driver_of(cluster)
     seen = {machine.name: Seen() for machine in cluster.machines}
     start = time.monotonic()
-    while not all(one.ready for one in seen.values()):
+    voters = voters_of(read_cluster(cluster.directory).voters, len(cluster.machines))
+    while not is_settled(seen, voters):
         for machine in cluster.machines:
             observe(driver, machine, seen[machine.name], lambda node, what: show(time.monotonic() - start, node, what))
-        if time.monotonic() - start > limit and not all(one.ready for one in seen.values()):
-            late = next(machine for machine in cluster.machines if not seen[machine.name].ready)
-            raise failure(driver, late, f"is not Ready after {limit:g} s", seen[late.name])
-        time.sleep(0 if all(one.ready for one in seen.values()) else POLL_S[cluster.accelerator])
+        if time.monotonic() - start > limit and not is_settled(seen, voters):
+            late = next((machine for machine in cluster.machines if not seen[machine.name].ready), cluster.machines[0])
+            what = "Ready" if not seen[late.name].ready else f"in a cluster of {voters} voters"
+            raise failure(driver, late, f"is not {what} after {limit:g} s", seen[late.name])
+        time.sleep(0 if is_settled(seen, voters) else POLL_S[cluster.accelerator])
     return time.monotonic() - start
+
+
+def is_settled(seen: Mapping[str, Seen], voters: int) -> bool:
+    """Whether all nodes are Ready, and enough of them vote."""
+    return all(one.ready for one in seen.values()) and sum(one.role == "voter" for one in seen.values()) >= voters
 
 
 def default_timeout_s(cluster: Cluster) -> float:

@@ -88,9 +88,9 @@ def silent_loss(mesh: Mesh, path: list[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def link_down(mesh: Mesh, path: list[int]) -> Iterator[None]:
-    """A link in the middle of the path is set down: the other end loses its carrier."""
+    """A link in the middle of the path is set down at its far end, so that the near one loses its carrier."""
     here, there = middle_link(path)
-    node, port = mesh.nodes[here], mesh.port(here, there)
+    node, port = mesh.nodes[there], mesh.port(there, here)
     node.namespace.run("ip", "link", "set", port, "down")
     yield
     node.namespace.run("ip", "link", "set", port, "up")

@@ -14,9 +14,10 @@ from agent_fakes import FACTS, FIRST, PREFIX, EtcdMember, KubernetesApi, Machine
 
 from kmagent import kubernetes_api, mesh_nodes, network
 from kmagent.etcd import Member
-from kmagent.members import Action, Add, Assign, Drop, Promote, decide, reconcile, wanted_voters
+from kmagent.members import Action, Add, Assign, Drop, Promote, decide, reconcile
 from kmagent.mesh_nodes import MeshNodes, condition, object_name, status_of_asked, status_of_node
 from kmagent.registry import Node, Registry
+from kmplan.voters import voters_of
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from kmagent.registry import Node, Registry
     [(1, [1, 1, 1, 1, 1, 1]), (3, [1, 1, 1, 3, 3, 3]), (5, [1, 1, 1, 3, 3, 5])],
 )
 def test_the_number_of_voters_is_odd_and_not_more_than_wanted_or_possible(wanted: int, voters: list[int]) -> None:
-    assert [wanted_voters(wanted, eligible) for eligible in range(6)] == voters
+    assert [voters_of(wanted, eligible) for eligible in range(6)] == voters
 
 
 def url(number: int) -> str:
@@ -159,7 +160,7 @@ def test_whatever_happens_the_members_become_what_they_shall_be(seed: int, wante
         world.start()
         turns += 1
         assert turns < 200, world.members
-    assert world.voters == wanted_voters(wanted, len(world.known.nodes))
+    assert world.voters == voters_of(wanted, len(world.known.nodes))
     assert not any(one.learner for one in world.members)
     votes = {one.number for one in world.known.nodes if one.role == "voter"}
     assert votes == {int(one.id[2:]) for one in world.members}

@@ -70,7 +70,7 @@ def test_every_key_may_be_given() -> None:
         ),
         (
             GOOD + "admission: {policy: allowlist, allowlist: [4c4c4544-0042-3510-8052-b4c04f4e3132, desk]}\n",
-            "cluster.yaml: admission: allowlist[1]: expected a UUID, got `desk`",
+            "cluster.yaml: admission: allowlist[1]: expected a UUID as firmware shows it, got `desk`",
         ),
         (
             GOOD + "admission: {allow: []}\n",
