@@ -95,7 +95,8 @@ async def run(state: State, mesh: Mesh, facts: Facts) -> None:
         return
     heard = _listen(mesh) if facts.discover_gateways else set()
     misses: dict[Router, int] = {}
-    announced: set[Router] = set()
+    # What an agent before this one announced.
+    announced = {router for router in await _routers("main") if router.port in configured}
     while True:
         for port in heard - set(configured):
             log.info("%s: a router is heard, the port leads outside", port)
@@ -104,7 +105,9 @@ async def run(state: State, mesh: Mesh, facts: Facts) -> None:
         if ports != mesh.gateways:
             await mesh.set_gateways(ports)
             await _configure([configured[port] for port in sorted(ports)])
-        misses = {router: await _probe(router, misses.get(router, BAD_TO_WITHDRAW)) for router in await _routers()}
+        misses = {
+            router: await _probe(router, misses.get(router, BAD_TO_WITHDRAW)) for router in await _routers(str(TABLE))
+        }
         wanted = {router for router, missed in misses.items() if missed < BAD_TO_WITHDRAW}
         await _announce(wanted, announced)
         for router in sorted(wanted ^ announced, key=str):
@@ -124,10 +127,11 @@ async def _configure(gateways: list[dict[str, Any]]) -> None:
     await run_async(["networkctl", "reload"], check=False)
 
 
-async def _routers() -> set[Router]:
+async def _routers(table: str) -> set[Router]:
+    """Return the routers of a routing table's default routes."""
     found: set[Router] = set()
     for family in (4, 6):
-        argv = ["ip", f"-{family}", "--json", "route", "show", "table", str(TABLE)]
+        argv = ["ip", f"-{family}", "--json", "route", "show", "table", table]
         found |= default_routes((await run_async(argv, check=False))[1], family)
     return found
 

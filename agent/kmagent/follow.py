@@ -133,19 +133,20 @@ class Follower:
     async def _check_refused(self) -> None:
         """Ask over a relay when no neighbour lets this node in: it may have been removed."""
         heard = [(port, one) for port, one in self._mesh.neighbours() if one.hello.number]
-        if not heard or any(one.hello.trusts for _, one in heard):
+        if not heard or any(one.hello.trusts and one.authenticated for _, one in heard):
             self._refused_since = None
             return
         self._refused_since = self._refused_since or time.monotonic()
         if time.monotonic() - self._refused_since < REFUSED_S * self._facts.probe_scale:
             return
-        port, neighbour = heard[0]
-        answer = await child("enrol", f"{neighbour.address}%{port.name}")
-        if answer["state"] == "ok":
-            await self._take_enrolled(str(answer["role"]))
-        elif answer["state"] == "unknown":
-            await leave(self._paths)
-            raise RestartError
+        for port, neighbour in heard:
+            answer = await child("enrol", f"{neighbour.address}%{port.name}")
+            if answer["state"] == "ok":
+                await self._take_enrolled(str(answer["role"]))
+                return
+            if answer["state"] == "unknown":
+                await leave(self._paths)
+                raise RestartError
 
 
 async def leave(paths: Paths) -> None:

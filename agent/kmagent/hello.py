@@ -19,6 +19,7 @@ GROUP = "ff12::6b6d"
 PERIOD_S = 1.0
 HOLD_S = 15.0
 MAX_BYTES = 1400
+MAX_GENERATIONS = 8
 # It is shown on consoles: nothing that moves a cursor.
 TEXT = re.compile(r"[\x20-\x7e]{0,64}\Z")
 

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -178,8 +179,9 @@ async def run(state: State, paths: Paths, ledger: Ledger) -> None:
     try:
         while True:
             changed = state.change()
-            # It may have been renewed: connections from now on are shown the new one.
-            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+            # It may have been renewed: connections from now on are shown the new one. Half renewed, it is read again later.
+            with contextlib.suppress(OSError):
+                context.load_cert_chain(certificate, certificate.with_suffix(".key"))
             await _follow(facts, serves=state.conditions["etcd"])
             await changed.wait()
     finally:

@@ -90,12 +90,6 @@ class Ledger:
                 return
         raise OSError("the registry changes faster than it can be written")
 
-    async def roll_mesh_key(self) -> None:
-        """Make a new generation of the mesh key. Links go over to it one by one; `drop_old_keys` ends the others."""
-        old, value = await self.registry()
-        if not await self._roll(replace(old, serial=old.serial + 1), value, []):
-            raise OSError("the registry was changed meanwhile")
-
     async def _roll(self, new: Registry, value: Value, deletes: list[str]) -> bool:
         keys, keys_value = await self.mesh_keys()
         generation = max(keys) + 1

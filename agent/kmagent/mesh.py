@@ -95,8 +95,9 @@ class Mesh:
     def replace_self(self, me: Self) -> None:
         """Say something else from now on; links go to a new key together with the neighbour."""
         self.me = me
-        for name in list(self.links):
+        for name in list(self._keys):
             self._settle(name)
+        for name in list(self.links):
             self._answer(name)
 
     def wake(self) -> None:
@@ -120,6 +121,9 @@ class Mesh:
         before, self.ports = self.ports, found
         for name in sorted(set(before) - set(found)):
             self._drop(name, f"port-gone {name}")
+        if set(before) != set(found):
+            # Before a new port is brought up: it begins as a stranger's.
+            await self._guard()
         for name, port in found.items():
             known = before.get(name)
             if known is None or known.index != port.index:
@@ -129,8 +133,6 @@ class Mesh:
             if port.carrier and name not in self.links:
                 self.links[name] = hello.new_link()
                 self._answer(name)
-        if set(before) != set(found):
-            await self._guard()
         for callback in self.on_port:
             callback()
         self._publish()
@@ -175,10 +177,15 @@ class Mesh:
         assert self._facts is not None  # noqa: S101 - a node's
         for name in mesh_ports:
             self._keys.setdefault(name, max(self.me.keys))
-        text = babel.configuration(self._facts, self._port_keys(mesh_ports), self._paths.babel_socket)
-        await asyncio.to_thread(write_if_changed, self._paths.babel_config, text, 0o600)
+        await self._write_config()
         await run_async(["systemctl", "start", babel.UNIT], check=False)
         self._babel.send(line for name, key in self._port_keys(mesh_ports) for line in babel.interface(name, key))
+
+    async def _write_config(self) -> None:
+        """Write what a babeld that is started anew begins with."""
+        assert self._facts is not None  # noqa: S101 - a node's
+        text = babel.configuration(self._facts, self._port_keys(self.mesh_ports()), self._paths.babel_socket)
+        await asyncio.to_thread(write_if_changed, self._paths.babel_config, text, 0o600)
 
     def _port_keys(self, mesh_ports: list[str]) -> list[tuple[str, str]]:
         return [(name, self.me.keys[self._keys[name]]) for name in mesh_ports]
@@ -226,12 +233,14 @@ class Mesh:
             return
         link = replace(link, sequence=max(link.sequence + 1, time.time_ns() // 1_000_000))
         self.links[name] = link
+        # A hello has to fit into a packet.
+        keys = {generation: me.keys[generation] for generation in sorted(me.keys)[-hello.MAX_GENERATIONS :]}
         message = Hello(
             cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
-            nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(me.keys), trusts=self._believes(name),
+            nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(keys), trusts=self._believes(name),
         )  # fmt: skip
         with contextlib.suppress(OSError):
-            self._socket.sendto(hello.encode(message, me.keys), (hello.GROUP, hello.PORT, 0, port.index))
+            self._socket.sendto(hello.encode(message, keys), (hello.GROUP, hello.PORT, 0, port.index))
 
     def _read(self) -> None:
         for _ in range(64):
@@ -267,15 +276,20 @@ class Mesh:
             self.wake()
 
     def _settle(self, name: str) -> None:
-        """Use the newest mesh key that both ends have."""
-        neighbour = self.links[name].neighbour
-        if not neighbour or not neighbour.authenticated or not self._facts:
+        """Use the newest mesh key that both ends have; the newest of all where nobody is who belongs to the cluster."""
+        if name not in self._keys or not self.me.keys:
             return
-        generation = hello.common_generation(self.me.keys, neighbour.hello.generations)
-        if generation is not None and self._keys.get(name) != generation and name in self._keys:
+        generation = max(self.me.keys)
+        if name in self.links and self._believes(name):
+            neighbour = self.links[name].neighbour
+            theirs = neighbour.hello.generations if neighbour else ()
+            generation = hello.common_generation(self.me.keys, theirs) or generation
+        if self._keys[name] != generation:
             self._keys[name] = generation
             self._babel.send([babel.replace_key(name, self.me.keys[generation])])
-            self._answer(name)
+            asyncio.get_running_loop().create_task(self._write_config())
+            if name in self.links:
+                self._answer(name)
 
     def _believes(self, name: str) -> bool:
         """Whether the neighbour on a port belongs to the cluster: its MAC is good, and the registry knows it.

@@ -78,7 +78,8 @@ def _issue(paths: Paths, me: Identity, node: Facts, tuning: Tuning, moment: date
 def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
     """Work out a node's facts from its identity and the address plan."""
     plan, number = me.cluster.plan, me.role.number
-    uuid, mine = machine.uuid(), (me.role.name, machine.uuid())
+    uuid = machine.uuid()
+    mine = {me.role.name, uuid}
     return Facts(
         cluster=me.cluster.name,
         name=me.role.name,
@@ -103,7 +104,11 @@ def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
         admission=me.cluster.admission.policy,
         allowlist=tuple(me.cluster.admission.allowlist),
         ignored_ports=tuple(tuning.ignored_ports),
-        gateways=tuple(msgspec.to_builtins(one) for one in me.cluster.egress.gateways if one.node in mine),
+        gateways=tuple(
+            msgspec.to_builtins(one)
+            for one in me.cluster.egress.gateways
+            if one.node in mine or one.node.lower() == uuid
+        ),
         discover_gateways=me.cluster.egress.discover,
     )
 

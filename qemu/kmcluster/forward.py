@@ -67,12 +67,6 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody has now."""
-    with listen(0) as listener:
-        return int(listener.getsockname()[1])
-
-
 def main() -> None:
     """Run as the forwarder."""
     listener = socket.socket(fileno=int(sys.argv[1]))
