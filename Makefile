@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 # What the build and the bench need of the host, by Debian's and Ubuntu's names.
-HOST_PACKAGES := bubblewrap debian-archive-keyring file git iproute2 mmdebstrap nftables python3 python3-venv systemd-container util-linux
+HOST_PACKAGES := bubblewrap debian-archive-keyring e2fsprogs file git iproute2 mmdebstrap mount nftables python3 python3-venv systemd-container util-linux
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: image test test-unit lint format setup bench clean help

@@ -9,14 +9,15 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from tests import bench_mesh
+from tests.row import ROOT, Row, kmbuild, spread
 
 from kmbuild import archive, sandbox
 from kmbuild import config as configuration
@@ -25,32 +26,7 @@ from kmbuild.stages import components
 from kmplan import document
 from kmplan.run import run
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
-KMBUILD = [sys.executable, "-m", "kmbuild"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure: what was measured, the target, the value (both as text), and the command."""
-
-    what: str
-    target: str
-    measured: str
-    command: str
-
-
-def kmbuild(*arguments: str, cwd: Path = ROOT) -> tuple[float, str]:
-    """Run kmbuild; returns seconds of wall time and its output."""
-    start = time.monotonic()
-    done = run([*KMBUILD, *arguments], cwd=cwd)
-    return time.monotonic() - start, done.stdout
-
-
-def spread(values: list[float]) -> str:
-    """Median, and the extremes when there are several."""
-    middle = f"{statistics.median(values):.1f} s"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.1f} to {max(values):.1f})"
 
 
 def nothing_changed(repeat: int) -> list[Row]:
@@ -189,6 +165,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "size": sizes,
     "nspawn": nspawn,
     "qemu": qemu,
+    **bench_mesh.MEASUREMENTS,
 }
 
 

@@ -6,16 +6,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from kmbuild import config as configuration
 from kmbuild import init
 from kmbuild.artefacts import MANIFEST, read_manifest
-from kmbuild.cable_command import cable, cable_line, recable
+from kmbuild.cable_command import cable, recable
 from kmbuild.cache import Cache
-from kmbuild.options import json_option, name_option
+from kmbuild.completion import complete_topology
+from kmbuild.evidence_command import bundle, logs
+from kmbuild.fault_command import clock, disk
+from kmbuild.options import cluster_argument, json_option, name_option, node_argument
+from kmbuild.status_command import status
 from kmbuild.topology_command import topology
 from kmcluster import access, bench, report, state, waiting
 from kmcluster.drivers import NAMES, driver_of
@@ -38,12 +41,12 @@ def cluster() -> None:
     """Boot clusters of the image on this machine."""
 
 
-for command in (cable, recable, topology):
+for command in (status, cable, recable, topology, disk, clock, logs, bundle):
     cluster.add_command(command)
 
 
 @cluster.command()
-@click.argument("name_or_file", metavar="TOPOLOGY")
+@click.argument("name_or_file", metavar="TOPOLOGY", shell_complete=complete_topology)
 @click.option("--driver", type=click.Choice(NAMES), default="nspawn", show_default=True, help="What runs the machines.")
 @click.option("--name", help="Name of the cluster.  [default: the topology's]")
 @click.option(
@@ -142,32 +145,7 @@ def list_clusters(as_json: bool) -> None:
 
 
 @cluster.command()
-@click.argument("name", required=False)
-@json_option
-def status(name: str | None, as_json: bool) -> None:
-    """Show a cluster's nodes and cables."""
-    described = report.describe(state.load(state.only_name(name)))
-    if as_json:
-        click.echo(json.dumps(described, indent=2))
-        return
-    click.echo(f"{described['name']}: {described['driver']}, {described['accelerator']}, {described['image']}")
-    for node in described["nodes"]:
-        click.echo(status_line(node))
-    for one in described["cables"]:
-        click.echo(cable_line(one))
-
-
-def status_line(node: dict[str, Any]) -> str:
-    """One node in one line."""
-    ready = next((event.get("boot_s") for event in node["events"] if event.get("name") == "node-ready"), None)
-    parts = [f"{node['name']:12}", f"{node['role']:6}", f"{node['power']:7}", f"{node['state']:11}", node["api"]]
-    parts += [f"Ready after {ready:.1f} s"] if isinstance(ready, int | float) else []
-    parts += [", ".join(node["addresses"])] if node["addresses"] else []
-    return "  ".join(parts)
-
-
-@cluster.command()
-@click.argument("node")
+@node_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
 @name_option
 def console(node: str, follow: bool, name: str | None) -> None:
@@ -188,7 +166,7 @@ def console(node: str, follow: bool, name: str | None) -> None:
 
 @cluster.command("exec", context_settings=passed_on)
 @name_option
-@click.argument("node")
+@node_argument
 @click.argument("command", nargs=-1, required=True)
 def execute(name: str | None, node: str, command: Sequence[str]) -> None:
     """Run COMMAND in a node; its status is this command's status."""
@@ -198,7 +176,7 @@ def execute(name: str | None, node: str, command: Sequence[str]) -> None:
 
 
 @cluster.command()
-@click.argument("name", required=False)
+@cluster_argument
 def kubeconfig(name: str | None) -> None:
     """Print an admin kubeconfig that works on this machine."""
     click.echo(access.kubeconfig(state.load(state.only_name(name))), nl=False)
@@ -214,7 +192,7 @@ def kubectl(name: str | None, arguments: Sequence[str]) -> None:
 
 
 @cluster.command()
-@click.argument("name", required=False)
+@cluster_argument
 @click.option("--all", "every", is_flag=True, help="All clusters of this user.")
 def down(name: str | None, every: bool) -> None:
     """End a cluster and remove all of it, also after a crash of this tool; nothing to do is no error."""
@@ -226,7 +204,7 @@ def down(name: str | None, every: bool) -> None:
 
 
 @cluster.command()
-@click.argument("node")
+@node_argument
 @click.argument("action", type=click.Choice(ACTIONS))
 @name_option
 @json_option

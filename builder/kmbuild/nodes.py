@@ -16,6 +16,7 @@ from kmbuild import meshnode
 from kmbuild.cluster import show_line
 from kmbuild.meshnode import Api, MeshNode, NoAnswerError
 from kmbuild.options import json_option
+from kmbuild.table import table
 from kmcluster import access, state
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster
@@ -291,13 +292,6 @@ def row(node: MeshNode) -> tuple[str, ...]:
         {"True": "yes", "False": "no"}.get(ready.status, "") if ready else "",
     )
     return tuple(cell or "-" for cell in cells)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) for cells in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def print_json(found: Sequence[MeshNode]) -> None:

@@ -35,7 +35,7 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
 def command_help(path: str, command: click.Command) -> str:
     """Help text of a command, as `--help` prints it in 100 columns."""
     context = click.Context(command, info_name=path, max_content_width=100, terminal_width=100)
-    context.help_option_names = ["-h", "--help"]
+    context.help_option_names = command.context_settings.get("help_option_names", ["-h", "--help"])
     return f"### {path}\n\n```\n{command.get_help(context)}\n```\n"
 
 

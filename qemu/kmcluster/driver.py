@@ -62,6 +62,20 @@ class Driver(Protocol):
         """Run a command in the machine to its end."""
         ...
 
+    def execute_on_disk(
+        self, machine: Machine, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = LONG_S
+    ) -> Result:
+        """Run a command of the image with the disk of a machine that is off at /var, and nothing else of it."""
+        ...
+
+    def wipe_disk(self, machine: Machine) -> None:
+        """Make the disk of a machine that is off as new."""
+        ...
+
+    def fail_disk(self, machine: Machine, failing: bool) -> None:
+        """Make writes to the disk of a machine that is on fail, or not; at power on the state counts."""
+        ...
+
     def attach(self, machine: Machine, argv: Sequence[str]) -> int:
         """Run a command in the machine with this process's standard input, output and error; returns its status."""
         ...

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 from kmcluster import cgroups
 from kmcluster.driver import Driver
@@ -20,6 +21,8 @@ PROGRAMS = {
         "nsenter": "util-linux",
         "ip": "iproute2",
         "nft": "nftables",
+        "mkfs.ext4": "e2fsprogs",
+        "mount": "mount",
     }
 }
 
@@ -38,6 +41,8 @@ def check_host(driver: str) -> None:
             raise UserError(f"{program}: not found on this machine", f"install the package {package}")
     if driver == "nspawn" and os.geteuid() != 0:
         raise UserError("the nspawn driver needs root", "use sudo, or --driver qemu")
+    if driver == "nspawn" and not Path("/dev/loop-control").exists():
+        raise UserError("no loop devices on this machine", "`modprobe loop`, or --driver qemu")
 
 
 def may_raise_limits() -> bool:

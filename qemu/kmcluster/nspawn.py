@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from kmcluster import cgroups, process
+from kmcluster import cgroups, process, var_disk
 from kmcluster.cable import Cable
 from kmcluster.console import read_lines
 from kmcluster.driver import LONG_S, Result
@@ -28,6 +28,7 @@ from kmplan.errors import UserError
 API_PORT = 6443
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 STATUS = "run/kubermesh/status.json"
+GUEST_ENVIRONMENT = ["/usr/bin/env", "-i", "-C", "/", f"PATH={GUEST_PATH}", "HOME=/root"]
 SIGRTMIN = 34
 POWEROFF_SIGNAL = SIGRTMIN + 4
 
@@ -64,10 +65,9 @@ def nspawn_argv(
 
 def enter_argv(init: int, argv: Sequence[str]) -> list[str]:
     """The argv that runs a command in all namespaces of the container whose process 1 is `init` outside."""
-    terminal = os.environ.get("TERM", "dumb")
-    environment = ["/usr/bin/env", "-i", "-C", "/", f"PATH={GUEST_PATH}", "HOME=/root", f"TERM={terminal}"]
+    terminal = f"TERM={os.environ.get('TERM', 'dumb')}"
     namespaces = ["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root"]
-    return ["nsenter", f"--target={init}", *namespaces, *environment, *argv]
+    return ["nsenter", f"--target={init}", *namespaces, *GUEST_ENVIRONMENT, terminal, *argv]
 
 
 class NspawnDriver:
@@ -86,6 +86,8 @@ class NspawnDriver:
         root = root_tree(self.cluster.image, self.cluster.roothash)
         folder = self.cluster.machine_folder(machine)
         credentials = write_files(folder)
+        disk = self.disk(machine)
+        var_disk.make(disk, machine.node.disk_gib)
         machine.cgroups = cgroups.plan(f"kubermesh-{self.cluster.name}-{machine.number}-{os.getpid()}")
         self.cluster.save()
         cgroups.make(machine.cgroups)
@@ -93,6 +95,7 @@ class NspawnDriver:
         self.cables.connect(machine, holder)
         uuid = machine_uuid(self.cluster.name, machine)
         argv = nspawn_argv(machine.name, uuid, root, folder, holder.pid, credentials, legacy=not cgroups.is_unified())
+        argv = var_disk.mounted(disk, folder / "var", argv, failing="errors" in machine.disk_faults)
         spec = Spec(argv=argv, cgroups=machine.cgroups, private_mounts=True, tmpfs=["/run/systemd"])
         environment = ENVIRONMENT | ({} if cgroups.is_unified() else LEGACY_ENVIRONMENT)
         Path("/run/systemd").mkdir(exist_ok=True)
@@ -155,6 +158,10 @@ class NspawnDriver:
             return "off"
         return "frozen" if cgroups.is_frozen(machine.cgroups) else "on"
 
+    def disk(self, machine: Machine) -> Path:
+        """The file behind the machine's /var."""
+        return self.cluster.machine_folder(machine) / var_disk.FILE
+
     def console(self, machine: Machine) -> Path:
         """The container's /dev/console, and before it nspawn's own words."""
         return self.cluster.machine_folder(machine) / "console.log"
@@ -173,6 +180,30 @@ class NspawnDriver:
         """Run a command in the container's namespaces."""
         done = run.run(enter_argv(self.init(machine).pid, argv), input=stdin, check=False, timeout_s=timeout_s)
         return Result(done.returncode, done.stdout, done.stderr)
+
+    def execute_on_disk(
+        self, machine: Machine, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = LONG_S
+    ) -> Result:
+        """Run it in the root tree, with the disk mounted in a mount namespace that ends with the command."""
+        disk = self.disk(machine)
+        if not disk.exists():
+            raise UserError(f"{machine.name} has no disk yet", "it is made at the first power on")
+        root = root_tree(self.cluster.image, self.cluster.roothash)
+        var_disk.wait_free(disk)
+        inside = ["chroot", str(root), *GUEST_ENVIRONMENT, *argv]
+        done = run.run(var_disk.opened(disk, root, inside), input=stdin, check=False, timeout_s=timeout_s)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def wipe_disk(self, machine: Machine) -> None:
+        """Remove the file: the next power on makes a new one."""
+        self.disk(machine).unlink(missing_ok=True)
+
+    def fail_disk(self, machine: Machine, failing: bool) -> None:
+        """Do to the file system what ext4 does to itself when a write fails; there is no way back while it is mounted."""
+        if failing and self.power(machine) != "off":
+            result = self.execute(machine, ["mount", "-o", "remount,abort", "/var"])
+            if result.code != 0:
+                raise UserError(f"{machine.name}: {result.stderr.strip() or 'no abort of /var'}")
 
     def attach(self, machine: Machine, argv: Sequence[str]) -> int:
         """Become the command."""
@@ -203,5 +234,6 @@ class NspawnDriver:
         for started in machine.processes.values():
             process.end(started)
         cgroups.remove(machine.cgroups)
+        var_disk.wait_free(self.disk(machine))
         machine.processes, machine.cgroups = {}, []
         self.cluster.save()

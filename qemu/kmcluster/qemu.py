@@ -1,6 +1,7 @@
 """Machines as QEMU virtual machines: the disk image itself, under OVMF."""
 
 import base64
+import errno
 import shutil
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,15 @@ from kmplan.errors import UserError
 
 STATUS = "/run/kubermesh/status.json"
 STATUS_TIMEOUT_S = 20.0
+
+DISK, FAULTY = "disk-image", "disk-faulty"
+FAILING = ("write", "write-zeroes", "discard", "flush")
+FAULTY_DISK = {
+    "driver": "blkdebug",
+    "node-name": FAULTY,
+    "image": DISK,
+    "inject-error": [{"event": "none", "iotype": kind, "errno": errno.EIO} for kind in FAILING],
+}
 
 
 class QemuDriver:
@@ -51,6 +61,7 @@ class QemuDriver:
         log, note = folder / "qemu.log", self.cluster.noter("qemu", machine)
         started = start(Spec(argv=argv, cwd=str(folder)), log, note, env=qemu_environment(tools))
         self.wait_for_monitor(machine, started, log)
+        self.fail_disk(machine, "errors" in machine.disk_faults)
         self.apply_cables(self.cluster.cables_of(machine))
 
     def make_disk(self, machine: Machine) -> None:
@@ -141,11 +152,30 @@ class QemuDriver:
         if self.power(machine) != "off":
             self.command(machine, "cont")
 
-    def command(self, machine: Machine, name: str) -> Any:
+    def wipe_disk(self, machine: Machine) -> None:
+        """Forget what was written over the image; the firmware's variables are not on the disk."""
+        (self.cluster.machine_folder(machine) / "disk.qcow2").unlink(missing_ok=True)
+
+    def fail_disk(self, machine: Machine, failing: bool) -> None:
+        """Put a filter that fails all writes between the disk's controller and its image, or take it out."""
+        if self.power(machine) == "off":
+            return
+        nodes = [node["node-name"] for node in self.command(machine, "query-named-block-nodes")]
+        if failing == (FAULTY in nodes):
+            return
+        if failing:
+            self.command(machine, "blockdev-add", **FAULTY_DISK)
+        # QEMU 10.0 dies of an assertion when the controller has this image already.
+        image = FAULTY if failing else DISK
+        self.command(machine, "qom-set", path="/machine/peripheral/disk-device", property="drive", value=image)
+        if not failing:
+            self.command(machine, "blockdev-del", **{"node-name": FAULTY})
+
+    def command(self, machine: Machine, name: str, **arguments: Any) -> Any:
         """Run a QMP command on a machine that is on."""
         if self.power(machine) == "off":
             raise UserError(f"{machine.name} is off", f"`kmbuild cluster power {machine.name} on`")
-        return qmp.execute(self.socket(machine, "qmp"), name)
+        return qmp.execute(self.socket(machine, "qmp"), name, **arguments)
 
     def power(self, machine: Machine) -> str:
         """Whether QEMU runs, and whether its processors do."""
@@ -171,6 +201,12 @@ class QemuDriver:
                 f"`kmbuild cluster power {machine.name} {'on' if state == 'off' else 'thaw'}`",
             )
         return channel.execute(self.socket(machine, "exec"), argv, stdin, timeout_s)
+
+    def execute_on_disk(
+        self, machine: Machine, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = LONG_S
+    ) -> Result:
+        """Only the machine itself reads its disk: the image's partitions are in a file that the host cannot mount."""
+        raise UserError(f"{machine.name} is off", f"`kmbuild cluster power {machine.name} on`")
 
     def attach(self, machine: Machine, argv: Sequence[str]) -> int:
         """Run a command with all of standard input read before, and output written after."""

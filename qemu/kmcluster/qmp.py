@@ -26,7 +26,7 @@ def connected(path: Path, timeout_s: float) -> Iterator[socket.socket]:
         os.close(folder)
 
 
-def execute(path: Path, command: str, **arguments: Any) -> Any:
+def execute(path: Path, command: str, /, **arguments: Any) -> Any:
     """Run one command and return its result; raises UserError when QEMU is gone or refuses."""
     try:
         with connected(path, TIMEOUT_S) as connection, connection.makefile("rwb") as stream:

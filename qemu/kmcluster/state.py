@@ -28,7 +28,7 @@ class Machine(msgspec.Struct):
     """One machine: what it is, and what was started for it.
 
     `processes` maps a role ("init", "nspawn", "qemu", "forward") to the process; `cgroups` are folders made for it;
-    `ports` is how many network ports it has.
+    `ports` is how many network ports it has; `disk_faults` are "full" and "errors" (`kmcluster.disk_faults`).
     """
 
     name: str
@@ -38,6 +38,7 @@ class Machine(msgspec.Struct):
     api_port: int = 0
     processes: dict[str, Process] = msgspec.field(default_factory=dict)
     cgroups: list[str] = msgspec.field(default_factory=list)
+    disk_faults: list[str] = msgspec.field(default_factory=list)
 
     @property
     def port_list(self) -> list[Port]:

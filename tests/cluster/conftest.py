@@ -1,14 +1,24 @@
 """Booted machines, one per driver, shared by all tests of a session."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import bundles
 import pytest
 from machines import IMAGE, Node, boot, kmbuild
 from rings import Ring
 
 from kmcluster import testimage
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what tells of a failure, before its clusters go on or down."""
+    report = yield
+    if report.failed and (told := bundles.collect(item)):
+        report.sections.append(("bundles", "\n".join(told)))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

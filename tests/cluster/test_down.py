@@ -28,10 +28,10 @@ def traces(name: str) -> list[str]:
     found = [folder] if Path(folder).exists() else []
     found += [f"mount: {line}" for line in Path("/proc/mounts").read_text().splitlines() if folder in line]
     found += [f"cgroup: {path}" for path in cgroups.ROOT.rglob(f"kubermesh-{name}-*")]
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in [*Path("/proc").glob("[0-9]*/cmdline"), *Path("/sys/block").glob("loop*/loop/backing_file")]:
         try:
             if folder in (words := path.read_text()):
-                found.append(f"process: {words}")
+                found.append(f"{path}: {words}")
         except OSError:
             continue
     return found

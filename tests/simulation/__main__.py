@@ -45,7 +45,6 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=5, help="how often each fault is made (5)")
     parser.add_argument("--hello", type=float, metavar="S", help="babeld's hello interval; default by size")
     parser.add_argument("--update", type=float, metavar="S", help="babeld's update interval; default by size")
-    parser.add_argument("--extra", default="", metavar="LINE", help="a line of babeld's configuration to be tried")
     parser.add_argument("--image", type=Path, default=Path("out"), help="the image's folder (out)")
     parser.add_argument("--read", type=Path, nargs="*", default=[], metavar="FILE", help="take these --json files too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -58,22 +57,22 @@ def sizes(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def routing(nodes: int, hello_s: float | None, update_s: float | None, extra: str) -> Routing:
+def routing(nodes: int, hello_s: float | None, update_s: float | None) -> Routing:
     """A real node's timers, unless so many nodes ask too much of this machine."""
     scaled = nodes > NODES_PER_CORE * (os.cpu_count() or 1)
     hello, update = (SCALED_HELLO_S, SCALED_UPDATE_S) if scaled else (HELLO_S, UPDATE_S)
-    return Routing(hello_s or hello, update_s or update, secrets.token_hex(16), extra)
+    return Routing(hello_s or hello, update_s or update, secrets.token_hex(16))
 
 
 def simulate(nodes: int, wanted: argparse.Namespace, tree: Path) -> Figures:
     """Measure one mesh."""
-    how = routing(nodes, wanted.hello, wanted.update, wanted.extra)
+    how = routing(nodes, wanted.hello, wanted.update)
     say(f"{nodes} nodes: hello {how.hello_s:g} s, update {how.update_s:g} s")
     with open_mesh(nodes, wanted.degree, wanted.seed, tree, how) as mesh:
         figures = Figures(
             nodes=nodes, degree=wanted.degree, cables=mesh.cables,
             farthest=max(max(mesh.distances(number).values()) for number in mesh.nodes),
-            hello_s=how.hello_s, update_s=how.update_s, extra=wanted.extra,
+            hello_s=how.hello_s, update_s=how.update_s,
         )  # fmt: skip
         mesh.start()
         whole_s = measure.wait_whole(mesh, 30 * how.update_s)

@@ -38,12 +38,11 @@ REJECT = 0x0200  # RTF_REJECT of route(8): a route that leads nowhere
 
 @dataclass(frozen=True)
 class Routing:
-    """How babeld is told to route: its intervals in seconds, the key (hex), and `extra` lines to be tried."""
+    """How babeld is told to route: its intervals in seconds, and the mesh key (hex)."""
 
     hello_s: float
     update_s: float
     key: str
-    extra: str = ""
 
 
 def facts_of(plan: AddressPlan, number: int) -> Facts:
@@ -62,7 +61,7 @@ def configuration(facts: Facts, ports: Iterable[str], socket: Path, routing: Rou
     agents = f"update-interval {babel.UPDATE_S * routing.hello_s / babel.HELLO_S:g}"
     if agents not in text:
         raise ValueError(f"the agent's configuration has no {agents}")
-    return f"{routing.extra}\n{text.replace(agents, f'update-interval {routing.update_s:g}')}"
+    return text.replace(agents, f"update-interval {routing.update_s:g}")
 
 
 def babeld_argv(tree: Path, config: Path) -> list[str]:

@@ -25,7 +25,6 @@ class Figures(msgspec.Struct, frozen=True):
     farthest: int
     hello_s: float
     update_s: float
-    extra: str = ""
     whole_s: float | None = None
     core_percent: tuple[float, float] = (0.0, 0.0)
     resident_mb: tuple[float, float] = (0.0, 0.0)

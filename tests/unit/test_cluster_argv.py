@@ -77,7 +77,10 @@ def test_qemu_under_tcg() -> None:
         "-drive",
         "if=pflash,unit=0,format=raw,readonly=on,file=/tools/usr/share/OVMF/OVMF_CODE_4M.fd",
     ) in pairs(argv)
-    assert ("-drive", "if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file=disk.qcow2") in pairs(argv)
+    assert (
+        "-drive",
+        "if=none,id=disk,node-name=disk-image,format=qcow2,cache=unsafe,discard=unmap,file=disk.qcow2",
+    ) in pairs(argv)
     assert ("-smbios", "type=11,path=smbios/kubermesh.seed") in pairs(argv)
     network = next(word for word in argv if word.startswith("user,"))
     assert "restrict=on" in network

@@ -1,0 +1,31 @@
+"""A machine's clock, put forward or back."""
+
+from typing import Any
+
+from kmcluster import inside, state
+from kmcluster.drivers import driver_of
+from kmcluster.duration import parse_duration
+from kmplan.errors import UserError
+
+ANSWER_S = 60.0
+
+
+def parse_shift(text: str) -> int:
+    """Read `+1h` or `-30m` as seconds; raises UserError."""
+    if text[:1] not in ("+", "-"):
+        raise UserError(f"{text}: neither forward nor back", f"write +{text} or -{text}")
+    return int(f"{text[0]}1") * parse_duration(text[1:])
+
+
+def shift(name: str, node: str, text: str) -> dict[str, Any]:
+    """Put a machine's clock forward or back; returns {node, before, after}, moments in seconds since 1970.
+
+    Raises UserError for containers: they have the host's clock, and that is never touched.
+    """
+    seconds = parse_shift(text)
+    cluster = state.load(name)
+    machine = cluster.machine(node)
+    if cluster.driver != "qemu":
+        raise UserError(f"{machine.name} is a container and has this host's clock", "use a cluster of --driver qemu")
+    driver = driver_of(cluster)
+    return {"node": machine.name, **inside.run_script(driver, machine, "set_clock", str(seconds), timeout_s=ANSWER_S)}

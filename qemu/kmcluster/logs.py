@@ -1,0 +1,92 @@
+"""A machine's journal and the logs of its pods, read where they are: no API is needed, and no power with nspawn."""
+
+import json
+from dataclasses import dataclass, field
+
+from kmcluster import inside
+from kmcluster.driver import Driver
+from kmcluster.state import Machine
+from kmplan.errors import UserError
+
+# What tells the story of a node, read as one.
+NODE_UNITS = ("kmagent", "kubelet", "containerd", "kubermesh-babeld")
+ALIASES = {"agent": "kmagent", "babeld": "kubermesh-babeld"}
+SUFFIXES = (".service", ".socket", ".timer", ".mount", ".target")
+READ_S = 120.0
+CURSOR = "-- cursor: "
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to read: units of the journal, or a pod's log files."""
+
+    units: tuple[str, ...] = ()
+    pod: str = ""
+
+
+@dataclass
+class Place:
+    """How far a source was read: the journal's cursor, or bytes of every log file."""
+
+    cursor: str = ""
+    files: dict[str, int] = field(default_factory=dict)
+
+
+def choose_source(driver: Driver, machine: Machine, what: str | None) -> Source:
+    """What a user means: nothing is the node's own units; else a unit, or a pod's name or its beginning.
+
+    Raises UserError when the node has neither.
+    """
+    if what is None:
+        return Source(units=NODE_UNITS)
+    name = ALIASES.get(what, what)
+    if name in NODE_UNITS or name.endswith(SUFFIXES):
+        return Source(units=(name,))
+    pods = find_pods(driver, machine, what)
+    if any(pod == what or pod.partition("/")[2].startswith(what) for pod in pods):
+        return Source(pod=what)
+    if has_journal(driver, machine, what):
+        return Source(units=(what,))
+    raise UserError(f"{machine.name} has no unit and no pod {what}", f"pods: {', '.join(pods) or 'none'}")
+
+
+def find_pods(driver: Driver, machine: Machine, what: str) -> list[str]:
+    """NAMESPACE/NAME of the pods that `what` means, or of all when it means none."""
+    pods: list[str] = inside.run_script(driver, machine, "pod_logs", what, "0", "{}", timeout_s=READ_S)["pods"]
+    return pods
+
+
+def has_journal(driver: Driver, machine: Machine, unit: str) -> bool:
+    """Whether the journal has a line of a unit."""
+    argv = [*journal_argv((unit,), 0, ""), "--lines=1"]
+    result = inside.run(driver, machine, argv, timeout_s=READ_S)
+    return result.code == 0 and bool(take_cursor(result.stdout, Place()))
+
+
+def journal_argv(units: tuple[str, ...], since_s: int, cursor: str) -> list[str]:
+    """The argv that prints the journal; `--merge` as the journal of an off machine's disk is not this machine's."""
+    argv = ["journalctl", "--merge", "--no-pager", "--output=short-iso-precise", "--show-cursor"]
+    argv += [f"--unit={unit}" for unit in units]
+    argv += [f"--since=-{since_s}s"] if since_s and not cursor else []
+    return [*argv, f"--after-cursor={cursor}"] if cursor else argv
+
+
+def read(driver: Driver, machine: Machine, source: Source, since_s: int, place: Place) -> str:
+    """Read what is new since `place`, which is moved on; at first what is younger than `since_s`, 0 being all."""
+    if source.pod:
+        given = (source.pod, str(since_s), json.dumps(place.files))
+        answer = inside.run_script(driver, machine, "pod_logs", *given, timeout_s=READ_S)
+        place.files = answer["places"]
+        return "".join(f"{line}\n" for line in answer["lines"])
+    result = inside.run(driver, machine, journal_argv(source.units, since_s, place.cursor), timeout_s=READ_S)
+    if result.code != 0:
+        raise UserError(f"{machine.name}: journal: {result.stderr.strip() or result.code}")
+    return take_cursor(result.stdout, place)
+
+
+def take_cursor(text: str, place: Place) -> str:
+    """Take the cursor off the end of what journalctl printed, and its remark when there was nothing."""
+    lines = text.splitlines(keepends=True)
+    if lines and lines[-1].startswith(CURSOR):
+        place.cursor = lines.pop().removeprefix(CURSOR).strip()
+    return "".join(line for line in lines if not line.startswith("-- No entries --"))
