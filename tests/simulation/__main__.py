@@ -76,8 +76,11 @@ def simulate(nodes: int, wanted: argparse.Namespace, tree: Path) -> Figures:
         )  # fmt: skip
         mesh.start()
         whole_s = measure.wait_whole(mesh, 30 * how.update_s)
-        say(f"{nodes} nodes: whole after {whole_s:.1f} s" if whole_s is not None else f"{nodes} nodes: never whole")
-        return figures if whole_s is None else whole(figures, mesh, whole_s, wanted)
+        if whole_s is None:
+            say(f"{nodes} nodes: only {sum(map(mesh.is_whole, mesh.nodes.values()))} have a way to all others")
+            return figures
+        say(f"{nodes} nodes: whole after {whole_s:.1f} s")
+        return whole(figures, mesh, whole_s, wanted)
 
 
 def whole(figures: Figures, mesh: Mesh, whole_s: float, wanted: argparse.Namespace) -> Figures:
