@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 BUSY_S = 0.3
 PERIOD_S = 1.0
 # After so many turns without anything to do, turns come further apart.
-SETTLED_TURNS, SETTLED_S = 20, 4.0
+SETTLED_TURNS, SETTLED_S = 20, 6.0
 OLD_KEY_S = 30.0
 
 
