@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -155,7 +156,9 @@ def gap(cluster: Cluster, addresses: list[str], fault: Fault) -> float:
     finally:
         for space in spaces:
             space.close()
-    return longest_gap(probe.answers, since, until)
+    seconds = longest_gap(probe.answers, since, until)
+    print(f"  {fault.__name__}: {seconds:.2f} s", file=sys.stderr, flush=True)
+    return seconds
 
 
 def goes_through_middle(addresses: list[str]) -> bool:
