@@ -162,7 +162,8 @@ class Mesh:
         async with self._rules:
             await firewall.apply(firewall.ruleset(mesh_ports, self.gateways))
         if self._trusted is None:
-            self._trusted = self._inherited = await firewall.trusted()
+            self._trusted = await firewall.trusted()
+            self._inherited = self._trusted & {name for name, port in self.ports.items() if port.carrier}
         await self._start_babel(mesh_ports)
 
     def is_neighbour(self, name: str) -> bool:
@@ -203,6 +204,7 @@ class Mesh:
         link = self.links.pop(name, None)
         if link is not None:
             self._state.record(event)
+        self._inherited -= {name}
         self._trust()
 
     async def _greet(self) -> None:
@@ -304,7 +306,7 @@ class Mesh:
     def _trust(self) -> None:
         trusted = frozenset(name for name in self.links if self._believes(name))
         if time.monotonic() - self._started < INHERIT_S:
-            trusted |= self._inherited & set(self.links)
+            trusted |= self._inherited
         if self._trusted is None or trusted == self._trusted:
             return
         self._trusted = trusted

@@ -1,8 +1,10 @@
 """Between neighbours: who is believed, what babeld is told, and what may pass a port."""
 
 import asyncio
+import contextlib
 import json
 import re
+import socket
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,16 @@ from typing import Any
 import pytest
 from agent_fakes import FACTS
 
-from kmagent import babel, firewall, hello, relay
+from kmagent import babel, firewall, hello, mesh, ports, relay
 from kmagent.hello import HOLD_S, Hello, Keys, Link
+from kmagent.paths import Paths
+from kmagent.ports import Port
+from kmagent.state import State
 
 KEY, OTHER = "11" * 32, "22" * 32
 KEYS = {1: KEY}
 NOW = 1000.0
+PORTS = (("eth0", 2, True), ("eth1", 3, True), ("eth2", 4, False))
 
 
 def say(**changes: Any) -> Hello:
@@ -386,3 +392,37 @@ def test_a_new_agent_fills_every_chain_anew_and_leaves_what_is_trusted() -> None
 )
 def test_exactly_these_ports_are_trusted(ports: list[str], script: str) -> None:
     assert firewall.trust(ports) == script
+
+
+def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greeting begins when the first port is up; the second one's neighbour was trusted before, and stays so."""
+    applied: list[str] = []
+    found = tuple(Port(name, index, "02:00:00:00:00:01", carrier, 1500) for name, index, carrier in PORTS)
+
+    async def apply(script: str) -> None:
+        applied.append(script)
+
+    async def trusted() -> frozenset[str]:
+        return frozenset(name for name, _, _ in PORTS)
+
+    async def command(*_: Any, **__: Any) -> tuple[int, str]:
+        await asyncio.sleep(0.02)
+        return 0, ""
+
+    monkeypatch.setattr(ports, "physical_ports", lambda **_: found)
+    monkeypatch.setattr(firewall, "apply", apply)
+    monkeypatch.setattr(firewall, "trusted", trusted)
+    monkeypatch.setattr(mesh, "run_async", command)
+    monkeypatch.setattr(mesh, "_hello_socket", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+
+    async def scenario() -> None:
+        one = mesh.Mesh(State(), Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS), facts=FACTS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(one.run(), 0.3)
+
+    asyncio.run(scenario())
+    sets = [script for script in applied if script.startswith("flush set inet kubermesh trusted")]
+    # The third has no carrier: whoever is plugged in there is not who was there before.
+    assert sets == [firewall.trust(["eth0", "eth1"])]
