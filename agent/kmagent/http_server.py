@@ -75,19 +75,25 @@ class Server:
         self._free = max_connections
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None = None) -> asyncio.Server:
-        """Start listening."""
-        shake = {"ssl_handshake_timeout": self._timeout_s} if context else {}
-        return await asyncio.start_server(
-            self._accept, host, port, ssl=context, reuse_address=True, limit=MAX_HEAD, **shake
-        )
+        """Start listening; with `context` by TLS."""
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self._accept(reader, writer, context)
+
+        return await asyncio.start_server(accept, host, port, reuse_address=True, limit=MAX_HEAD)
+
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext | None
+    ) -> None:
         if self._free <= 0:
             writer.transport.abort()
             return
         self._free -= 1
         try:
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                if context:
+                    # Here, and not by the listening socket: a handshake is a connection that counts.
+                    await writer.start_tls(context, ssl_handshake_timeout=self._timeout_s)
                 writer.write(encode(await self._answer(reader, writer)))
                 await asyncio.wait_for(writer.drain(), self._timeout_s)
         finally:

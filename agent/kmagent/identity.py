@@ -154,8 +154,10 @@ def _cluster_id(seed: SeedBundle) -> str:
 
 
 def _read_seed(paths: Paths) -> SeedBundle | None:
+    """Return the seed's bundle; none to a machine that was removed: with it the cluster would begin a second time."""
     data = _read_credential(paths, "kubermesh.seed")
-    return parse_bundle(data) if data else None
+    seed = parse_bundle(data) if data else None
+    return None if seed and identity_files.has_left(paths.state, _cluster_id(seed)) else seed
 
 
 def _read_credential(paths: Paths, name: str) -> bytes | None:

@@ -1,11 +1,15 @@
 """What a cluster left on this machine's disk: put aside when the machine no longer belongs to it."""
 
+import json
 import tempfile
 from pathlib import Path
 
+from kmplan.files import write
+
 ROLE = "role.json"
+LEFT = "left.json"
 # A machine that asks to be admitted keeps its key, and whom to ask.
-ASKING = (ROLE, "identity.key", "join.json")
+ASKING = (ROLE, "identity.key", "join.json", LEFT)
 PREFIX = "removed-"
 
 
@@ -14,7 +18,10 @@ def put_aside(state: Path, *, everything: bool) -> None:
 
     With `everything` the machine's own key goes too. Interrupted, it may be repeated. Raises OSError.
     """
-    keep = {"join.json"} if everything else {*ASKING}
+    if everything and (state / ROLE).exists():
+        # First of all: the credential of a seed would begin the cluster a second time.
+        write(state / LEFT, json.dumps({"cluster_id": json.loads((state / ROLE).read_text())["cluster_id"]}), 0o600)
+    keep = {"join.json", LEFT} if everything else {*ASKING}
     found = [path for path in state.iterdir() if path.name not in keep and not path.name.startswith(PREFIX)]
     # Empty folders are made at every boot (tmpfiles.d).
     names = [path.name for path in found if not path.is_dir() or any(path.iterdir())]
@@ -22,3 +29,11 @@ def put_aside(state: Path, *, everything: bool) -> None:
         aside = Path(tempfile.mkdtemp(prefix=PREFIX, dir=state))
         for name in sorted(names, key=lambda name: (name != ROLE, name)):
             (state / name).rename(aside / name)
+
+
+def has_left(state: Path, cluster_id: str) -> bool:
+    """Tell whether this machine was removed from a cluster, known by its authority's SHA-256, once."""
+    try:
+        return bool(json.loads((state / LEFT).read_text())["cluster_id"] == cluster_id)
+    except (OSError, ValueError, KeyError):
+        return False

@@ -71,8 +71,10 @@ class Ledger:
             certificate, digest = await self.authority.identify(asked["csr"], name_of(number))
             node = Node(number, name_of(number), "worker", asked["fingerprint"], digest, asked["uuid"], float(int(now)))
             packed = await self.authority.sign(old.put(node))
-            puts = {REGISTRY: packed, IDENTITIES + node.fingerprint: certificate}
-            if await self.etcd.commit({REGISTRY: value.revision}, puts, [ASKED + node.fingerprint]):
+            # What the machine said of itself stays until its MeshNode shows it.
+            kept = json.dumps({**asked, "decision": ""})
+            puts = {REGISTRY: packed, IDENTITIES + node.fingerprint: certificate, ASKED + node.fingerprint: kept}
+            if await self.etcd.commit({REGISTRY: value.revision}, puts):
                 log.info("admitted %s as node %d, %s", asked["fingerprint"][:16], number, node.name)
                 await self._changed(packed)
                 return node
@@ -85,7 +87,7 @@ class Ledger:
             node = old.find(number=number)
             if node is None:
                 return
-            if await self._roll(old.drop(number), value, [IDENTITIES + node.fingerprint]):
+            if await self._roll(old.drop(number), value, [IDENTITIES + node.fingerprint, ASKED + node.fingerprint]):
                 log.info("removed node %d, %s", number, node.name)
                 return
         raise OSError("the registry changes faster than it can be written")
@@ -117,7 +119,7 @@ class Ledger:
         return {int(generation): key for generation, key in json.loads(value.text or "{}").items()}, value
 
     async def asked(self) -> dict[str, dict[str, Any]]:
-        """Return the requests that wait for a decision or were denied, by fingerprint."""
+        """Return the requests that wait for a decision, were denied, or were admitted just now, by fingerprint."""
         found = await self.etcd.read_all(ASKED)
         return {key.removeprefix(ASKED): json.loads(value.text) for key, value in found.items()}
 

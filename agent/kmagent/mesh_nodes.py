@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 PATH = "/apis/kubermesh.io/v1/meshnodes"
 # Who asked once and went away is forgotten after a while.
 FORGET_S = 3600.0
+FACTS = ("via", "ports", "disks", "firstSeen")
 
 Object = dict[str, Any]
 
@@ -25,18 +26,17 @@ def object_name(fingerprint: str) -> str:
     return f"m-{fingerprint[:12]}"
 
 
-def status_of_node(node: Node, ready: bool | None, old: Object, now: float) -> Object:
-    """Return the status of an admitted node; `ready` is what Kubernetes says of it, None when it has not heard of it."""
+def status_of_node(node: Node, ready: bool | None, old: Object, now: float, *, leaves: bool = False) -> Object:
+    """Return the status of a node: `ready` as Kubernetes says, None when it has not heard of it; `leaves` when removed."""
     readiness = "Unknown" if ready is None else str(ready)
     return {
-        **{key: old[key] for key in ("via", "ports", "disks", "firstSeen") if key in old},
-        "phase": "Admitted",
+        **{key: old[key] for key in FACTS if key in old},
+        "phase": "Removing" if leaves else "Admitted",
         "number": node.number,
         "name": node.name,
         "role": node.role,
         "fingerprint": node.fingerprint,
         "uuid": node.uuid,
-        "lastSeen": old.get("lastSeen") or moment(node.admitted),
         "conditions": [
             condition(old, "Admitted", "True", "Registered", f"node {node.number} since {moment(node.admitted)}", now),
             condition(old, "Ready", readiness, "Kubelet", "as Kubernetes sees it", now),
@@ -50,18 +50,20 @@ def status_of_asked(asked: Mapping[str, Any], old: Object, now: float) -> Object
     denied = asked["decision"] == "Denied"
     message = "refused by an administrator" if denied else "compare the fingerprint with the machine's console"
     return {
+        **facts(asked),
         "phase": "Denied" if denied else "Pending",
         "fingerprint": asked["fingerprint"],
         "uuid": asked["uuid"],
-        "via": asked["via"],
-        "ports": asked["ports"],
-        "disks": asked["disks"],
-        "firstSeen": moment(asked["first_seen"]),
         "lastSeen": moment(asked["last_seen"]),
         "conditions": [
             condition(old, "Admitted", "False", "Denied" if denied else "WaitsForApproval", message, now),
         ],
     }
+
+
+def facts(asked: Mapping[str, Any]) -> Object:
+    """Return what is shown of a machine's request, also when it was admitted."""
+    return {**{key: asked[key] for key in ("via", "ports", "disks")}, "firstSeen": moment(asked["first_seen"])}
 
 
 def condition(old: Object, kind: str, status: str, reason: str, message: str, now: float) -> Object:
@@ -92,20 +94,21 @@ class MeshNodes:
         if decided:
             asked = await self._ledger.asked()
             registry, _ = await self._ledger.registry()
-        wanted = {
-            object_name(node.fingerprint): status_of_node(
-                node, ready.get(node.name), _status(objects, node.fingerprint), now
-            )
-            for node in registry.nodes
-        }
-        for fingerprint, one in asked.items():
-            if registry.find(fingerprint=fingerprint) or (
-                one["decision"] != "Denied" and now - one["last_seen"] > FORGET_S
-            ):
-                await self._ledger.forget_asked(fingerprint)
-            else:
-                wanted[object_name(fingerprint)] = status_of_asked(one, _status(objects, fingerprint), now)
+        known = {node.fingerprint for node in registry.nodes}
+        finished = {key for key, one in asked.items() if key in known or _is_forgotten(one, now)}
+        wanted = {}
+        for node in registry.nodes:
+            old = _status(objects, node.fingerprint)
+            if node.fingerprint in asked:
+                old = {**old, **facts(asked[node.fingerprint])}
+            leaves = _decision(objects, node.fingerprint) == "Removed"
+            status = status_of_node(node, ready.get(node.name), old, now, leaves=leaves)
+            wanted[object_name(node.fingerprint)] = status
+        for fingerprint in set(asked) - finished:
+            wanted[object_name(fingerprint)] = status_of_asked(asked[fingerprint], _status(objects, fingerprint), now)
         await self._show(objects, wanted)
+        for fingerprint in finished:
+            await self._ledger.forget_asked(fingerprint)
         return decided
 
     async def _carry_out(
@@ -113,8 +116,11 @@ class MeshNodes:
     ) -> bool:
         """Do what spec.decision says; tells whether anything changed."""
         changed = False
+        known = {node.fingerprint for node in registry.nodes}
         for fingerprint, one in asked.items():
             decision = _decision(objects, fingerprint)
+            if fingerprint in known:
+                continue
             if decision == "Removed":
                 await self._ledger.forget_asked(fingerprint)
                 await self._delete(objects, fingerprint)
@@ -169,6 +175,10 @@ class MeshNodes:
                 await kubernetes_api.replace(self._client, f"{PATH}/{name}/status", {**item, "status": status})
         for name in set(objects) - set(wanted):
             await kubernetes_api.delete(self._client, f"{PATH}/{name}")
+
+
+def _is_forgotten(asked: Mapping[str, Any], now: float) -> bool:
+    return bool(asked["decision"] != "Denied" and now - asked["last_seen"] > FORGET_S)
 
 
 def _status(objects: dict[str, Object], fingerprint: str) -> Object:

@@ -196,6 +196,21 @@ def test_nothing_is_said_to_who_is_not_what_it_should_be(
     assert asked == []
 
 
+def test_handshakes_that_do_not_end_count_as_connections_and_do_end(papers: Papers) -> None:
+    async def scenario() -> None:
+        async with served(repeat, papers.context(), max_connections=2, timeout_s=1.0) as port:
+            idle = [await asyncio.open_connection(HOST, port) for _ in range(2)]
+            assert await exchange(port, b"") == b""
+            client = Client(HOST, port, tls=papers.tls("node"))
+            with pytest.raises(OSError):
+                await client.request("GET", "/")
+            for reader, _ in idle:
+                assert await everything(reader) == b""
+            await eventually(lambda: client.is_ok("/"))
+
+    live(scenario())
+
+
 def test_a_renewed_certificate_is_used_at_the_next_connect(papers: Papers) -> None:
     async def scenario() -> None:
         async with served(repeat, papers.context()) as port:

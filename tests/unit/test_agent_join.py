@@ -90,7 +90,7 @@ def test_a_machine_waits_until_somebody_says_yes(shop: Shop) -> None:
     decide(shop, machine, "Approved")
     status, answer = door.join(machine, wish=5)
     assert (status, answer["state"], answer["number"], answer["name"]) == (200, "admitted", 5, "shop-5")
-    assert waiting(shop) == {}
+    assert waiting(shop)[machine.fingerprint]["decision"] == ""
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_what_makes_a_node_is_put_aside_role_first(
     identity_files.put_aside(blank.paths.state, everything=True)
     assert moved[0] == "role.json"
     (aside,) = blank.paths.state.glob("removed-*")
-    assert {path.name for path in blank.paths.state.iterdir()} == {aside.name, "join.json"}
+    assert {path.name for path in blank.paths.state.iterdir()} == {aside.name, "join.json", "left.json"}
     assert {str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file()} == before - {"join.json"}
     assert aside.stat().st_mode & 0o077 == 0
     assert identity.load(blank.paths, 0) is None
@@ -342,6 +342,6 @@ def test_a_removal_that_was_interrupted_is_finished_at_the_next_start(
             identity_files.put_aside(blank.paths.state, everything=True)
     assert identity.load(blank.paths, 0) is None
     left = {name for name in blank.files() if not name.startswith("removed-")}
-    assert left <= {"identity.key", "join.json"}
+    assert left <= {"identity.key", "join.json", "left.json"}
     assert identity.load(blank.paths, 0) is None
     assert len([*blank.paths.state.glob("removed-*")]) == 2

@@ -206,11 +206,13 @@ def test_the_status_says_what_the_kind_declares() -> None:
         asking,
         status_of_asked({**asked, "decision": "Denied"}, {}, 0),
         status_of_node(NODE, None, asking, 0),
+        status_of_node(NODE, True, asking, 0, leaves=True),
     ):
         assert set(status) <= set(properties)
         assert status["phase"] in properties["phase"]["enum"]
         assert {one["type"] for one in status["conditions"]} <= set(kinds)
-        assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", status[key]) for key in ("firstSeen", "lastSeen"))
+        times = [status[key] for key in ("firstSeen", "lastSeen") if key in status]
+        assert times and all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", time) for time in times)
 
 
 @pytest.mark.parametrize(("ready", "shown"), [(True, "True"), (False, "False"), (None, "Unknown")])
@@ -350,13 +352,22 @@ def test_an_object_that_somebody_deleted_is_made_again_and_one_of_nobody_goes(pe
     assert people.status(FIRST.fingerprint)["phase"] == "Admitted"
 
 
-def test_a_request_that_is_left_of_a_node_does_not_hide_the_node(people: People) -> None:
-    machine = Machine()
-    asyncio.run(people.shop.admit(machine))
-    people.asks(machine)
+def test_a_machine_that_the_policy_admits_at_once_is_shown_with_what_it_said(people: People) -> None:
+    machine, port = Machine(), {"name": "eth0", "mac": "02:00:00:00:00:01"}
+    asyncio.run(people.shop.admit(machine, ports=[port]))
+    assert machine.fingerprint in people.asked()
     people.turn()
-    assert people.status(machine.fingerprint)["phase"] == "Admitted"
+    status = people.status(machine.fingerprint)
+    assert (status["phase"], status["via"], status["ports"]) == ("Admitted", "shop-1 eth0", [port])
     assert people.asked() == {}
+
+
+def test_a_node_is_removed_also_right_after_it_was_admitted(people: People) -> None:
+    node = people.join()
+    people.asks(Machine(), fingerprint=node.fingerprint)
+    people.say(node.fingerprint, "Removed")
+    people.turn()
+    assert people.known().numbers == {1} and people.asked() == {}
 
 
 @pytest.mark.parametrize("member", [False, True], ids=["a worker", "a voter"])
@@ -393,6 +404,9 @@ def test_the_only_voter_stays(people: People, learner: bool) -> None:
     people.say(FIRST.fingerprint, "Removed")
     assert people.turn() is False
     assert people.known().numbers == {1} and people.shop.etcd.leader == "1"
+    assert people.status(FIRST.fingerprint)["phase"] == "Removing"
+    people.say(FIRST.fingerprint, "")
+    people.turn()
     assert people.status(FIRST.fingerprint)["phase"] == "Admitted"
 
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kmagent import components, prepare
+from kmagent import components, identity_files, prepare
 from kmagent.paths import Paths
 from kmbuild.init import create
 from kmplan import pki
@@ -116,6 +117,18 @@ def test_a_seed_for_another_node_or_cluster_is_refused(machine: Machine) -> None
     machine.seed(1, "shop-1")
     with pytest.raises(UserError, match=r"^the seed is of cluster other, but this disk belongs to another one"):
         prepare.prepare(machine.paths)
+
+
+def test_a_seed_that_was_removed_does_not_begin_the_cluster_again(machine: Machine) -> None:
+    """Its credential is still there: it asks to be admitted like any other, and may become another node."""
+    prepare.prepare(machine.paths)
+    identity_files.put_aside(machine.paths.state, everything=True)
+    for _ in range(2):
+        assert prepare.prepare(machine.paths)["join"] == "shop"
+    assert not (machine.paths.state / "babel.key").exists()
+    shutil.rmtree(machine.paths.state)
+    prepare.prepare(machine.paths)
+    assert (machine.paths.state / "role.json").exists()
 
 
 def test_a_machine_without_seed_or_identity_says_so(machine: Machine) -> None:
