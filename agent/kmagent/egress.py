@@ -109,10 +109,10 @@ async def run(state: State, mesh: Mesh, facts: Facts) -> None:
             router: await _probe(router, misses.get(router, BAD_TO_WITHDRAW)) for router in await _routers(str(TABLE))
         }
         wanted = {router for router, missed in misses.items() if missed < BAD_TO_WITHDRAW}
-        await _announce(wanted, announced)
-        for router in sorted(wanted ^ announced, key=str):
-            state.record(f"gateway {'up' if router in wanted else 'down'} {router.address} on {router.port}")
-        announced = wanted
+        now_so = await _announce(wanted, announced)
+        for router in sorted(now_so ^ announced, key=str):
+            state.record(f"gateway {'up' if router in now_so else 'down'} {router.address} on {router.port}")
+        announced = now_so
         await asyncio.sleep(PERIOD_S * facts.probe_scale)
 
 
@@ -143,19 +143,27 @@ async def _probe(router: Router, missed: int) -> int:
     return 0 if code == 0 else missed + 1
 
 
-async def _announce(wanted: set[Router], announced: set[Router]) -> None:
-    """Have exactly the wanted default routes in the main table, where babeld finds them by their protocol."""
+async def _announce(wanted: set[Router], announced: set[Router]) -> set[Router]:
+    """Have the wanted default routes in the main table, where babeld finds them by their protocol; returns those there are."""
     for router in announced - wanted:
         await run_async(["ip", f"-{router.family}", "route", "del", *_route(router)], check=False)
+    there = set()
     for router in wanted:
-        await run_async(["ip", f"-{router.family}", "route", "replace", *_route(router)], check=False)
-    if wanted != announced:
+        code, said = await run_async(["ip", f"-{router.family}", "route", "replace", *_route(router)], check=False)
+        if code == 0:
+            there.add(router)
+        else:
+            log.warning("%s on %s: no route: %s", router.address, router.port, said.strip())
+    if there != announced:
         # The kernel does not tell of IPv4 routes that go with their port: have babeld look.
         await run_async(["systemctl", "kill", "--signal=SIGUSR2", babel.UNIT], check=False)
+    return there
 
 
 def _route(router: Router) -> list[str]:
-    return ["default", "via", router.address, "dev", router.port, "proto", "static", "metric", str(METRIC)]
+    """Return a route's words; `onlink`, as the prefix of a leased address is in the table of its own, too."""
+    words = ["default", "via", router.address, "dev", router.port, "onlink"]
+    return [*words, "proto", "static", "metric", str(METRIC)]
 
 
 def _listen(mesh: Mesh) -> set[str]:

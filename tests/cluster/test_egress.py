@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from machines import Node, boot, kmbuild, wait_for
+from machines import IMAGE, Node, boot, kmbuild, wait_for
 from stranger import PORT, Stranger, plugged_in
 from test_strangers import ADVERTISE
 
+from kmbuild.cluster import locate_image
 from kmplan.run import spawn
 
 WORLD6, WORLD4 = "2001:db8:ffff::1", "198.51.100.1"
@@ -35,6 +36,18 @@ GATEWAYS = [
     }
     for number in (1, 3)
 ]
+# One port more, which takes what the network out there offers.
+DYNAMIC = {"node": "out-3", "port": "eth1"}
+LEASES = """
+interface {port}
+start 203.0.113.10
+end 203.0.113.20
+lease_file {folder}/leases
+pidfile {folder}/udhcpd.pid
+option subnet 255.255.255.0
+option router 203.0.113.1
+option lease 600
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +56,7 @@ def out(bench_home: Path, busybox: Path, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("clusters") / "out"
     assert kmbuild("init", directory).returncode == 0
     cluster = yaml.safe_load((directory / "cluster.yaml").read_text())
-    cluster |= {"admission": {"policy": "auto"}, "egress": {"gateways": GATEWAYS, "discover": True}}
+    cluster |= {"admission": {"policy": "auto"}, "egress": {"gateways": [*GATEWAYS, DYNAMIC], "discover": True}}
     (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
     topology = Path(__file__).parent / "line.yaml"
     booted = boot("nspawn", busybox, topology, "out", "--cluster", str(directory))
@@ -143,3 +156,30 @@ def test_a_router_that_is_heard_makes_a_gateway(out: dict[int, Node], world: dic
             for child in (advertiser, server):
                 child.kill()
                 child.wait()
+
+
+def test_a_gateway_port_takes_an_address_that_is_leased_to_it(
+    out: dict[int, Node], world: dict[int, Stranger], tmp_path: Path
+) -> None:
+    (tmp_path / "udhcpd.conf").write_text(LEASES.format(port=PORT, folder=tmp_path))
+    (tmp_path / "leases").touch()
+    busybox = str(locate_image(IMAGE).tools / "usr/bin/busybox")
+    with plugged_in(out[1].cluster, "3:eth1") as router:
+        router.run("ip", "address", "add", "203.0.113.1/24", "dev", PORT)
+        router.run("ip", "address", "add", WORLD4, "dev", "lo")
+        commands = ([sys.executable, "-c", SERVE, "leased"], [busybox, "udhcpd", "-f", str(tmp_path / "udhcpd.conf")])
+        children = [spawn(router.argv(*argv), log=tmp_path / "log") for argv in commands]
+        try:
+            world[3].run("ip", "link", "set", PORT, "down")
+            shown = wait_for("world through the leased address", lambda: leased(out[3]), 60, 1)
+            assert shown.startswith("leased 203.0.113.1")
+        finally:
+            for child in children:
+                child.kill()
+                child.wait()
+
+
+def leased(node: Node) -> str:
+    shown = ask(node, WORLD4)
+    assert shown.startswith("leased"), shown
+    return shown
