@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from kmplan import document
 from kmplan.run import run
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+MARK = "<!-- figures -->"
 
 
 def nothing_changed(repeat: int) -> list[Row]:
@@ -176,10 +177,12 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {memory} GiB, {release}, Linux {platform.release().split('-')[0]}"
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: Sequence[Row], date: str) -> str:
     """The figures as a Markdown table."""
-    lines = ["| what | target | measured | command |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {row.what} | {row.target} | {row.measured} | `{row.command}` |" for row in rows)])
+    lines = ["| what | target | measured | command | date |", "|---|---|---|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| {row.what} | {row.target} | {row.measured} | `{row.command}` | {date} |" for row in rows)]
+    )
 
 
 def main() -> None:
@@ -194,16 +197,26 @@ def main() -> None:
         parser.error(f"{', '.join(unknown)}: not measured here; there are: {', '.join(MEASUREMENTS)}")
     chosen = options.names or list(MEASUREMENTS)
     rows: list[Row] = []
-    for name in chosen:
+    for name in [*chosen, *(["cold"] if options.cold else [])]:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        rows += MEASUREMENTS[name](options.repeat)
-    if options.cold:
-        rows += cold_components(1)
-    text = f"{datetime.now(UTC):%Y-%m-%d}, {machine()}:\n\n{table(rows)}\n"
-    print(text)
-    if not options.names:
-        head = PAGE.read_text().partition("<!-- figures -->")[0] if PAGE.exists() else "# Benchmarks\n\n"
-        document.write(PAGE, f"{head}<!-- figures -->\n\n{text}")
+        new = {**MEASUREMENTS, "cold": cold_components}[name](options.repeat)
+        print(table(new, today()), flush=True)
+        rows += new
+    publish(rows)
+
+
+def today() -> str:
+    """The date."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def publish(rows: Sequence[Row]) -> None:
+    """Put figures on the page; what was not measured this time stays, with its date."""
+    head, _, old = PAGE.read_text().partition(MARK)
+    known = {line.split(" | ")[0]: line for line in old.splitlines() if line.startswith("| ")}
+    known |= {line.split(" | ")[0]: line for line in table(rows, today()).splitlines() if line.startswith("| ")}
+    lines = [known.pop("| what"), "|---|---|---|---|---|", *known.values()]
+    document.write(PAGE, f"{head}{MARK}\n\n{machine()}:\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
