@@ -1,6 +1,7 @@
 """The image's papers are true: sums, manifest, bill of materials, and the root hash in the boot image."""
 
 import json
+import os
 import struct
 import subprocess
 from pathlib import Path
@@ -47,6 +48,14 @@ def pe_section(path: Path, name: str) -> bytes:
 def command_line(image: Path, manifest: dict[str, Any]) -> list[str]:
     """The words of the kernel's command line."""
     return pe_section(image / manifest["artefacts"]["uki"]["name"], ".cmdline").rstrip(b"\0\n").decode().split()
+
+
+def test_the_lock_names_each_file_once_and_all_that_was_asked_for(lock: Lock) -> None:
+    for tree, packages in lock.packages.items():
+        names = [package.name for package in packages]
+        assert names == sorted(set(names)) and set(lock.requested[tree]) <= set(names)
+        assert all(len(package.sha256) == 64 and package.size > 0 for package in packages)
+        assert all(os.path.normpath(package.filename) == package.filename for package in packages)
 
 
 def test_the_sums_verify(image: Path) -> None:
