@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from kmagent.components import CONTROL_PLANE
+from kmagent.etcd import METRICS_PORT
 from kmagent.http import Client
 from kmagent.paths import Paths
 from kmagent.state import State
@@ -50,8 +51,10 @@ async def run(state: State, paths: Paths) -> None:
 
 
 async def watch_etcd(state: State, scale: float) -> None:
-    """Keep the condition `etcd`: does the local member serve?"""
-    client = Client("127.0.0.1", 2381, timeout_s=5 * scale)
+    """Keep the condition `etcd`: does the local member serve? A standby's lives, and is never ready by its own word."""
+    assert state.facts is not None  # noqa: S101 - configured
+    path = "/readyz" if state.facts.role == "voter" else "/livez"
+    client = Client("127.0.0.1", METRICS_PORT, timeout_s=5 * scale)
     while True:
-        state.set("etcd", await client.is_ok("/readyz"))
+        state.set("etcd", await client.is_ok(path))
         await asyncio.sleep(scale * (ETCD_RUNNING_S if state.conditions["etcd"] else ETCD_STARTING_S))

@@ -27,7 +27,7 @@ from kmagent import (
     status,
 )
 from kmagent.authority import Authority
-from kmagent.etcd import PORT, Etcd
+from kmagent.etcd import METRICS_PORT, PORT, Etcd
 from kmagent.facts import Facts
 from kmagent.follow import Follower, RestartError
 from kmagent.http import Client, Tls
@@ -153,7 +153,8 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         "::1", 6443, tls=Tls(folder / "cluster-ca.crt", folder / "client.crt"), timeout_s=30 * me.probe_scale
     )
     etcd = Etcd(
-        Client("::1", PORT, tls=Tls(folder / "etcd-ca.crt", folder / "etcd-client.crt"), timeout_s=10 * me.probe_scale)
+        Client("::1", PORT, tls=Tls(folder / "etcd-ca.crt", folder / "etcd-client.crt"), timeout_s=10 * me.probe_scale),
+        Client("127.0.0.1", METRICS_PORT, timeout_s=10 * me.probe_scale),
     )
     ledger = Ledger(etcd, Authority(me.probe_scale), follower.take)
     return [

@@ -2,13 +2,15 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kmagent.http import Client
 
-PORT = 2382
+PORT, METRICS_PORT = 2382, 2381
+ACTIVE_PEER = re.compile(r'^etcd_network_active_peers\{.*Remote="([0-9a-f]+)".*\} 1$', re.MULTILINE)
 
 
 class EtcdError(OSError):
@@ -48,10 +50,13 @@ class Value:
 
 
 class Etcd:
-    """The local member. Every call raises OSError when it cannot be asked, EtcdError when it refuses."""
+    """The local member. Every call raises OSError when it cannot be asked, EtcdError when it refuses.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    `metrics` is where it serves its metrics: the JSON gateway does not tell which peers it has a connection to.
+    """
+
+    def __init__(self, client: Client, metrics: Client) -> None:
+        self._client, self._metrics = client, metrics
 
     async def get(self, key: str) -> Value:
         """Read a key."""
@@ -110,6 +115,12 @@ class Etcd:
         """Ask the local member for its state."""
         answer = await self._call("maintenance/status", {})
         return Status(answer["header"]["member_id"], answer.get("leader", ""), bool(answer.get("isLearner")))
+
+    async def active_peers(self) -> frozenset[str]:
+        """Return the ids of members that the local one is in conversation with."""
+        answer = await self._metrics.request("GET", "/metrics")
+        found = ACTIVE_PEER.findall(answer.body.decode(errors="replace"))
+        return frozenset(str(int(remote, 16)) for remote in found)
 
     async def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = await self._client.request("POST", f"/v3/{path}", json.dumps(body).encode())

@@ -14,7 +14,8 @@ class Facts:
     """A node's name, role and addresses, as text; `probe_scale` stretches every poll on slow machines.
 
     `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity certificate; `voters` is how
-    many the cluster wants, `admission` and `allowlist` its policy, `gateways` this node's ports that lead outside.
+    many the cluster wants, 0 for as many as fit, `voter_grace_s` how long one may be away; `admission` and `allowlist` are
+    its policy, `gateways` this node's ports that lead outside.
     """
 
     cluster: str
@@ -39,6 +40,7 @@ class Facts:
     certificate: str = ""
     uuid: str = ""
     voters: int = 3
+    voter_grace_s: float = 600.0
     admission: str = "approve"
     allowlist: tuple[str, ...] = ()
     ignored_ports: tuple[str, ...] = ()

@@ -12,8 +12,9 @@ import shutil
 import time
 from dataclasses import replace
 
-from kmagent import identity_files, network
+from kmagent import candidates, identity_files, network
 from kmagent import registry as registries
+from kmagent.candidates import Report
 from kmagent.facts import Facts
 from kmagent.http import Client, Tls
 from kmagent.joining import child
@@ -21,7 +22,7 @@ from kmagent.mesh import Mesh
 from kmagent.paths import Paths
 from kmagent.registry import Registry
 from kmagent.relay import JOIN_PORT
-from kmagent.state import State
+from kmagent.state import State, boot_seconds
 from kmplan.files import write
 from kmplan.run import run_async
 
@@ -32,6 +33,7 @@ RETRY_S = 1.0
 SOON_S = 5.0
 # A neighbour that has not heard of us yet may be behind; only a lasting refusal is one.
 REFUSED_S = 10.0
+REPORT_S = 60.0
 
 
 class RestartError(Exception):
@@ -47,6 +49,7 @@ class Follower:
         self._client = Client(facts.join, JOIN_PORT, tls=tls, timeout_s=10 * facts.probe_scale)
         self._enrol_at = time.monotonic() + SOON_S
         self._refused_since: float | None = None
+        self._reported: tuple[frozenset[int], float] = (frozenset(), 0.0)
 
     async def run(self) -> None:
         """Follow; ends with RestartError when this node's part in the cluster changed."""
@@ -54,6 +57,7 @@ class Follower:
             news = self._mesh.news
             if await self._reaches_join():
                 await self._catch_up()
+                await self._report_if_due()
             await self._check_refused()
             soon = self._behind() or self._enrol_is_due() or self._refused_since
             pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, self._enrol_at - time.monotonic()))
@@ -101,6 +105,18 @@ class Follower:
 
     async def _reaches_join(self) -> bool:
         return f"{self._facts.join}/128" in self._mesh.routes() or await network.has_address(self._facts.join)
+
+    async def _report_if_due(self) -> None:
+        """Say how this node is: every minute, and when it has other neighbours."""
+        neighbours = self._mesh.believed()
+        if neighbours == self._reported[0] and time.monotonic() - self._reported[1] < REPORT_S:
+            return
+        free = await asyncio.to_thread(shutil.disk_usage, self._paths.state)
+        report = Report(neighbours, round(boot_seconds(), 1), free.free)
+        with contextlib.suppress(OSError, ValueError):
+            answer = await self._client.request("POST", "/v1/report", candidates.to_text(report).encode())
+            if answer.status == 200:
+                self._reported = (neighbours, time.monotonic())
 
     def _enrol_is_due(self) -> bool:
         return time.monotonic() >= self._enrol_at or not (self._paths.pki / "kubelet/client.crt").exists()

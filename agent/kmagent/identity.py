@@ -13,6 +13,7 @@ from kmplan import pki
 from kmplan.cluster import ClusterFile
 from kmplan.errors import UserError
 from kmplan.files import write, write_if_changed
+from kmplan.secret_files import PUBLIC_FILES
 from kmplan.seed import JoinBundle, SeedBundle, parse_bundle, parse_join
 from kmplan.tuning import Tuning
 
@@ -110,8 +111,11 @@ def read_authority(paths: Paths, name: str) -> pki.Pair:
 
 def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Role:
     (paths.state / "pki").mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A seed that votes no more has given the cluster's secrets up.
+    retired = known is not None and known.role == "worker"
     for name, content in seed.files.items():
-        write_if_changed(_inside(paths.state, name), content, 0o600)
+        if not retired or name in PUBLIC_FILES:
+            write_if_changed(_inside(paths.state, name), content, 0o600)
     write_if_changed(paths.state / "cluster.json", msgspec.json.encode(seed.cluster), 0o600)
     if known:
         return known

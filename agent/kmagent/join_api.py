@@ -4,6 +4,7 @@
 |---|---|---|
 | POST /v1/join | anyone who reaches it | ask to be admitted; what is secret in the answer is sealed to the machine's key |
 | GET /v1/registry | nodes | the signed registry |
+| POST /v1/report | nodes | say who the neighbours are, how long the node is up, and what is free of its disk |
 | POST /v1/enrol | nodes | registry, mesh keys, a kubelet certificate, and for control-plane nodes the secrets, sealed |
 """
 
@@ -16,7 +17,7 @@ import ssl
 import time
 from typing import Any
 
-from kmagent import admission, network
+from kmagent import admission, candidates, network
 from kmagent import registry as registries
 from kmagent.authority import RefusedError
 from kmagent.facts import Facts
@@ -56,6 +57,8 @@ class JoinApi:
                     return await self._join(request)
                 case "GET", "/v1/registry":
                     return await self._registry(request)
+                case "POST", "/v1/report":
+                    return await self._report(request)
                 case "POST", "/v1/enrol":
                     return await self._enrol(request)
         except (ValueError, RecursionError, RefusedError) as error:
@@ -125,6 +128,14 @@ class JoinApi:
         if registry.find(certificate=request.certificate) is None:
             return self._unknown(request)
         return Answer(200, value.text.encode())
+
+    async def _report(self, request: Request) -> Answer:
+        registry, _ = await self._ledger.registry()
+        node = registry.find(certificate=request.certificate)
+        if node is None:
+            return self._unknown(request)
+        await self._ledger.note_report(node.number, candidates.from_text(request.body.decode()))
+        return answer_json(200, {})
 
     async def _enrol(self, request: Request) -> Answer:
         registry, value = await self._ledger.registry()

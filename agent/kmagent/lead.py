@@ -1,17 +1,21 @@
 """What one node does for all: the one whose etcd leads. It stops when another leads, and picks up where that one was."""
 
 import asyncio
+import contextlib
 import logging
 import time
+from typing import Any
 
-from kmagent import kubernetes_api, members, network, serving
+from kmagent import kubernetes_api, network, serving
 from kmagent.authority import RefusedError
 from kmagent.facts import Facts
 from kmagent.http import Client
 from kmagent.ledger import Ledger
+from kmagent.membership import Membership, Seen
 from kmagent.mesh import Mesh
 from kmagent.mesh_nodes import MeshNodes
-from kmagent.node import is_ready_now, missing
+from kmagent.node import is_barred, is_ready_now, missing
+from kmagent.outages import Outages
 from kmagent.registry import Node, Registry
 from kmagent.state import State
 from kmplan.errors import UserError
@@ -31,6 +35,9 @@ class Leader:
     def __init__(self, state: State, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client) -> None:
         self._state, self._facts, self._ledger, self._mesh, self._client = state, facts, ledger, mesh, client
         self._nodes = MeshNodes(client, ledger, facts.cluster, facts.prefix)
+        self._membership = Membership(ledger, facts)
+        self._outages = Outages(client)
+        self._barred: frozenset[int] = frozenset()
         self._said: dict[str, str] = {}
         self._rolled = (0, 0.0)
 
@@ -38,9 +45,15 @@ class Leader:
         """Lead whenever the local etcd does; `first` is the registry that a new cluster begins with."""
         quiet, seen = 0, ""
         while True:
+            if not self._state.conditions["etcd"]:
+                self._note(leads=False)
             await self._state.wait_for("etcd")
-            busy = False
-            if await self._leads():
+            news, busy = self._mesh.news, False
+            self._note(leads=await self._leads())
+            if not self._state.leads:
+                self._membership.forget()
+                self._outages.forget()
+            else:
                 busy = await self._try("members", self._members(first, mesh_key))
                 await self._try("mesh keys", self._end_old_keys())
                 if self._state.conditions["addons"]:
@@ -48,7 +61,13 @@ class Leader:
             quiet = 0 if busy or seen != self._picture() else quiet + 1
             seen = self._picture()
             pause = BUSY_S if busy else SETTLED_S if quiet > SETTLED_TURNS else PERIOD_S
-            await asyncio.sleep(pause * self._facts.probe_scale)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
+
+    def _note(self, *, leads: bool) -> None:
+        if leads != self._state.leads:
+            self._state.leads = leads
+            self._state.record("leads" if leads else "leads-lost")
 
     def _picture(self) -> str:
         """Something that changes when the cluster does."""
@@ -74,7 +93,8 @@ class Leader:
 
     async def _members(self, first: Registry, mesh_key: str) -> bool:
         await self._ledger.begin(first, mesh_key)
-        return await members.reconcile(self._ledger, self._facts, self._reachable((await self._ledger.registry())[0]))
+        reachable = self._reachable((await self._ledger.registry())[0])
+        return await self._membership.reconcile(Seen(reachable, self._barred), time.monotonic())
 
     async def _end_old_keys(self) -> None:
         """A while after a new mesh key was made, when every link uses it, end those before it."""
@@ -99,12 +119,19 @@ class Leader:
         registry, _ = await self._ledger.registry()
         listed = await kubernetes_api.get(self._client, "/api/v1/nodes?resourceVersion=0")
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
+        self._barred = frozenset(node.number for node in registry.nodes if is_barred(objects.get(node.name)))
         for node in registry.nodes:
             if node.name in objects:
                 await self._complete(node, objects[node.name])
         await serving.approve(self._client, self._ledger.authority, registry, self._facts)
+        busy = await self._watch_outages(registry, objects)
         ready = {name: is_ready_now(item) for name, item in objects.items()}
-        return await self._nodes.reconcile(ready, time.time())
+        return await self._nodes.reconcile(ready, time.time()) or busy
+
+    async def _watch_outages(self, registry: Registry, objects: dict[str, dict[str, Any]]) -> bool:
+        reachable = self._reachable(registry)
+        reports = await self._ledger.reports() if registry.numbers - reachable else {}
+        return await self._outages.reconcile(registry, objects, reachable, reports, time.monotonic())
 
     async def _complete(self, node: Node, item: dict[str, object]) -> None:
         patch = missing(item, node, network.pod_prefixes(self._facts.prefix, node.number))

@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+from kmagent import candidates
 from kmagent import registry as registries
 from kmagent.authority import Authority
+from kmagent.candidates import Report
 from kmagent.etcd import Etcd, Value
 from kmagent.registry import Node, Registry
 
@@ -18,6 +20,7 @@ REGISTRY = "/kubermesh/registry"
 ASKED = "/kubermesh/asked/"
 IDENTITIES = "/kubermesh/identities/"
 MESH_KEYS = "/kubermesh/mesh-keys"
+REPORTS = "/kubermesh/reports/"
 MAX_ASKED = 64
 ATTEMPTS = 20
 
@@ -87,7 +90,8 @@ class Ledger:
             node = old.find(number=number)
             if node is None:
                 return
-            if await self._roll(old.drop(number), value, [IDENTITIES + node.fingerprint, ASKED + node.fingerprint]):
+            theirs = [IDENTITIES + node.fingerprint, ASKED + node.fingerprint, REPORTS + str(number)]
+            if await self._roll(old.drop(number), value, theirs):
                 log.info("removed node %d, %s", number, node.name)
                 return
         raise OSError("the registry changes faster than it can be written")
@@ -138,3 +142,12 @@ class Ledger:
     async def identity(self, fingerprint: str) -> str:
         """Return a node's identity certificate, PEM; empty when there is none."""
         return (await self.etcd.get(IDENTITIES + fingerprint)).text
+
+    async def note_report(self, number: int, report: Report) -> None:
+        """Keep what a node says of itself."""
+        await self.etcd.put(REPORTS + str(number), candidates.to_text(report))
+
+    async def reports(self) -> dict[int, Report]:
+        """Return what the nodes said of themselves last, by number."""
+        found = await self.etcd.read_all(REPORTS)
+        return {int(key.removeprefix(REPORTS)): candidates.from_text(value.text) for key, value in found.items()}

@@ -100,6 +100,10 @@ class Mesh:
         for name in list(self.links):
             self._answer(name)
 
+    def believed(self) -> frozenset[int]:
+        """The numbers of neighbours that belong to the cluster."""
+        return frozenset(one.hello.number for port, one in self.neighbours() if self._believes(port.name))
+
     def wake(self) -> None:
         """Tell whoever waits for `news` that there are some."""
         self.news.set()

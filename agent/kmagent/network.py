@@ -1,5 +1,6 @@
 """This node's addresses and routes. Every command may be repeated without harm."""
 
+import functools
 import logging
 import socket
 
@@ -72,6 +73,7 @@ def pod_prefixes(prefix: str, number: int) -> list[str]:
     return [str(plan.pods(number)), str(plan.pods4(number))]
 
 
+@functools.cache
 def peer_url(prefix: str, number: int) -> str:
     """Return where a node's etcd listens for its peers."""
     return f"https://[{node_address(prefix, number)}]:2380"

@@ -19,6 +19,8 @@ WAITING_S = 0.5
 READY_S = 10.0
 MISSES = 3
 CONTROL_PLANE_LABEL = "node-role.kubernetes.io/control-plane"
+# A person's word that a node shall never vote.
+BARRED_LABEL, BARRED = "kubermesh.io/control-plane", "never"
 
 
 def missing(item: dict[str, Any], node: Node, pods: list[str]) -> dict[str, Any]:
@@ -30,6 +32,11 @@ def missing(item: dict[str, Any], node: Node, pods: list[str]) -> dict[str, Any]
     if not item["spec"].get("podCIDRs"):
         patch["spec"] = {"podCIDR": pods[0], "podCIDRs": pods}
     return patch
+
+
+def is_barred(item: dict[str, Any] | None) -> bool:
+    """Tell whether a node's object has the label that keeps it out of the control plane."""
+    return item is not None and item["metadata"].get("labels", {}).get(BARRED_LABEL) == BARRED
 
 
 def is_ready_now(item: dict[str, Any]) -> bool:

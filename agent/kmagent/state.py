@@ -33,7 +33,7 @@ class State:
 
     `on_change` are called after every change, in the event loop; they must not block. `asking` says how far a machine is
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
-    the prefixes that the mesh leads to, `serial` is that of the registry.
+    the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
     """
 
     version: str = ""
@@ -41,6 +41,7 @@ class State:
     failure: str = ""
     asking: dict[str, str] = field(default_factory=dict)
     serial: int = 0
+    leads: bool = False
     mesh: Callable[[], list[dict[str, Any]]] = list
     routes: Callable[[], int] = int
     conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))
@@ -125,6 +126,7 @@ class State:
             "conditions": self.conditions,
             "asking": self.asking or None,
             "registry": self.serial,
+            "leads": self.leads,
             "ports": self.mesh(),
             "routes": self.routes(),
             "events": self.events,

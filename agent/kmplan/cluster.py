@@ -11,6 +11,7 @@ from msgspec import Meta
 from kmplan import document
 from kmplan.addresses import AddressPlan
 from kmplan.errors import UserError
+from kmplan.voters import AUTO
 
 CLUSTER_FILE = "cluster.yaml"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
@@ -83,7 +84,13 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     prefix: Annotated[
         str, Meta(description="The cluster's own IPv6 prefix, a /48 in fd00::/8. It cannot be changed later.")
     ]
-    voters: Annotated[Literal[1, 3, 5], Meta(description="How many nodes vote in etcd, once there are that many.")] = 3
+    voters: Annotated[
+        Literal[1, 3, 5, "auto"],
+        Meta(description="How many nodes vote in etcd, once there are that many. `auto`: 3, and 5 from nine nodes on."),
+    ] = "auto"
+    voter_grace_s: Annotated[
+        float, Meta(ge=10, description="Seconds that a voter may be away before another node takes its place for good.")
+    ] = 600.0
     ssh_authorized_keys: Annotated[
         list[str], Meta(description="Public keys that may log in as root on every node. Without one there is no login.")
     ] = []
@@ -112,6 +119,11 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     def plan(self) -> AddressPlan:
         """The cluster's addresses."""
         return AddressPlan.parse(self.prefix)
+
+    @property
+    def wanted_voters(self) -> int:
+        """How many nodes shall vote, AUTO for as many as fit the cluster."""
+        return AUTO if self.voters == "auto" else self.voters
 
 
 def read_cluster(directory: Path) -> ClusterFile:

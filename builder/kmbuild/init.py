@@ -22,6 +22,7 @@ from kmplan.secret_files import AUTHORITIES
 ADMIN_DAYS = 365
 BREAK_GLASS_DAYS = 3650
 API_PORT = 6443
+AUTOMATIC = "auto"
 
 HEADER = """\
 # The cluster file of {name}: what Kubermesh knows about your wishes. docs/cluster-file.md explains every key.
@@ -33,7 +34,11 @@ HEADER = """\
 @click.argument("directory", metavar="NAME", type=click.Path(path_type=Path))
 @click.option("--prefix", help="The cluster's IPv6 prefix, a /48 in fd00::/8 (default: a random one).")
 @click.option(
-    "--voters", type=click.IntRange(1, 5), default=3, show_default=True, help="Nodes that vote in etcd: 1, 3 or 5."
+    "--voters",
+    type=click.Choice([AUTOMATIC, "1", "3", "5"]),
+    default=AUTOMATIC,
+    show_default=True,
+    help="Nodes that vote in etcd; auto: 3, and 5 from nine nodes on.",
 )
 @click.option(
     "--ssh-key",
@@ -44,11 +49,16 @@ HEADER = """\
     help="Public key file that may log in as root on every node; may be given several times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
-def init(directory: Path, prefix: str | None, voters: int, ssh_keys: tuple[Path, ...], as_json: bool) -> None:
+def init(directory: Path, prefix: str | None, voters: str, ssh_keys: tuple[Path, ...], as_json: bool) -> None:
     """Make the cluster directory NAME: cluster file, authorities, keys and the admin's kubeconfig."""
     keys = [key for path in ssh_keys for key in read_public_keys(path)]
     name = directory.resolve().name
-    data = {"version": 1, "name": name, "prefix": prefix or str(random_prefix()), "voters": voters}
+    data = {
+        "version": 1,
+        "name": name,
+        "prefix": prefix or str(random_prefix()),
+        "voters": AUTOMATIC if voters == AUTOMATIC else int(voters),
+    }
     cluster = convert({**data, "ssh_authorized_keys": keys}, ClusterFile, "cluster file")
     create(directory, cluster)
     click.echo(json.dumps(summary(directory, cluster)) if as_json else describe(directory, cluster))
@@ -164,7 +174,7 @@ def describe(directory: Path, cluster: ClusterFile) -> str:
     return "\n".join(
         [
             f"Made {directory}/",
-            f"  {CLUSTER_FILE:<18} prefix {cluster.prefix}, {cluster.voters} voters, login: {login}",
+            f"  {CLUSTER_FILE:<18} prefix {cluster.prefix}, voters: {cluster.voters}, login: {login}",
             f"  {'admin.kubeconfig':<18} https://[{cluster.plan.api}]:{API_PORT}",
             f"  {'pki/':<18} authorities: {', '.join(AUTHORITIES)}; break-glass certificate",
             f"  {'*.key':<18} encryption at rest, mesh authentication",

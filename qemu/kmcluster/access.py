@@ -37,13 +37,13 @@ def kubeconfig(cluster: Cluster) -> str:
 
 
 def api_machine(cluster: Cluster) -> Machine:
-    """A machine that runs an API server: the first that is on and says that it is a voter; if none does, the seed."""
+    """A machine that runs an API server: the first that is on and says that its own is ready; else a voter, or the seed."""
     driver = driver_of(cluster)
     machines = cluster.seed_first()
-    for machine in machines:
-        if driver.power(machine) == "on" and (driver.read_status(machine) or {}).get("role") == "voter":
-            return machine
-    return machines[0]
+    said = [(machine, driver.read_status(machine) or {}) for machine in machines if driver.power(machine) == "on"]
+    voters = [(machine, status) for machine, status in said if status.get("role") == "voter"]
+    ready = [machine for machine, status in voters if status.get("conditions", {}).get("announced")]
+    return next(iter([*ready, *(machine for machine, _ in voters)]), machines[0])
 
 
 def kubectl(cluster: Cluster) -> tuple[list[str], dict[str, str]]:

@@ -9,9 +9,8 @@ from kmcluster.console import read_lines
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
-from kmplan.cluster import read_cluster
+from kmcluster.steady import wanted_roles
 from kmplan.errors import UserError
-from kmplan.voters import voters_of
 
 TAIL_LINES = 12
 POLL_S = {"native": 0.2, "kvm": 1.0, "tcg": 4.0}
@@ -57,21 +56,23 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
     driver = driver_of(cluster)
     seen = {machine.name: Seen() for machine in cluster.machines}
     start = time.monotonic()
-    voters = voters_of(read_cluster(cluster.directory).voters, len(cluster.machines))
-    while not is_settled(seen, voters):
+    wanted = wanted_roles(cluster)
+    while not is_settled(seen, wanted):
         for machine in cluster.machines:
             observe(driver, machine, seen[machine.name], lambda node, what: show(time.monotonic() - start, node, what))
-        if time.monotonic() - start > limit and not is_settled(seen, voters):
+        if time.monotonic() - start > limit and not is_settled(seen, wanted):
             late = next((machine for machine in cluster.machines if not seen[machine.name].ready), cluster.machines[0])
-            what = "Ready" if not seen[late.name].ready else f"in a cluster of {voters} voters"
+            roles = ", ".join(f"{count} {role}" for role, count in wanted.items())
+            what = "Ready" if not seen[late.name].ready else f"in a cluster with {roles}"
             raise failure(driver, late, f"is not {what} after {limit:g} s", seen[late.name])
-        time.sleep(0 if is_settled(seen, voters) else POLL_S[cluster.accelerator])
+        time.sleep(0 if is_settled(seen, wanted) else POLL_S[cluster.accelerator])
     return time.monotonic() - start
 
 
-def is_settled(seen: Mapping[str, Seen], voters: int) -> bool:
-    """Whether all nodes are Ready, and enough of them vote."""
-    return all(one.ready for one in seen.values()) and sum(one.role == "voter" for one in seen.values()) >= voters
+def is_settled(seen: Mapping[str, Seen], wanted: Mapping[str, int]) -> bool:
+    """Whether all nodes are Ready, and enough of them have a part in the control plane."""
+    roles = [one.role for one in seen.values()]
+    return all(one.ready for one in seen.values()) and all(roles.count(role) >= wanted[role] for role in wanted)
 
 
 def default_timeout_s(cluster: Cluster) -> float:

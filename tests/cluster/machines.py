@@ -103,6 +103,10 @@ class Node:
     def status(self) -> dict[str, Any]:
         return self.driver.read_status(self.machine) or {}
 
+    @property
+    def is_on(self) -> bool:
+        return self.driver.power(self.machine) == "on"
+
     def event(self, name: str) -> dict[str, Any]:
         """An event of the agent by name."""
         return next(event for event in self.status()["events"] if event["name"] == name)

@@ -35,8 +35,12 @@ class Ring:
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
         return self.first.kubectl(*arguments, given=given)
 
+    def with_role(self, role: str) -> set[int]:
+        """Nodes that are on and say that they have this part in the control plane."""
+        return {number for number, node in self.nodes.items() if node.is_on and node.status().get("role") == role}
+
     def voters(self) -> set[int]:
-        return {number for number, node in self.nodes.items() if node.status().get("role") == "voter"}
+        return self.with_role("voter")
 
     def ready(self) -> set[str]:
         """Names of the nodes that Kubernetes takes for Ready."""

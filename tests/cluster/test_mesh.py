@@ -46,9 +46,9 @@ print(answer[3] & 15, answer[7])
 """
 
 
-def test_three_of_five_nodes_vote(ring: Ring) -> None:
+def test_three_of_five_nodes_vote_and_one_is_kept_warm(ring: Ring) -> None:
     roles = {number: node.status()["role"] for number, node in ring.nodes.items()}
-    assert sorted(roles.values()) == ["voter", "voter", "voter", "worker", "worker"]
+    assert sorted(roles.values()) == ["standby", "voter", "voter", "voter", "worker"]
     assert roles[1] == "voter"
 
 

@@ -34,20 +34,25 @@ FIRST = Node(1, "shop-1", "voter", "f1" * 32, "c1" * 32, admitted=1000)
 
 @dataclass(frozen=True)
 class EtcdMember:
-    """A member; `in_step` says whether it has started and caught up."""
+    """A member; `in_step` says whether it has started and caught up, `active` whether the others hear of it."""
 
     id: str
     url: str
     name: str = ""
     learner: bool = False
     in_step: bool = True
+    active: bool = True
+
+
+class Crash(Exception):  # noqa: N818 - not an error of the program
+    """The agent is killed while it waits for an answer."""
 
 
 @dataclass
 class EtcdServer:
     """etcd's JSON gateway in memory: revisions, transactions and member changes as etcd has them, zero values left out.
 
-    Each request lets other tasks run first, as one over a socket does.
+    Each request lets other tasks run first, as one over a socket does. After `crash_in` requests whoever asks is killed.
     """
 
     values: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -56,12 +61,28 @@ class EtcdServer:
     leader: str = "1"
     local: str = "1"
     down: bool = False
+    crash_in: int | None = None
+
+    def metrics(self) -> str:
+        """What an etcd says of its peers, among much else."""
+        lines = [
+            f'etcd_network_active_peers{{Local="{int(self.local):x}",Remote="{int(one.id):x}"}} {int(one.active)}'
+            for one in self.members
+            if one.id != self.local
+        ]
+        return "# TYPE etcd_network_active_peers gauge\n" + "".join(f"{line}\n" for line in lines)
 
     async def request(self, method: str, path: str, body: bytes = b"", content_type: str = "") -> Response:
         for _ in range(2):
             await asyncio.sleep(0)
         if self.down:
             raise OSError("connection refused")
+        if self.crash_in is not None:
+            self.crash_in -= 1
+            if self.crash_in < 0:
+                raise Crash
+        if path == "/metrics":
+            return Response(200, self.metrics().encode())
         asked = json.loads(body)
         name = path.removeprefix("/v3/").replace("/", "_").replace("-", "_")
         try:
@@ -222,7 +243,7 @@ class Shop:
 
     def another_ledger(self) -> Ledger:
         """The ledger as another control-plane node has it."""
-        return Ledger(Etcd(self.etcd), Signer(self.paths), self._changed)  # type: ignore[arg-type]
+        return Ledger(Etcd(self.etcd, self.etcd), Signer(self.paths), self._changed)  # type: ignore[arg-type]
 
     async def _changed(self, packed: str) -> None:
         self.changes.append(packed)

@@ -13,6 +13,7 @@ from agent_fakes import FACTS, MESH_KEY, PREFIX, EtcdMember, Machine, Shop
 from cryptography import x509
 
 from kmagent import identity, identity_files, join, ledger, network, registry
+from kmagent.candidates import Report
 from kmagent.http_server import Answer, Request
 from kmagent.join_api import JoinApi
 from kmagent.paths import Paths
@@ -77,6 +78,18 @@ def test_a_wrong_request_is_refused_with_its_reason_and_nothing_is_kept(
     answer = Door(shop, "auto").to("/v1/join", request_)
     assert answer[0] == status and said in answer[1]
     assert shop.etcd.values == before
+
+
+def test_a_node_says_how_it_is_and_a_stranger_does_not(shop: Shop) -> None:
+    node, door = asyncio.run(shop.admit(Machine())), Door(shop)
+    report = {"neighbours": [1, 3], "up_s": 12.5, "free_bytes": 10**10}
+    assert door.to("/v1/report", report, certificate=node.certificate)[0] == 200
+    assert door.to("/v1/report", {"neighbours": "all"}, certificate=node.certificate)[0] == 400
+    assert door.to("/v1/report", report)[0] == door.to("/v1/report", report, certificate="c9" * 32)[0] == 403
+    said = Report(frozenset({1, 3}), 12.5, 10**10)
+    assert asyncio.run(shop.ledger.reports()) == {node.number: said}
+    asyncio.run(shop.ledger.remove(node.number))
+    assert asyncio.run(shop.ledger.reports()) == {}
 
 
 def test_a_machine_waits_until_somebody_says_yes(shop: Shop) -> None:

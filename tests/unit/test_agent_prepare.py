@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kmagent import components, identity_files, prepare
+from kmagent import components, enrol, identity, identity_files, prepare
 from kmagent.paths import Paths
 from kmbuild.init import create
 from kmplan import pki
@@ -129,6 +129,17 @@ def test_a_seed_that_was_removed_does_not_begin_the_cluster_again(machine: Machi
     shutil.rmtree(machine.paths.state)
     prepare.prepare(machine.paths)
     assert (machine.paths.state / "role.json").exists()
+
+
+def test_a_seed_that_votes_no_more_is_not_given_the_secrets_again(machine: Machine) -> None:
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    enrol.take_role(machine.paths, me, "worker", {})
+    assert identity.load(machine.paths, time.time()) is not None
+    left = {str(path.relative_to(machine.paths.state)) for path in machine.paths.state.rglob("*.key") if path.is_file()}
+    assert left == {"identity.key"}
+    assert (machine.paths.state / "pki/cluster-ca.crt").exists()
 
 
 def test_a_machine_without_seed_or_identity_says_so(machine: Machine) -> None:

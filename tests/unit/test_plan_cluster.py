@@ -11,6 +11,7 @@ from kmplan.cluster import ClusterFile, read_cluster
 from kmplan.errors import UserError
 from kmplan.secret_files import SECRET_FILES
 from kmplan.seed import make_bundle, make_join, parse_bundle, parse_join
+from kmplan.voters import AUTO
 
 GOOD = "version: 1\nname: shop\nprefix: fd12:3456:789a::/48\n"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAqk me@desk"
@@ -22,7 +23,8 @@ def read(text: str) -> ClusterFile:
 
 def test_the_shortest_file_has_defaults() -> None:
     cluster = read(GOOD)
-    assert (cluster.voters, cluster.ssh_authorized_keys, cluster.dns_upstreams) == (3, [], [])
+    assert (cluster.voters, cluster.wanted_voters, cluster.voter_grace_s) == ("auto", AUTO, 600)
+    assert (cluster.ssh_authorized_keys, cluster.dns_upstreams) == ([], [])
     assert (cluster.admission.policy, cluster.egress.gateways, cluster.egress.discover) == ("approve", [], False)
     assert str(cluster.plan.node(1)) == "fd12:3456:789a::1"
 
@@ -44,10 +46,13 @@ def test_every_key_may_be_given() -> None:
     [
         (GOOD + "votes: 3\n",
          "cluster.yaml: Object contains unknown field `votes`; known here: version, name, prefix, voters, "
-         "ssh_authorized_keys, dns_upstreams, admission, egress"),
+         "voter_grace_s, ssh_authorized_keys, dns_upstreams, admission, egress"),
         (GOOD.replace("version: 1", "version: 2"), "cluster.yaml: version: Invalid enum value 2; expected one of: 1"),
-        (GOOD + "voters: 2\n", "cluster.yaml: voters: Invalid enum value 2; expected one of: 1, 3, 5"),
-        (GOOD + "voters: many\n", "cluster.yaml: voters: Expected `int`, got `str`"),
+        (GOOD + "voters: 2\n", "cluster.yaml: voters: Invalid enum value 2; expected one of: 1, 3, 5, auto"),
+        (GOOD + "voters: many\n",
+         "cluster.yaml: voters: Invalid enum value 'many'; expected one of: 1, 3, 5, auto"),
+        (GOOD + "voter_grace_s: 1\n",
+         "cluster.yaml: voter_grace_s: Expected `float` >= 10.0"),
         (
             GOOD.replace("/48", "/56"),
             "cluster.yaml: prefix: expected an IPv6 /48 in fd00::/8, got `fd12:3456:789a::/56`",

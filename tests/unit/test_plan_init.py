@@ -67,7 +67,6 @@ def test_an_existing_directory_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--voters", "2"), "cluster file: voters: Invalid enum value 2; expected one of: 1, 3, 5"),
         (("--prefix", "fd00::/64"), "cluster file: prefix: expected an IPv6 /48 in fd00::/8, got `fd00::/64`"),
         (("--ssh-key", "/nowhere.pub"), "/nowhere.pub: cannot be read: No such file or directory"),
     ],

@@ -1,0 +1,160 @@
+"""Keeps etcd's members as `members` decides: observes, claims the one operation that may be under way, and acts.
+
+Whatever is interrupted is picked up by the next turn, here or on the node that leads next.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from kmagent import network
+from kmagent.etcd import EtcdError, Member, Value
+from kmagent.facts import Facts
+from kmagent.ledger import Ledger
+from kmagent.members import Action, Add, Assign, Promote, Remove, View, decide
+from kmagent.registry import Registry
+
+log = logging.getLogger(__name__)
+
+OPERATION = "/kubermesh/operation"
+# An operation that another node has begun is taken over when it has not ended by then: that node is gone.
+PATIENCE_S = 15.0
+# A learner that has not caught up by then is given up, and its node not asked again for as long.
+LEARNER_S = 600.0
+
+Key = TypeVar("Key", int, str)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a turn knows of the nodes: those that the mesh leads to, and those that are labelled not to vote."""
+
+    reachable: frozenset[int]
+    barred: frozenset[int] = frozenset()
+
+
+class Membership:
+    """The membership's keeper on the node that leads; it remembers since when something is wrong, and nothing else."""
+
+    def __init__(self, ledger: Ledger, facts: Facts) -> None:
+        self._ledger, self._facts = ledger, facts
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: another node led meanwhile."""
+        self._away: dict[int, float] = {}
+        self._late: dict[str, float] = {}
+        self._refused: frozenset[str] = frozenset()
+        self._unfit: dict[int, float] = {}
+        self._foreign = (0, 0.0)
+
+    async def reconcile(self, seen: Seen, now: float) -> bool:
+        """Do the step that is due; tells whether there was one. `now` is of a clock that only goes forward, in seconds."""
+        operation = await self._ledger.etcd.get(OPERATION)
+        if not self._may_begin(operation, now):
+            return True
+        view = await self._observe(seen, now)
+        action = decide(view)
+        if isinstance(action, Assign) and action.role == "standby":
+            # What nodes say of themselves is read when there is something to choose only.
+            view = replace(view, reports=await self._ledger.reports())
+            action = decide(view)
+        if action is None:
+            return False
+        note = json.dumps({"by": self._facts.number, "what": describe(action, view)})
+        if not await self._ledger.etcd.commit({OPERATION: operation.revision}, {OPERATION: note}):
+            return True
+        try:
+            return await self._act(action, view, now)
+        finally:
+            await self._ledger.etcd.put(OPERATION, "")
+
+    def _may_begin(self, operation: Value, now: float) -> bool:
+        """Whether nothing is under way: one change at a time, also while two nodes take themselves for the leader."""
+        if not operation.text:
+            return True
+        if self._foreign[0] != operation.revision:
+            self._foreign = (operation.revision, now)
+        return now - self._foreign[1] >= PATIENCE_S * self._facts.probe_scale
+
+    async def _observe(self, seen: Seen, now: float) -> View:
+        etcd = self._ledger.etcd
+        registry, _ = await self._ledger.registry()
+        members = await etcd.members()
+        leader = (await etcd.status()).member
+        view = View(registry, members, seen.reachable, self._facts.prefix, self._facts.voters, leader=leader)
+        active = await etcd.active_peers() | {leader}
+        silent = {view.number_of(one) for one in members if one.name and one.id not in active}
+        reachable = frozenset(seen.reachable - silent)
+        self._away = since(self._away, registry.numbers - reachable, now)
+        self._late = since(self._late, {one.id for one in members if _is_late(one, self._refused)}, now)
+        self._unfit = {number: until for number, until in self._unfit.items() if until > now}
+        return replace(
+            view,
+            reachable=reachable,
+            gone=longer_than(self._facts.voter_grace_s, self._away, now),
+            barred=seen.barred | self._unfit.keys(),
+            stuck=longer_than(LEARNER_S * self._facts.probe_scale, self._late, now),
+        )
+
+    async def _act(self, action: Action, view: View, now: float) -> bool:
+        etcd, what = self._ledger.etcd, describe(action, view)
+        match action:
+            case Add(node):
+                await etcd.add_learner(network.peer_url(self._facts.prefix, node.number))
+            case Promote(member):
+                try:
+                    await etcd.promote(member.id)
+                except EtcdError as error:
+                    self._refused |= {member.id}
+                    log.debug("etcd: %s: not yet: %s", what, error)
+                    return False
+            case Remove(member, _):
+                if member.learner and (number := view.number_of(member)) is not None:
+                    self._unfit[number] = now + LEARNER_S * self._facts.probe_scale
+                await etcd.remove(member.id)
+            case Assign(number, role):
+                await self._ledger.change(lambda old: _assign(old, number, role))
+        log.info("%s", what)
+        return True
+
+
+def describe(action: Action, view: View) -> str:
+    """Say what an action does, for people."""
+    match action:
+        case Add(node):
+            return f"etcd: {node.name} joins as a learner"
+        case Promote(member):
+            return f"etcd: {_name(member)} votes from now on"
+        case Remove(member, why):
+            return f"etcd: {_name(member)} is no member any more: {why}"
+        case Assign(number, role):
+            return f"node {number} is a {role} now"
+
+
+def _name(member: Member) -> str:
+    return member.name or ", ".join(member.peer_urls)
+
+
+def _is_late(member: Member, refused: frozenset[str]) -> bool:
+    """Whether a learner was never started, or cannot be promoted."""
+    return member.learner and (not member.name or member.id in refused)
+
+
+def since(known: Mapping[Key, float], now_so: Iterable[Key], now: float) -> dict[Key, float]:
+    """Return since when each of these has been so, in seconds; `known` is what was returned before."""
+    return {key: known.get(key, now) for key in now_so}
+
+
+def longer_than(seconds: float, known: Mapping[Key, float], now: float) -> frozenset[Key]:
+    """Return what has been so for that long."""
+    return frozenset(key for key, moment in known.items() if now - moment >= seconds)
+
+
+def _assign(registry: Registry, number: int, role: str) -> Registry | None:
+    node = registry.find(number=number)
+    if node is None or node.role == role:
+        return None
+    return registry.put(replace(node, role=role))

@@ -1,0 +1,70 @@
+"""Nodes that the mesh has lost: a taint has Kubernetes make their pods anew elsewhere, long before it would by itself.
+
+Kubernetes waits for five minutes, as it knows heartbeats only: it cannot tell a node that died from one that is slow. The
+mesh knows within a second that no way leads to a node any more. What is concluded of that, and when, is `given_up`.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from kmagent import kubernetes_api
+from kmagent.candidates import Reports, links_of
+from kmagent.http import Client
+from kmagent.membership import longer_than, since
+from kmagent.registry import Registry
+
+log = logging.getLogger(__name__)
+
+TAINT = {"key": "kubermesh.io/lost", "effect": "NoExecute"}
+# A node that is lost alone; several that are joined to each other may well be alive behind a cable that was cut.
+ALONE_S, GROUP_S = 5.0, 60.0
+
+Object = dict[str, Any]
+
+
+def given_up(lost: Mapping[int, float], nodes: int, links: Mapping[int, set[int]], now: float) -> frozenset[int]:
+    """Return the nodes whose pods shall be made anew elsewhere: `lost` says since when which nodes cannot be reached.
+
+    Of `nodes` nodes half or more are never given up: then it is this side that was cut off.
+    """
+    if 2 * len(lost) >= nodes:
+        return frozenset()
+    alone = {number: moment for number, moment in lost.items() if not links.get(number, set()) & lost.keys()}
+    return longer_than(ALONE_S, alone, now) | longer_than(GROUP_S, lost, now)
+
+
+def patch(item: Object, *, lost: bool) -> Object | None:
+    """Return the change that puts the taint on a node's object or takes it off; None when it is as it should be."""
+    taints = [taint for taint in item["spec"].get("taints", []) if taint["key"] != TAINT["key"]]
+    if lost == (len(taints) < len(item["spec"].get("taints", []))):
+        return None
+    # A list is replaced as a whole: refused when somebody else changed the object meanwhile.
+    version = item["metadata"]["resourceVersion"]
+    return {"metadata": {"resourceVersion": version}, "spec": {"taints": [*taints, TAINT] if lost else taints}}
+
+
+class Outages:
+    """Keeps the taint on the nodes that are given up, and on no others."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._lost: dict[int, float] = {}
+
+    def forget(self) -> None:
+        """Begin anew: another node led meanwhile."""
+        self._lost = {}
+
+    async def reconcile(
+        self, registry: Registry, objects: Mapping[str, Object], reachable: frozenset[int], reports: Reports, now: float
+    ) -> bool:
+        """Put on and take off taints; `objects` are the Node objects by name. Tells whether a decision is near."""
+        self._lost = since(self._lost, registry.numbers - reachable, now)
+        gone = given_up(self._lost, len(registry.nodes), links_of(reports), now)
+        for node in registry.nodes:
+            item = objects.get(node.name)
+            change = patch(item, lost=node.number in gone) if item else None
+            if change:
+                log.warning("%s is %s", node.name, "lost" if node.number in gone else "back")
+                await kubernetes_api.merge(self._client, f"/api/v1/nodes/{node.name}", change)
+        return any(now - moment < GROUP_S for moment in self._lost.values())

@@ -1,0 +1,103 @@
+"""Whether a cluster is as it should be: what is not, in words."""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from kmcluster import access, inside, report
+from kmcluster.drivers import driver_of
+from kmcluster.state import Cluster, Machine
+from kmplan.cluster import read_cluster
+from kmplan.errors import UserError
+from kmplan.run import run
+from kmplan.voters import FEW_VOTERS, voters_of, wanted_of
+
+POLL_S = 1.0
+KUBECTL_S = 10.0
+LOST_TAINT = "kubermesh.io/lost"
+
+
+def kubectl(cluster: Cluster, *arguments: str, given: str | None = None) -> str:
+    """Run kubectl as the administrator; UserError when it fails."""
+    argv, environment = access.kubectl(cluster)
+    limits = [f"--request-timeout={KUBECTL_S:g}s"]
+    return run([*argv, *limits, *arguments], env=environment, input=given, timeout_s=6 * KUBECTL_S).stdout
+
+
+def wait_steady(cluster: Cluster, timeout_s: float) -> float:
+    """Wait until nothing is wrong; returns the seconds it took, UserError with what is wrong when it is not in time."""
+    start = time.monotonic()
+    while wrong := complaints(cluster):
+        if time.monotonic() - start > timeout_s:
+            raise UserError(f"not as before after {timeout_s:g} s: {'; '.join(wrong[:4])}")
+        time.sleep(POLL_S)
+    return time.monotonic() - start
+
+
+def complaints(cluster: Cluster) -> list[str]:
+    """Everything that is not as it should be; the API is asked only when the nodes themselves are content."""
+    described = report.describe(cluster)
+    wrong = [f"{node['name']} is {node['state']}" for node in described["nodes"] if node["state"] != "ready"]
+    wrong += wrong_roles(cluster, [node["role"] for node in described["nodes"]])
+    wrong += [f"no link between {' and '.join(cable['nodes'])}" for cable in described["cables"] if not cable["up"]]
+    if wrong:
+        return wrong
+    try:
+        return [*wrong_nodes(cluster), *wrong_pods(cluster), *wrong_data(cluster)]
+    except (UserError, ValueError, KeyError) as error:
+        return [str(error)]
+
+
+def wrong_roles(cluster: Cluster, roles: Sequence[str | None]) -> list[str]:
+    """Too few or too many voters, or no standby."""
+    wanted = wanted_roles(cluster)
+    return [f"{roles.count(role)} of {count} {role}" for role, count in wanted.items() if roles.count(role) != count]
+
+
+def wanted_roles(cluster: Cluster) -> dict[str, int]:
+    """How many nodes have which part in the control plane when all is well."""
+    nodes = len(cluster.machines)
+    voters = voters_of(wanted_of(read_cluster(cluster.directory).wanted_voters, nodes), nodes)
+    return {"voter": voters, "standby": int(FEW_VOTERS < voters < nodes)}
+
+
+def wrong_nodes(cluster: Cluster) -> list[str]:
+    """Nodes that Kubernetes does not take for Ready, or that are still given up."""
+    wrong = []
+    for item in items(cluster, "nodes"):
+        ready = next((one["status"] for one in item["status"]["conditions"] if one["type"] == "Ready"), "Unknown")
+        taints = [taint["key"] for taint in item["spec"].get("taints", [])]
+        if ready != "True" or taints:
+            wrong.append(f"{item['metadata']['name']}: Ready {ready}, taints {', '.join(taints) or 'none'}")
+    return wrong
+
+
+def wrong_pods(cluster: Cluster) -> list[str]:
+    """Pods that do not run, or start again and again."""
+    wrong = []
+    for item in items(cluster, "pods", "--all-namespaces"):
+        ready = next((one["status"] for one in item["status"].get("conditions", []) if one["type"] == "Ready"), "False")
+        if ready != "True" and item["status"].get("phase") != "Succeeded":
+            wrong.append(f"pod {item['metadata']['name']} is not ready")
+    return wrong
+
+
+def wrong_data(cluster: Cluster) -> list[str]:
+    """Voters whose etcd does not hold the same: compared at the newest revision that all of them have."""
+    driver = driver_of(cluster)
+    voters = [one for one in cluster.machines if (driver.read_status(one) or {}).get("role") == "voter"]
+
+    def ask(machine: Machine, revision: int) -> dict[str, int]:
+        found: dict[str, int] = inside.run_script(driver, machine, "etcd_hash", str(revision), timeout_s=KUBECTL_S)
+        return found
+
+    common = min((ask(machine, 0)["revision"] for machine in voters), default=0)
+    hashes = {machine.name: ask(machine, common)["hash"] for machine in voters}
+    return [f"etcd holds different data at revision {common}: {hashes}"] if len(set(hashes.values())) > 1 else []
+
+
+def items(cluster: Cluster, *what: str) -> list[dict[str, Any]]:
+    """Objects of the API."""
+    found: list[dict[str, Any]] = json.loads(kubectl(cluster, "get", *what, "--output=json"))["items"]
+    return found

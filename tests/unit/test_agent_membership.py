@@ -1,0 +1,219 @@
+"""The membership's keeper against etcd's rules: whatever is interrupted, another one goes on from there."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent_fakes import FACTS, Crash, EtcdMember, Machine, Shop
+
+from kmagent import membership, network
+from kmagent.candidates import Report
+from kmagent.ledger import Ledger
+from kmagent.membership import LEARNER_S, OPERATION, PATIENCE_S, Membership, Seen
+
+FACTS3 = replace(FACTS, voters=3, voter_grace_s=60.0)
+
+
+def url(number: int) -> str:
+    return network.peer_url(FACTS.prefix, number)
+
+
+class Cluster:
+    """Five nodes, of which 1 leads; its keeper may be killed and begin anew. `up` are the nodes that are there."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop, self.now, self.up = shop, 0.0, {1, 2, 3, 4, 5}
+        self.keeper = self.another()
+        shop.etcd.members = [EtcdMember("1", url(1), "shop-1")]
+        asyncio.run(shop.begin())
+        for _ in range(4):
+            asyncio.run(shop.admit(Machine()))
+
+    def another(self) -> Membership:
+        return Membership(self.shop.another_ledger(), FACTS3)
+
+    def turn(self, barred: frozenset[int] = frozenset()) -> bool:
+        """One turn of the leading agent, and what machines do meanwhile."""
+        self.shop.etcd.members = [
+            replace(one, active=number_of(one) in self.up) if one.name else one for one in self.shop.etcd.members
+        ]
+        done = asyncio.run(self.keeper.reconcile(Seen(frozenset(self.up), barred), self.now))
+        self.start()
+        self.now += 5
+        return done
+
+    def start(self) -> None:
+        """A member that was added starts at some time, and catches up some time later."""
+        self.shop.etcd.members = [
+            replace(one, name=f"shop-{number_of(one)}", in_step=bool(one.name)) if number_of(one) in self.up else one
+            for one in self.shop.etcd.members
+        ]
+
+    def settle(self) -> None:
+        """Take turns until nothing is due, also when what is waited for is over."""
+        quiet = 0
+        for _ in range(400):
+            quiet = 0 if self.turn() else quiet + 1
+            if quiet > FACTS3.voter_grace_s / 5 + 3:
+                return
+        raise AssertionError(self.shop.etcd.members)
+
+    @property
+    def voters(self) -> set[int]:
+        return {number_of(one) for one in self.shop.etcd.members if not one.learner}
+
+    @property
+    def learners(self) -> set[int]:
+        return {number_of(one) for one in self.shop.etcd.members if one.learner}
+
+    def roles(self) -> dict[int, str]:
+        known, _ = asyncio.run(self.shop.ledger.registry())
+        return {one.number: one.role for one in known.nodes}
+
+    def is_well(self, voters: int = 3) -> bool:
+        named = {role: {number for number, has in self.roles().items() if has == role} for role in ("voter", "standby")}
+        assert named == {"voter": self.voters, "standby": self.learners}
+        return len(self.voters & self.up) == voters and len(self.learners & self.up) == 1
+
+
+def number_of(member: EtcdMember) -> int:
+    return next(number for number in range(1, 10) if member.url == url(number))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(Shop(tmp_path / "shop"))
+
+
+def test_a_new_cluster_gets_three_voters_and_one_that_is_warm(cluster: Cluster) -> None:
+    cluster.settle()
+    assert (cluster.voters, cluster.learners) == ({1, 2, 3}, {4})
+    assert cluster.is_well()
+    assert cluster.turn() is False
+
+
+def test_a_voter_that_is_away_for_long_is_replaced_and_one_that_returns_in_time_is_not(cluster: Cluster) -> None:
+    cluster.settle()
+    cluster.up.remove(3)
+    for _ in range(10):
+        cluster.turn()
+    cluster.up.add(3)
+    cluster.settle()
+    assert cluster.voters == {1, 2, 3}
+    cluster.up.remove(3)
+    cluster.settle()
+    assert (cluster.voters, cluster.learners) == ({1, 2, 4}, {5})
+    cluster.up.add(3)
+    cluster.settle()
+    assert cluster.voters == {1, 2, 4} and cluster.roles()[3] == "worker"
+    assert cluster.is_well()
+
+
+def test_an_etcd_that_does_not_answer_is_away_even_if_its_node_is_there(cluster: Cluster) -> None:
+    cluster.settle()
+    for _ in range(20):
+        cluster.shop.etcd.members = [replace(one, active=number_of(one) != 2) for one in cluster.shop.etcd.members]
+        asyncio.run(cluster.keeper.reconcile(Seen(frozenset(cluster.up)), cluster.now))
+        cluster.start()
+        cluster.now += 5
+    assert 2 not in cluster.voters and len(cluster.voters) == 3
+
+
+@pytest.mark.parametrize("died", [set(), {3}, {4}])
+def test_an_agent_that_is_killed_at_any_moment_leaves_what_the_next_one_can_end(tmp_path: Path, died: set[int]) -> None:
+    """Killed before each of its first 120 requests to etcd; each time another begins, with no memory of it."""
+    for moment in range(120):
+        cluster = Cluster(Shop(tmp_path / f"shop-{moment}"))
+        if died:
+            cluster.settle()
+            cluster.up -= died
+            cluster.turn()
+            cluster.now += 100
+        cluster.shop.etcd.crash_in = moment
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(membership, "PATIENCE_S", 10.0)
+            try:
+                for _ in range(30):
+                    cluster.turn()
+            except Crash:
+                cluster.shop.etcd.crash_in = None
+                cluster.keeper = cluster.another()
+            cluster.shop.etcd.crash_in = None
+            cluster.settle()
+        assert cluster.is_well(), (moment, cluster.shop.etcd.members)
+        assert cluster.voters & died == set()
+
+
+def test_only_one_of_two_leaders_acts_and_one_that_is_gone_is_not_waited_for_long(cluster: Cluster) -> None:
+    note = json.dumps({"by": 2, "what": "something"})
+    asyncio.run(cluster.shop.ledger.etcd.put(OPERATION, note))
+    assert cluster.turn() is True
+    assert cluster.roles()[2] == "worker"
+    cluster.now += PATIENCE_S
+    assert cluster.turn() is True
+    assert cluster.roles()[2] == "standby"
+
+
+def test_who_was_overtaken_between_looking_and_acting_does_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide, etcd = membership.decide, cluster.shop.etcd
+
+    def slow(view: membership.View) -> membership.Action | None:
+        """Another one begins and ends an operation meanwhile."""
+        monkeypatch.setattr(membership, "decide", decide)
+        etcd.revision += 1
+        etcd.values[OPERATION] = ("", etcd.revision)
+        return decide(view)
+
+    monkeypatch.setattr(membership, "decide", slow)
+    assert cluster.turn() is True
+    assert set(cluster.roles().values()) == {"voter", "worker"}
+    assert cluster.turn() is True
+    assert "standby" in cluster.roles().values()
+
+
+def test_a_learner_that_never_starts_costs_nothing_and_gives_its_place_away(cluster: Cluster) -> None:
+    cluster.settle()
+    cluster.shop.etcd.members = [
+        replace(one, name="", in_step=False) if one.learner else one for one in cluster.shop.etcd.members
+    ]
+    cluster.up.remove(4)
+    cluster.settle()
+    assert (cluster.voters, cluster.learners) == ({1, 2, 3}, {5})
+
+
+def test_a_learner_that_cannot_catch_up_is_not_chosen_again_soon(cluster: Cluster) -> None:
+    """It starts and answers, and never catches up: with a dead voter, another node has to take over."""
+    cluster.settle()
+    cluster.up.remove(3)
+    for _ in range(int(LEARNER_S / 5) + 40):
+        cluster.shop.etcd.members = [
+            replace(one, in_step=False) if number_of(one) == 4 and one.learner else one
+            for one in cluster.shop.etcd.members
+        ]
+        cluster.turn()
+        cluster.shop.etcd.members = [
+            replace(one, in_step=False) if number_of(one) == 4 and one.learner else one
+            for one in cluster.shop.etcd.members
+        ]
+    assert cluster.voters & {1, 2, 5} == {1, 2, 5}
+
+
+def test_the_best_connected_node_is_chosen(cluster: Cluster) -> None:
+    ledger: Ledger = cluster.shop.ledger
+    cables = {1: {2, 3}, 2: {1, 5}, 3: {1}, 4: {5}, 5: {2, 4}}
+    for number, neighbours in cables.items():
+        asyncio.run(ledger.note_report(number, Report(frozenset(neighbours), 1e6, 10**12)))
+    cluster.settle()
+    # The third vote is for a node of which the first two are reached in two ways; from 4 all ways lead through 5.
+    assert 4 not in cluster.voters
+
+
+def test_a_node_that_is_labelled_does_not_vote(cluster: Cluster) -> None:
+    barred = frozenset({2})
+    for _ in range(60):
+        cluster.turn(barred)
+    assert cluster.voters == {1, 3, 4} and cluster.learners == {5}

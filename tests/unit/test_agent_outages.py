@@ -1,0 +1,96 @@
+"""Which nodes are given up when the mesh loses them, and what Kubernetes is told of it."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from agent_fakes import FIRST, KubernetesApi, Shop
+
+from kmagent.candidates import Report
+from kmagent.outages import ALONE_S, GROUP_S, TAINT, Outages, given_up, patch
+from kmagent.registry import Registry
+
+RING = {1: {2, 5}, 2: {1, 3}, 3: {2, 4}, 4: {3, 5}, 5: {4, 1}}
+SLOW = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "nodes", "after_s", "gone"),
+    [
+        ({}, 5, 1000, set()),
+        ({3}, 5, ALONE_S - 0.1, set()),
+        ({3}, 5, ALONE_S, {3}),
+        # Each of them alone: nobody is at the other ends of their cables who could be alive with them.
+        ({2, 4}, 5, ALONE_S, {2, 4}),
+        # Joined by a cable: perhaps two cables were cut, and they are alive.
+        ({3, 4}, 5, ALONE_S, set()),
+        ({3, 4}, 5, GROUP_S, {3, 4}),
+        # It is this side that is cut off.
+        ({2, 3, 4}, 5, 1000, set()),
+        ({2}, 2, 1000, set()),
+        ({2}, 3, ALONE_S, {2}),
+        # Of a node that has never said who its neighbours are nothing is known.
+        ({9}, 5, ALONE_S, {9}),
+    ],
+)
+def test_a_node_is_given_up_when_it_cannot_be_alive_with_others(
+    lost: set[int], nodes: int, after_s: float, gone: set[int]
+) -> None:
+    assert given_up(dict.fromkeys(lost, 100.0), nodes, RING, 100.0 + after_s) == gone
+
+
+def test_who_was_lost_first_is_given_up_first() -> None:
+    assert given_up({2: 0.0, 4: 6.0}, 5, RING, 6.0) == {2}
+
+
+def item(*taints: dict[str, str]) -> dict[str, Any]:
+    return {"metadata": {"name": "shop-2", "resourceVersion": "7"}, "spec": {"taints": [*taints]} if taints else {}}
+
+
+@pytest.mark.parametrize(
+    ("taints", "lost", "wanted"),
+    [([], False, None), ([], True, [TAINT]), ([SLOW], True, [SLOW, TAINT]), ([SLOW, TAINT], True, None),
+     ([SLOW, TAINT], False, [SLOW]), ([TAINT], False, []), ([SLOW], False, None)],
+)  # fmt: skip
+def test_the_taint_comes_and_goes_and_others_stay(
+    taints: list[dict[str, str]], lost: bool, wanted: list[dict[str, str]] | None
+) -> None:
+    change = patch(item(*taints), lost=lost)
+    assert (change and change["spec"]["taints"]) == wanted
+    assert change is None or change["metadata"]["resourceVersion"] == "7"
+
+
+class Nodes(KubernetesApi):
+    """The API with three Node objects."""
+
+    def __init__(self) -> None:
+        names = [f"shop-{number}" for number in (1, 2, 3)]
+        super().__init__(
+            {f"/api/v1/nodes/{name}": {**item(), "metadata": {"name": name, "resourceVersion": "1"}} for name in names}
+        )
+
+    def do_patch(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.objects[path] = {**self.objects[path], "spec": body["spec"]}
+        return 200, self.objects[path]
+
+    def tainted(self) -> set[str]:
+        return {name.rpartition("/")[2] for name, one in self.objects.items() if one["spec"].get("taints")}
+
+
+def test_a_lost_node_is_tainted_until_it_is_back() -> None:
+    api, registry = Nodes(), Registry("shop").put(FIRST).put(Shop.node(2)).put(Shop.node(3))
+    outages = Outages(api)  # type: ignore[arg-type]
+    reports = {2: Report(frozenset({1}))}
+
+    def turn(reachable: set[int], now: float) -> bool:
+        objects = {name.rpartition("/")[2]: one for name, one in api.objects.items()}
+        return asyncio.run(outages.reconcile(registry, objects, frozenset(reachable), reports, now))
+
+    assert turn({1, 2, 3}, 0) is False
+    assert turn({1, 3}, 10) is True and api.tainted() == set()
+    # A flap: it begins anew.
+    assert turn({1, 2, 3}, 14) is False
+    assert turn({1, 3}, 15) is True and turn({1, 3}, 19) is True and api.tainted() == set()
+    assert turn({1, 3}, 20) is True and api.tainted() == {"shop-2"}
+    assert turn({1, 3}, 100) is False and len(api.writes) == 1
+    assert turn({1, 2, 3}, 101) is False and api.tainted() == set()
