@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 HOST_PACKAGES := bubblewrap debian-archive-keyring e2fsprogs file git iproute2 mmdebstrap mount nftables python3 python3-venv systemd-container util-linux
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: image test test-unit lint format setup bench clean help
+.PHONY: image test test-unit lint format setup bench verify clean help
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ format: $(VENV)/.installed ## Format the code.
 bench: setup ## Measure what docs/benchmarks.md publishes (needs root).
 	@command -v debootstrap >/dev/null || $(SUDO) apt-get install -qq debootstrap
 	$(SUDO) $(BIN)/python -m tests.bench
+
+verify: setup ## Break clusters on purpose and prove that they heal (needs root, an image, and half an hour).
+	$(SUDO) $(BIN)/kmbuild verify
 
 setup: $(VENV)/.host $(VENV)/.installed ## Install what the project needs on this machine.
 

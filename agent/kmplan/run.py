@@ -97,11 +97,16 @@ def spawn(
     log: Path,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
+    tied: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one: own session, output appended to `log`."""
+    """Start a process that outlives this one: own session, output appended to `log`.
+
+    A `tied` one has a pipe as its standard input, whose end tells it that this process is gone, or wants it to end.
+    """
+    stdin = subprocess.PIPE if tied else subprocess.DEVNULL
     with log.open("ab") as sink:
         return subprocess.Popen(
-            [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
+            [str(word) for word in argv], stdin=stdin, stdout=sink, stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})}, start_new_session=True, pass_fds=pass_fds,
         )  # fmt: skip
 

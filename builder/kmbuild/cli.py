@@ -11,6 +11,7 @@ from kmbuild.image import image
 from kmbuild.init import init
 from kmbuild.lock_command import lock
 from kmbuild.nodes import nodes
+from kmbuild.verify import verify
 from kmplan.errors import UserError
 
 
@@ -25,7 +26,7 @@ def kmbuild(debug: bool) -> None:
     del debug  # main() looks for it
 
 
-for command in (image, lock, config, cache, init, cluster, nodes):
+for command in (image, lock, config, cache, init, cluster, nodes, verify):
     kmbuild.add_command(command)
 
 

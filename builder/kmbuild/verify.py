@@ -1,0 +1,164 @@
+"""`kmbuild verify`: breaks clusters of the image on purpose, and proves that they heal."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from random import SystemRandom
+
+import click
+import msgspec
+
+from kmbuild.cluster import locate_image, show_line
+from kmbuild.init import create
+from kmbuild.table import table
+from kmcluster import bench, steady, verdict_page, waiting
+from kmcluster.drivers import NAMES
+from kmcluster.image import check_image
+from kmcluster.scenario import Scenario
+from kmcluster.scenarios import ALL, TAGS, choose
+from kmcluster.scenarios.nodes import GRACE_S
+from kmcluster.topology import find_topology, read_topology
+from kmcluster.verdict import Run, Verdict, junit
+from kmcluster.verify import Stage, play
+from kmplan import document
+from kmplan.addresses import random_prefix
+from kmplan.cluster import ClusterFile
+from kmplan.errors import UserError
+
+FORMATS = "verdict.json, junit.xml and verdict.html"
+
+
+@click.command()
+@click.argument("names", metavar="[SCENARIO]...", nargs=-1)
+@click.option("--tag", "tags", multiple=True, type=click.Choice(TAGS), help="All scenarios with this tag; repeatable.")
+@click.option("--list", "only_list", is_flag=True, help="List the scenarios and do nothing.")
+@click.option("--driver", type=click.Choice(NAMES), default="nspawn", show_default=True, help="What runs the machines.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="How often each is played.")
+@click.option("--seed", type=int, help="Random choices follow from it.  [default: another one each time]")
+@click.option("--keep", is_flag=True, help="Leave the cluster of a failure on, for you to look at; ends there.")
+@click.option("--stop", is_flag=True, help="End with the first failure.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("verdict"),
+    show_default=True,
+    help=f"Folder for {FORMATS}.",
+)
+@click.option("--compare", type=click.Path(path_type=Path), help="A verdict.json to show beside this one.")
+@click.option(
+    "--image", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="The .raw or its folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def verify(
+    names: Sequence[str], tags: Sequence[str], only_list: bool, driver: str, repeat: int, seed: int | None, keep: bool,
+    stop: bool, output: Path, compare: Path | None, image: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Break a cluster of the image on purpose, and prove that it heals: all scenarios, or those that are named.
+
+    While each fault lasts, two writers count up through the API's anycast address; every write that was acknowledged has to be
+    there in the end, once. Ends with status 1 when something did not hold.
+    """
+    chosen = choose(names, tags)
+    if only_list:
+        rows = [("SCENARIO", "TAGS", "WHAT HAPPENS"), *((one.name, ", ".join(one.tags), one.title) for one in chosen)]
+        click.echo(json.dumps([one.name for one in chosen]) if as_json else table(rows))
+        return
+    if driver != "nspawn":
+        raise UserError(f"{driver}: scenarios need machines that share this one's network", "use --driver nspawn")
+    earlier = document.read(compare, Verdict) if compare else None
+    session = Session(driver, image, output, SystemRandom().randrange(2**31) if seed is None else seed)
+    runs = session.play_all(chosen, repeat, keep=keep, stop=stop)
+    verdict = session.write(runs, earlier)
+    click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode() if as_json else summary(verdict))
+    click.echo(f"{output}: {FORMATS}", err=True)
+    if verdict.failed:
+        raise click.exceptions.Exit(1)
+
+
+class Session:
+    """One call of `kmbuild verify`: its cluster, and where results go."""
+
+    def __init__(self, driver: str, image: Path, output: Path, seed: int) -> None:
+        self.driver, self.image, self.output, self.seed = driver, locate_image(image), output, seed
+        self.roothash = str(check_image(self.image)["roothash"])
+        self.start = time.monotonic()
+        output.mkdir(parents=True, exist_ok=True)
+
+    def play_all(self, chosen: Sequence[Scenario], repeat: int, *, keep: bool, stop: bool) -> list[Run]:
+        """Play each scenario so often, on one cluster as long as that is well."""
+        runs: list[Run] = []
+        name = ""
+        kept = False
+        try:
+            for scenario in chosen:
+                for number in range(repeat):
+                    name = name or self.bring_up(scenario.topology)
+                    self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
+                    run = play(scenario, Stage(name, self.output, lambda what: self.say("", what)), self.seed + number)
+                    runs.append(run)
+                    self.say(scenario.name, "; ".join(run.faults) or verdict_page.describe(run))
+                    if run.faults and (keep or stop):
+                        kept = keep
+                        return runs
+                    if run.faults:
+                        bench.down(name)
+                        name = ""
+        finally:
+            if name and not kept:
+                bench.down(name)
+            elif name:
+                self.say(name, "stays on: `kmbuild cluster status`, then `kmbuild cluster down`")
+        return runs
+
+    def bring_up(self, topology: str) -> str:
+        """Boot a cluster whose voters are replaced soon; returns its name."""
+        name = f"verify-{os.getpid()}"
+        path = find_topology(topology)
+        order = bench.Order(
+            name=name, topology=read_topology(path), driver=self.driver, image=self.image, directory=None,
+            make_directory=make_directory,
+        )  # fmt: skip
+        self.say(name, f"power on ({topology})")
+        try:
+            made = bench.up(order)
+            waiting.wait_ready(made, lambda *_: None)
+            steady.wait_steady(made, 240)
+        except BaseException:
+            bench.down(name)
+            raise
+        self.say(name, "steady")
+        return name
+
+    def say(self, who: str, what: str) -> None:
+        """Show progress."""
+        show_line(time.monotonic() - self.start, who, what)
+
+    def write(self, runs: list[Run], earlier: Verdict | None) -> Verdict:
+        """Write the reports."""
+        verdict = Verdict(
+            date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", machine=f"{os.cpu_count()} cores, Linux {platform.release()}",
+            driver=self.driver, roothash=self.roothash, seed=self.seed, runs=runs,
+        )  # fmt: skip
+        document.write(self.output / "verdict.json", msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
+        document.write(self.output / "junit.xml", junit(verdict))
+        document.write(self.output / "verdict.html", verdict_page.page(verdict, ALL, earlier))
+        return verdict
+
+
+def make_directory(folder: Path, name: str) -> None:
+    """Make the cluster directory: all machines are admitted, and a voter is replaced after a time one can wait for."""
+    wishes = {"version": 1, "name": name, "prefix": str(random_prefix()), "admission": {"policy": "auto"}}
+    create(folder, document.convert({**wishes, "voter_grace_s": GRACE_S}, ClusterFile, name))
+
+
+def summary(verdict: Verdict) -> str:
+    """All runs as a table."""
+    rows = [("SCENARIO", "OUTAGE", "AS BEFORE", "ACKED", "FAILED", "LOST", "")]
+    for run in verdict.runs:
+        figures = (f"{run.outage_s:.1f} s", f"{run.whole_s:.1f} s", str(run.acked), str(run.failed), str(run.lost))
+        rows.append((run.scenario, *figures, "; ".join(run.faults) or "ok"))
+    return table(rows)

@@ -1,0 +1,107 @@
+"""A scenario of `kmbuild verify`: what is done to a cluster, and what has to hold while and after it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from kmcluster import bench, cabling, inside, state, steady
+from kmcluster.driver import Driver, Result
+from kmcluster.drivers import driver_of
+from kmcluster.state import Cluster, Machine
+from kmplan.errors import UserError
+
+
+class Scene:
+    """The cluster that a scenario is played on; what is done to it is noted by `tell`, and those it is done to are victims."""
+
+    def __init__(self, name: str, random: Random, tell: Callable[[str], None]) -> None:
+        self.name, self.random, self.tell = name, random, tell
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster as it is now."""
+        return state.load(self.name)
+
+    @property
+    def driver(self) -> Driver:
+        """What runs its machines."""
+        return driver_of(self.cluster)
+
+    def machine(self, number: int) -> Machine:
+        """A machine by its number."""
+        return self.cluster.machine(str(number))
+
+    def status(self, number: int) -> dict[str, object]:
+        """What a machine's agent says; nothing while it is off."""
+        machine = self.machine(number)
+        return (self.driver.read_status(machine) if self.driver.power(machine) == "on" else None) or {}
+
+    def with_role(self, role: str) -> list[int]:
+        """Machines that are on and have this part in the control plane."""
+        return [one.number for one in self.cluster.machines if self.status(one.number).get("role") == role]
+
+    def leader(self) -> int:
+        """The machine whose etcd leads."""
+        for number in self.with_role("voter"):
+            if self.status(number).get("leads"):
+                return number
+        raise UserError("no node says that its etcd leads")
+
+    def follower(self) -> int:
+        """A voter that does not lead."""
+        return self.random.choice([number for number in self.with_role("voter") if number != self.leader()])
+
+    def one(self, role: str) -> int:
+        """A machine with this part in the control plane."""
+        return self.random.choice(self.with_role(role))
+
+    def power(self, number: int, action: str) -> None:
+        """Do something to a machine's power."""
+        self.tell(f"power {action}: {self.machine(number).name}")
+        bench.power(self.name, str(number), action)
+
+    def cable(self, a: int, b: int, action: str, loss: float | None = None, delay: float | None = None) -> None:
+        """Do something to a cable."""
+        self.tell(f"cable {action}: {self.machine(a).name} to {self.machine(b).name}")
+        cabling.change(self.name, str(a), str(b), action, loss, delay)
+
+    def kill(self, number: int, program: str) -> None:
+        """End all processes of a program on a machine at once (SIGKILL)."""
+        self.tell(f"kill -9 {program}: {self.machine(number).name}")
+        inside.run_script(self.driver, self.machine(number), "kill", program)
+
+    def execute(self, number: int, *argv: str) -> Result:
+        """Run a command in a machine."""
+        return self.driver.execute(self.machine(number), argv)
+
+    def kubectl(self, *arguments: str) -> str:
+        """Run kubectl as the administrator."""
+        return steady.kubectl(self.cluster, *arguments)
+
+    def neighbours(self, number: int) -> list[int]:
+        """The machines at the other ends of a machine's cables."""
+        pairs = [(cable.a.node, cable.b.node) for cable in self.cluster.cables_of(self.machine(number))]
+        return [there if here == number else here for here, there in pairs]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle.
+
+    `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
+    `outage_s` without an acknowledged write, until `undo` where the cluster `heals_alone`; everything has to be as before
+    `whole_s` after that. `replaced` says whether voters change.
+    """
+
+    name: str
+    title: str
+    tags: tuple[str, ...]
+    victims: Callable[[Scene], list[int]]
+    fault: Callable[[Scene, list[int]], None]
+    undo: Callable[[Scene, list[int]], None] | None = None
+    after_s: float = 5.0
+    outage_s: float = 10.0
+    whole_s: float = 120.0
+    replaced: bool = False
+    heals_alone: bool = True
+    topology: str = "ring5"

@@ -1,0 +1,70 @@
+"""Faults of machines: power, and what stands still."""
+
+import time
+
+from kmcluster.scenario import Scenario, Scene
+
+# A little longer than the clusters that are verified wait for a voter.
+GRACE_S = 20.0
+STAGGER_S = 3.0
+
+
+def cut(scene: Scene, chosen: list[int]) -> None:
+    """Pull the plug of all victims."""
+    for number in chosen:
+        scene.power(number, "cut")
+
+
+def power_on(scene: Scene, chosen: list[int]) -> None:
+    """Power all victims on, one after the other."""
+    for number in chosen:
+        scene.power(number, "on")
+        time.sleep(STAGGER_S)
+
+
+def freeze(scene: Scene, chosen: list[int]) -> None:
+    """Stop all victims."""
+    for number in chosen:
+        scene.power(number, "freeze")
+
+
+def thaw(scene: Scene, chosen: list[int]) -> None:
+    """Let all victims go on."""
+    for number in chosen:
+        scene.power(number, "thaw")
+
+
+def leader(scene: Scene) -> list[int]:
+    """The node whose etcd leads."""
+    return [scene.leader()]
+
+
+def follower(scene: Scene) -> list[int]:
+    """A voter that does not lead."""
+    return [scene.follower()]
+
+
+def worker(scene: Scene) -> list[int]:
+    """A node that has no part in the control plane."""
+    return [scene.one("worker")]
+
+
+def everyone(scene: Scene) -> list[int]:
+    """All machines, in any order."""
+    numbers = [machine.number for machine in scene.cluster.machines]
+    return scene.random.sample(numbers, len(numbers))
+
+
+SCENARIOS = [
+    Scenario("power-leader", "the leading node loses its power, and gets it back in time", ("power", "quick"), leader, cut,
+             power_on, after_s=10, outage_s=10),
+    Scenario("power-follower", "another voter loses its power, and gets it back in time", ("power",), follower, cut, power_on,
+             after_s=10, outage_s=5),
+    Scenario("power-worker", "a worker loses its power, and gets it back", ("power",), worker, cut, power_on, after_s=20),
+    Scenario("freeze-leader", "the leading node stands still for half a minute", ("power",), leader, freeze, thaw, after_s=15,
+             outage_s=10),
+    Scenario("power-all", "all machines lose their power at once, and get it back in any order", ("power",), everyone, cut,
+             power_on, after_s=1, outage_s=90, whole_s=240, heals_alone=False),
+    Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
+             leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True),
+]  # fmt: skip

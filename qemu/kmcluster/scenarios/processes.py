@@ -1,0 +1,66 @@
+"""Faults of programs: killed, stopped, or deleted by hand."""
+
+from kmcluster.scenario import Scenario, Scene
+
+
+def kill(program: str, role: str) -> Scenario:
+    """A program is killed on a node: on the one whose etcd leads (`leader`), on another voter (`follower`), or a worker."""
+    where = {"leader": "the leading node", "follower": "a voter that does not lead", "worker": "a worker"}[role]
+
+    def victims(scene: Scene) -> list[int]:
+        return [{"leader": scene.leader, "follower": scene.follower}.get(role, lambda: scene.one(role))()]
+
+    return Scenario(
+        name=f"kill-{program}-{role}",
+        title=f"{program} is killed on {where}",
+        tags=("process", "quick"),
+        victims=victims,
+        fault=lambda scene, chosen: scene.kill(chosen[0], program),
+        outage_s=10,
+        whole_s=90,
+    )
+
+
+def delete_pods(scene: Scene, _: list[int]) -> None:
+    """Delete every mirror pod of the control plane, twice."""
+    for _again in range(2):
+        scene.tell("kubectl delete pods of the control plane")
+        scene.kubectl("-n", "kube-system", "delete", "pods", "-l", "tier=control-plane", "--wait=false")
+
+
+def delete_addons(scene: Scene, _: list[int]) -> None:
+    """Delete the objects of kube-proxy and CoreDNS."""
+    scene.tell("kubectl delete daemonsets kube-proxy, coredns")
+    scene.kubectl("-n", "kube-system", "delete", "daemonset", "kube-proxy", "coredns")
+
+
+def nobody(_: Scene) -> list[int]:
+    """No machine is harmed."""
+    return []
+
+
+SCENARIOS = [
+    kill("etcd", "leader"),
+    kill("etcd", "follower"),
+    kill("kube-apiserver", "leader"),
+    kill("kubelet", "worker"),
+    kill("containerd", "worker"),
+    kill("kmagent", "leader"),
+    kill("babeld", "follower"),
+    Scenario(
+        name="delete-mirror-pods",
+        title="the pods of the control plane are deleted, twice",
+        tags=("process", "quick"),
+        victims=nobody,
+        fault=delete_pods,
+        whole_s=60,
+    ),
+    Scenario(
+        name="delete-addons",
+        title="the objects of kube-proxy and CoreDNS are deleted",
+        tags=("process",),
+        victims=nobody,
+        fault=delete_addons,
+        whole_s=120,
+    ),
+]

@@ -1,0 +1,102 @@
+"""What came of the scenarios: data of each run, figures over all of them, and reports for machines (JSON, JUnit)."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+import msgspec
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Something that was done, and when: seconds since the fault began, negative before it."""
+
+    at_s: float
+    what: str
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """A time without an acknowledged write: seconds since the fault began."""
+
+    since_s: float
+    until_s: float
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One time that a scenario was played; seconds count from the fault's begin.
+
+    `faults` says what did not hold, nothing when all did. `outages` are the longest of the fault, and the longest after it was
+    undone (at `undone_s`), where they were long enough to be noticed. All was as before at `whole_s`. `acked`, `failed` and
+    `lost` count writes. A cluster that does not heal alone is in service again only after the fault was undone.
+    """
+
+    scenario: str
+    seed: int
+    faults: list[str]
+    marks: list[Mark]
+    outages: list[Outage] = []
+    heals_alone: bool = True
+    undone_s: float = 0.0
+    whole_s: float = 0.0
+    acked: int = 0
+    failed: int = 0
+    lost: int = 0
+    took_s: float = 0.0
+    bundle: str = ""
+
+    @property
+    def outage_s(self) -> float:
+        """For how long no write was acknowledged, at the longest: by the fault, or until service was back after `undo`."""
+        felt = [one for one in self.outages if one.since_s < self.undone_s or not self.heals_alone]
+        return max((one.until_s - one.since_s for one in felt), default=0.0)
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of one `kmbuild verify`, and where: `machine` describes this host, `roothash` the image."""
+
+    version: int = 1
+    date: str
+    machine: str
+    driver: str
+    roothash: str
+    seed: int
+    runs: list[Run]
+
+    @property
+    def failed(self) -> list[Run]:
+        """The runs in which something did not hold."""
+        return [run for run in self.runs if run.faults]
+
+    @property
+    def by_scenario(self) -> dict[str, list[Run]]:
+        """The runs of each scenario, in the order they were played first."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.scenario, []).append(run)
+        return found
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that this share of values does not exceed: the nearest rank, so one that was measured."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def junit(verdict: Verdict) -> bytes:
+    """The verdict as JUnit XML: a test case for every run."""
+    suite = ElementTree.Element(
+        "testsuite", name="kmbuild verify", tests=str(len(verdict.runs)), failures=str(len(verdict.failed)),
+        timestamp=verdict.date,
+    )  # fmt: skip
+    for index, run in enumerate(verdict.runs):
+        name = f"{run.scenario}[{index}]"
+        case = ElementTree.SubElement(suite, "testcase", classname="verify", name=name, time=f"{run.took_s:.2f}")
+        if run.faults:
+            failure = ElementTree.SubElement(case, "failure", message=run.faults[0])
+            failure.text = "\n".join([*run.faults, *([f"bundle: {run.bundle}"] if run.bundle else [])])
+    return bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))

@@ -1,0 +1,134 @@
+"""The verdict as one page that a person can read: what was done, what was felt of it, and when all was well again."""
+
+from collections.abc import Sequence
+from html import escape
+
+from kmcluster.scenario import Scenario
+from kmcluster.verdict import Mark, Run, Verdict, median, quantile
+
+WIDTH, LEFT, RIGHT, TOP, BAR, FOOT = 760.0, 16.0, 16.0, 24.0, 16.0, 26.0
+TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2933; --faint: #66727f; --line: #d5dbe1;
+        --good: #2e9e5b; --bad: #d43c3c; --less: #d99a00; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #12181f; --ink: #e6ebf0; --faint: #9aa7b4; --line: #2b3641; --good: #3fbf74; --bad: #ef6461; --less: #e7b030; }
+}
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+       background: var(--paper); }
+h1 { margin-bottom: 0; } h2 { margin: 2.2rem 0 0; font-size: 1.15rem; } p { margin: .3rem 0; } .faint { color: var(--faint); }
+table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
+td, th { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+td:first-child, th:first-child { text-align: left; }
+.good { color: var(--good); } .bad { color: var(--bad); } .wrap { overflow-x: auto; }
+svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
+.whole { fill: var(--good); opacity: .35; } .waiting { fill: var(--less); opacity: .45; } .out { fill: var(--bad); }
+.axis, .mark { stroke: var(--faint); stroke-width: 1; } .mark { stroke-dasharray: 3 3; }
+"""
+
+
+def page(verdict: Verdict, known: dict[str, Scenario], earlier: Verdict | None = None) -> str:
+    """The page, which needs no other file; with `earlier` each figure stands beside what it was then."""
+    runs = verdict.by_scenario
+    before = earlier.by_scenario if earlier else {}
+    failed = len(verdict.failed)
+    outcome = f'<span class="bad">{failed} failed</span>' if failed else '<span class="good">all held</span>'
+    lines = [
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
+        f"<title>kmbuild verify, {escape(verdict.date)}</title><style>{STYLE}</style>",
+        f"<h1>{len(verdict.runs)} runs of {len(runs)} scenarios: {outcome}</h1>",
+        f'<p class="faint">{escape(verdict.date)}, {escape(verdict.machine)}, {escape(verdict.driver)}, image '
+        f"{escape(verdict.roothash[:16])}, seed {verdict.seed}</p>",
+        f'<div class="wrap">{table(runs, before)}</div>',
+        *(section(name, of_one, known) for name, of_one in runs.items()),
+        "</html>\n",
+    ]
+    return "\n".join(lines)
+
+
+def table(runs: dict[str, list[Run]], before: dict[str, list[Run]]) -> str:
+    """All scenarios in a line each."""
+    head = ["scenario", "runs", "failed", "outage, median", "p95", "as before, median", "p95", "lost"]
+    rows = ["".join(f"<th>{name}</th>" for name in head)]
+    for name, of_one in runs.items():
+        bad = sum(bool(run.faults) for run in of_one)
+        old = before.get(name, [])
+        outage, whole = [run.outage_s for run in of_one], [run.whole_s for run in of_one]
+        cells = [
+            f'<a href="#{name}">{name}</a>',
+            str(len(of_one)),
+            f'<span class="{"bad" if bad else "good"}">{bad}</span>',
+            seconds(median(outage), [run.outage_s for run in old]),
+            f"{quantile(outage, 0.95):.1f} s",
+            seconds(median(whole), [run.whole_s for run in old]),
+            f"{quantile(whole, 0.95):.1f} s",
+            str(sum(run.lost for run in of_one)),
+        ]
+        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+
+
+def seconds(now: float, old: Sequence[float]) -> str:
+    """A figure, and what it was before."""
+    return f"{now:.1f} s" + (f' <span class="faint">({median(old):.1f})</span>' if old else "")
+
+
+def section(name: str, runs: Sequence[Run], known: dict[str, Scenario]) -> str:
+    """One scenario: every run as a timeline, and what did not hold."""
+    title = known[name].title if name in known else ""
+    lines = [f'<h2 id="{escape(name)}">{escape(name)}</h2><p class="faint">{escape(title)}</p>']
+    for run in runs:
+        lines.append(timeline(run))
+        lines += [f'<p class="bad">{escape(fault)}</p>' for fault in run.faults]
+        if run.bundle:
+            lines.append(f'<p class="faint">everything that tells of it: {escape(run.bundle)}</p>')
+    return "\n".join(lines)
+
+
+def timeline(run: Run) -> str:
+    """One run from left to right: when writes were not acknowledged, when the cluster was not whole, and what was done."""
+    end = max(run.whole_s, run.undone_s, 1.0) * 1.05
+    scale = (WIDTH - LEFT - RIGHT) / end
+
+    def bar(kind: str, since: float, until: float) -> str:
+        x, width = LEFT + since * scale, max(0.0, until - since) * scale
+        return f'<rect class="{kind}" x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{BAR}"/>'
+
+    height = TOP + BAR + FOOT
+    parts = [f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(describe(run))}">']
+    parts += [bar("waiting", 0, run.whole_s), bar("whole", run.whole_s, end)]
+    parts += [bar("out", one.since_s, one.until_s) for one in run.outages]
+    tick = next((one for one in TICKS if end / one <= 12), TICKS[-1])
+    for number in range(int(end // tick) + 1):
+        x = LEFT + number * tick * scale
+        parts.append(f'<line class="axis" x1="{x:.1f}" y1="{TOP + BAR}" x2="{x:.1f}" y2="{TOP + BAR + 4}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{TOP + BAR + 17}" text-anchor="middle">{number * tick} s</text>')
+    parts += [mark(mark_.at_s, mark_.what, scale) for mark_ in spaced(run, scale)]
+    return "".join([*parts, "</svg>", f'<p class="faint">{escape(describe(run))}</p>'])
+
+
+def spaced(run: Run, scale: float) -> list[Mark]:
+    """The marks that have room for their words: the first of those that would stand on each other."""
+    found: list[Mark] = []
+    for one in run.marks:
+        if not found or (one.at_s - found[-1].at_s) * scale > 7 * len(found[-1].what):
+            found.append(one)
+    return found
+
+
+def mark(at_s: float, what: str, scale: float) -> str:
+    """A line where something was done, with what it was."""
+    x = LEFT + max(0.0, at_s) * scale
+    anchor = "end" if x > WIDTH * 2 / 3 else "start"
+    return (
+        f'<line class="mark" x1="{x:.1f}" y1="{TOP - 4}" x2="{x:.1f}" y2="{TOP + BAR}"/>'
+        f'<text x="{x:.1f}" y="{TOP - 8}" text-anchor="{anchor}">{escape(what)}</text>'
+    )
+
+
+def describe(run: Run) -> str:
+    """A run in words."""
+    felt = "; ".join(f"no write from {one.since_s:.1f} s to {one.until_s:.1f} s" for one in run.outages)
+    counts = f"{run.acked} writes acknowledged, {run.failed} failed, {run.lost} lost"
+    return f"{felt or 'no outage of writes'}; as before after {run.whole_s:.1f} s; {counts}; seed {run.seed}"

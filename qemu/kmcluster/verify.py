@@ -1,0 +1,145 @@
+"""Plays scenarios on a cluster: steady before, oracles meanwhile, everything as before at the end."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from subprocess import Popen
+
+import msgspec
+
+from kmcluster import bundle, steady
+from kmcluster.scenario import Scenario, Scene
+from kmcluster.state import Cluster, Machine
+from kmcluster.verdict import Mark, Outage, Run
+from kmcluster.writer import Entry, judge, longest_outage
+from kmplan.errors import UserError
+from kmplan.run import spawn
+
+COUNTER = "kubermesh-verify"
+WRITERS = 2
+CALM_S, STEADY_S = 3.0, 240.0
+# A pause shorter than this is an answer that took its time.
+NOTICEABLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The cluster to play on, where bundles of failures go, and who is told what happens."""
+
+    cluster: str
+    folder: Path
+    tell: Callable[[str], None]
+
+
+def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
+    """Play a scenario once. What does not hold is in the result; UserError when the cluster is not steady to begin with."""
+    notes: list[tuple[float, str]] = []
+
+    def tell(what: str) -> None:
+        notes.append((time.monotonic(), what))
+        stage.tell(what)
+
+    scene = Scene(stage.cluster, Random(seed), tell)  # noqa: S311 - no secret
+    start = time.monotonic()
+    steady.wait_steady(scene.cluster, STEADY_S)
+    chosen, before = scenario.victims(scene), members(scene)
+    steady.kubectl(scene.cluster, "delete", "configmap", COUNTER, "--ignore-not-found")
+    steady.kubectl(scene.cluster, "create", "configmap", COUNTER, "--from-literal=value=0")
+    faults: list[str] = []
+    with writing(scene.cluster, homes(scene, chosen), stage.folder) as logs:
+        time.sleep(CALM_S)
+        begin = time.monotonic()
+        scenario.fault(scene, chosen)
+        time.sleep(scenario.after_s)
+        undone = time.monotonic()
+        if scenario.undo:
+            scenario.undo(scene, chosen)
+        try:
+            steady.wait_steady(scene.cluster, scenario.whole_s)
+        except UserError as error:
+            faults.append(str(error))
+        whole = time.monotonic()
+        time.sleep(CALM_S)
+    entries = [read(log) for log in logs]
+    count = judge(entries, value(scene.cluster))
+    outages = [
+        Outage(round(out[0] - begin, 2), round(out[1] - begin, 2))
+        for since, until in ((begin, undone), (undone, whole))
+        if (out := longest_outage(entries, since, until))[1] - out[0] > NOTICEABLE_S
+    ]
+    played = Run(
+        scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(round(at - begin, 2), what) for at, what in notes],
+        outages=outages, undone_s=round(undone - begin, 2), whole_s=round(whole - begin, 2), acked=count.acked,
+        failed=count.failed, lost=len(count.lost), heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
+    )  # fmt: skip
+    faults += unfulfilled(scenario, played, changed=members(scene) != before)
+    if faults:
+        path = stage.folder / f"{scenario.name}-{seed}.tar.gz"
+        played = msgspec.structs.replace(played, bundle=bundle.collect(scene.cluster, path).name)
+    return played
+
+
+def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
+    """What a scenario promises and this run did not keep."""
+    faults = []
+    if played.outage_s > scenario.outage_s:
+        faults.append(f"no write was acknowledged for {played.outage_s:.1f} s, {scenario.outage_s:g} s are allowed")
+    if played.acked == 0:
+        faults.append("no write was acknowledged at all")
+    if played.lost:
+        faults.append(f"{played.lost} acknowledged writes are lost")
+    if changed and not scenario.replaced:
+        faults.append("the voters changed")
+    if scenario.replaced and not changed:
+        faults.append("no voter was replaced")
+    return faults
+
+
+def members(scene: Scene) -> list[int]:
+    """The machines that vote."""
+    return sorted(scene.with_role("voter"))
+
+
+def homes(scene: Scene, chosen: Sequence[int]) -> list[Machine]:
+    """Machines that the writers live on: none that is harmed, as long as there are others."""
+    machines = scene.cluster.machines
+    return [*(one for one in machines if one.number not in chosen), *machines][:WRITERS]
+
+
+@contextlib.contextmanager
+def writing(cluster: Cluster, machines: Sequence[Machine], folder: Path) -> Iterator[list[Path]]:
+    """Have a writer in each machine's network; yields their logs, which are whole when the block has ended."""
+    logs = [folder / f"writer-{number}.jsonl" for number in range(len(machines))]
+    config = cluster.directory / "admin.kubeconfig"
+    children: list[Popen[bytes]] = []
+    try:
+        for machine, log in zip(machines, logs, strict=True):
+            log.write_bytes(b"")
+            inside = ["nsenter", f"--net=/proc/{machine.processes['forward'].pid}/ns/net", "--"]
+            argv = [*inside, sys.executable, "-P", "-m", "kmcluster.writer", str(config), COUNTER]
+            children.append(spawn(argv, log=log, tied=True))
+        yield logs
+    finally:
+        for child in children:
+            if child.stdin:
+                child.stdin.close()
+        for child in children:
+            child.wait()
+
+
+def read(log: Path) -> list[Entry]:
+    """Read what a writer noted; UserError when it said something else, as it does when it breaks."""
+    lines = log.read_text().splitlines()
+    try:
+        return [msgspec.json.decode(line, type=Entry) for line in lines]
+    except msgspec.DecodeError as error:
+        raise UserError(f"{log}: a writer broke: {lines[-1] if lines else error}") from error
+
+
+def value(cluster: Cluster) -> int:
+    """What the counter is at the end."""
+    return int(steady.kubectl(cluster, "get", "configmap", COUNTER, "--output=jsonpath={.data.value}"))

@@ -1,0 +1,173 @@
+"""What `kmbuild verify` concludes of what its oracles saw, and what it shows of it; each check can fail."""
+
+import json
+import re
+from random import Random
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from kmbuild.cli import kmbuild
+from kmcluster import scenario, verdict_page, verify
+from kmcluster.scenarios import ALL, choose
+from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
+from kmcluster.writer import Count, Entry, judge, longest_outage
+from kmplan.errors import UserError
+
+
+def log(*steps: tuple[str, float, int]) -> list[Entry]:
+    """Steps that took a tenth of a second: kind, when they began, value."""
+    return [Entry(kind, begun, begun + 0.1, value) for kind, begun, value in steps]
+
+
+GOOD = log(
+    ("read", 0, 0),
+    ("acked", 0.1, 1),
+    ("read", 1, 1),
+    ("acked", 1.1, 2),
+    ("failed", 2, 0),
+    ("read", 3, 3),
+    ("acked", 3.1, 4),
+)
+
+
+def test_writes_that_are_all_there_are_none_lost() -> None:
+    # What failed was written all the same: that is no loss.
+    assert judge([GOOD], 4) == Count(acked=3, lost=(), failed=1)
+
+
+@pytest.mark.parametrize(
+    ("logs", "final", "lost"),
+    [
+        # The end is before what was acknowledged.
+        ([GOOD], 3, (4,)),
+        ([GOOD], 1, (2, 4)),
+        # Somebody reads an older value, and goes on from there.
+        ([log(("acked", 0, 1), ("acked", 1, 2), ("read", 2, 1), ("acked", 2.1, 2))], 2, (2,)),
+        # Two writers are told the same.
+        ([log(("acked", 0, 5)), log(("acked", 0.05, 5))], 5, (5,)),
+        # A read that began before the write was acknowledged may see the old value.
+        ([log(("acked", 1, 2)), log(("read", 0.95, 1))], 2, ()),
+    ],
+)
+def test_a_write_that_is_gone_is_found(logs: list[list[Entry]], final: int, lost: tuple[int, ...]) -> None:
+    assert judge(logs, final).lost == lost
+
+
+def test_the_longest_outage_is_the_worst_of_any_writer() -> None:
+    steady = log(*(("acked", float(second), second) for second in range(20)))
+    broken = log(*(("acked", float(second), second) for second in (0, 1, 2, 9, 10, 11, 19)))
+    begin, end = longest_outage([steady, broken], 2.5, 15)
+    assert (begin, end) == (2.5, 9.1)
+    # One that never comes back.
+    assert longest_outage([steady, log(("acked", 1, 1))], 2.5, 15) == (2.5, 15)
+
+
+def run(**changes: object) -> Run:
+    values = {
+        "scenario": "power-leader",
+        "seed": 7,
+        "faults": [],
+        "marks": [Mark(0.0, "power cut: shop-1")],
+        "acked": 90,
+    }
+    times = {"outages": [Outage(0.2, 3.2), Outage(10.5, 12.0)], "undone_s": 10.0, "whole_s": 31.0}
+    return Run(**{**values, **times, **changes})  # type: ignore[arg-type]
+
+
+def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
+    assert run().outage_s == 3.0
+    assert run(outages=[Outage(11.0, 19.0)], heals_alone=False).outage_s == 8.0
+    assert run(outages=[]).outage_s == run(outages=[Outage(11.0, 19.0)]).outage_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "changed", "fault"),
+    [
+        ("power-leader", {}, False, None),
+        (
+            "power-leader",
+            {"outages": [Outage(1.0, 99.0)]},
+            False,
+            "no write was acknowledged for 98.0 s, 10 s are allowed",
+        ),
+        ("power-leader", {"lost": 2}, False, "2 acknowledged writes are lost"),
+        ("power-leader", {"acked": 0}, False, "no write was acknowledged at all"),
+        ("power-leader", {}, True, "the voters changed"),
+        ("leader-gone", {}, True, None),
+        ("leader-gone", {}, False, "no voter was replaced"),
+    ],
+)
+def test_a_scenario_fails_when_a_promise_is_not_kept(
+    name: str, changes: dict[str, object], changed: bool, fault: str | None
+) -> None:
+    assert verify.unfulfilled(ALL[name], run(**changes), changed=changed) == ([fault] if fault else [])
+
+
+def test_quantiles_are_values_that_were_measured() -> None:
+    assert [quantile([5.0, 1.0, 3.0], share) for share in (0.0, 0.5, 0.95, 1.0)] == [1.0, 3.0, 5.0, 5.0]
+    assert quantile([float(number) for number in range(1, 21)], 0.95) == 19.0
+
+
+def verdict(*runs: Run) -> Verdict:
+    return Verdict(date="2026-11-25", machine="2 cores", driver="nspawn", roothash="ab" * 32, seed=7, runs=list(runs))
+
+
+def test_a_verdict_is_read_as_it_was_written() -> None:
+    said = verdict(run(), run(faults=["lost"], lost=1))
+    assert msgspec.json.decode(msgspec.json.encode(said), type=Verdict) == said
+
+
+def test_junit_has_a_case_for_each_run_and_its_failure() -> None:
+    suite = ElementTree.fromstring(junit(verdict(run(), run(faults=["a < b", "more"], bundle="x.tar.gz"))))  # noqa: S314 - ours
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    _, second = suite
+    failure = second.find("failure")
+    assert failure is not None and failure.get("message") == "a < b"
+    assert failure.text == "a < b\nmore\nbundle: x.tar.gz"
+
+
+def test_the_page_needs_no_other_file_and_shows_every_run() -> None:
+    bad = run(faults=["writes <lost>"], lost=1, marks=[Mark(0.0, "cut"), Mark(20.0, "power on: shop-1")])
+    text = verdict_page.page(verdict(run(), bad), ALL, verdict(run(outages=[Outage(1.0, 9.0)])))
+    assert not re.search(r"(src|href)=\"(?!#)", text) and "@import" not in text
+    assert text.count("<svg") == 2 and "writes &lt;lost&gt;" in text and "(8.0)" in text
+    for part in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(part)  # noqa: S314 - ours
+
+
+def test_a_line_of_time_is_to_scale() -> None:
+    drawn = verdict_page.timeline(run(outages=[Outage(10.0, 20.0)], whole_s=40.0))
+    bars = {
+        kind: (float(x), float(width))
+        for kind, x, width in re.findall(r'class="(\w+)" x="([\d.]+)" y="24.0" width="([\d.]+)"', drawn)
+    }
+    left = verdict_page.LEFT
+    assert bars["out"][1] == pytest.approx(bars["waiting"][1] / 4, abs=0.2)
+    assert bars["out"][0] - left == pytest.approx(bars["waiting"][1] / 4, abs=0.2)
+
+
+def test_scenarios_are_chosen_by_name_and_tag() -> None:
+    assert [one.name for one in choose(["cable-cut"], [])] == ["cable-cut"]
+    assert {one.name for one in choose([], ["members"])} == {"leader-gone"}
+    assert len(choose([], [])) == len(ALL)
+    with pytest.raises(UserError, match="nonsense: no such scenario or tag"):
+        choose(["nonsense"], [])
+
+
+def test_the_list_says_what_happens() -> None:
+    result = CliRunner().invoke(kmbuild, ["verify", "--list"])
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ALL)
+    result = CliRunner().invoke(kmbuild, ["verify", "--list", "--tag", "members", "--json"])
+    assert json.loads(result.output) == ["leader-gone"]
+
+
+def test_choices_follow_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenario.Scene, "with_role", lambda self, role: [1, 2, 3, 4, 5])
+    monkeypatch.setattr(scenario.Scene, "leader", lambda self: 1)
+    scenes = [scenario.Scene("x", Random(seed), print) for seed in (1, 1, 2, 3, 4, 5)]  # noqa: S311 - no secret
+    chosen = [scene.follower() for scene in scenes]
+    assert chosen[0] == chosen[1] and len(set(chosen)) > 1 and 1 not in chosen
