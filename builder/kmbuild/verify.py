@@ -18,9 +18,8 @@ from kmbuild.table import table
 from kmcluster import bench, steady, verdict_page, waiting
 from kmcluster.drivers import NAMES
 from kmcluster.image import check_image
-from kmcluster.scenario import Scenario
+from kmcluster.scenario import GRACE_S, Scenario
 from kmcluster.scenarios import ALL, TAGS, choose
-from kmcluster.scenarios.nodes import GRACE_S
 from kmcluster.topology import find_topology, read_topology
 from kmcluster.verdict import Run, Verdict, junit
 from kmcluster.verify import Stage, play
@@ -91,12 +90,16 @@ class Session:
     def play_all(self, chosen: Sequence[Scenario], repeat: int, *, keep: bool, stop: bool) -> list[Run]:
         """Play each scenario so often, on one cluster as long as that is well."""
         runs: list[Run] = []
-        name = ""
+        name = topology = ""
         kept = False
         try:
             for scenario in chosen:
                 for number in range(repeat):
-                    name = name or self.bring_up(scenario.topology)
+                    if name and topology != scenario.topology:
+                        bench.down(name)
+                        name = ""
+                    topology = scenario.topology
+                    name = name or self.bring_up(topology)
                     self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
                     run = play(scenario, Stage(name, self.output, lambda what: self.say("", what)), self.seed + number)
                     runs.append(run)

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from kmcluster import bench, cabling, inside, state, steady
+from kmcluster import bench, cabling, disk_faults, inside, state, steady
 from kmcluster.driver import Driver, Result
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
 from kmplan.errors import UserError
+
+# How long the clusters that are verified wait for a voter.
+GRACE_S = 20.0
 
 
 class Scene:
@@ -65,10 +68,15 @@ class Scene:
         self.tell(f"cable {action}: {self.machine(a).name} to {self.machine(b).name}")
         cabling.change(self.name, str(a), str(b), action, loss, delay)
 
-    def kill(self, number: int, program: str) -> None:
-        """End all processes of a program on a machine at once (SIGKILL)."""
-        self.tell(f"kill -9 {program}: {self.machine(number).name}")
-        inside.run_script(self.driver, self.machine(number), "kill", program)
+    def signal(self, number: int, program: str, signal: str = "KILL") -> None:
+        """Send all processes of a program on a machine a signal: KILL, STOP or CONT."""
+        self.tell(f"kill -{signal} {program}: {self.machine(number).name}")
+        inside.run_script(self.driver, self.machine(number), "kill", program, signal)
+
+    def corrupt(self, number: int) -> None:
+        """Overwrite bytes of what a machine's etcd has written last."""
+        self.tell(f"corrupt etcd's log: {self.machine(number).name}")
+        disk_faults.change(self.name, str(number), "corrupt", None)
 
     def execute(self, number: int, *argv: str) -> Result:
         """Run a command in a machine."""

@@ -24,8 +24,16 @@ td:first-child, th:first-child { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); } .wrap { overflow-x: auto; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
 .whole { fill: var(--good); opacity: .35; } .waiting { fill: var(--less); opacity: .45; } .out { fill: var(--bad); }
+.key i { display: inline-block; width: 1.6em; height: .8em; margin: 0 .3em 0 1em; } .key i:first-child { margin-left: 0; }
+i.out { background: var(--bad); } i.waiting { background: var(--less); opacity: .6; }
+i.whole { background: var(--good); opacity: .5; }
 .axis, .mark { stroke: var(--faint); stroke-width: 1; } .mark { stroke-dasharray: 3 3; }
 """
+
+LEGEND = (
+    '<p class="key"><i class="out"></i> no write is acknowledged <i class="waiting"></i> something is not as before yet '
+    '<i class="whole"></i> as before; from when the fault began</p>'
+)
 
 
 def page(verdict: Verdict, known: dict[str, Scenario], earlier: Verdict | None = None) -> str:
@@ -41,6 +49,7 @@ def page(verdict: Verdict, known: dict[str, Scenario], earlier: Verdict | None =
         f'<p class="faint">{escape(verdict.date)}, {escape(verdict.machine)}, {escape(verdict.driver)}, image '
         f"{escape(verdict.roothash[:16])}, seed {verdict.seed}</p>",
         f'<div class="wrap">{table(runs, before)}</div>',
+        LEGEND,
         *(section(name, of_one, known) for name, of_one in runs.items()),
         "</html>\n",
     ]

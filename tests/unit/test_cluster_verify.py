@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from kmbuild.cli import kmbuild
 from kmcluster import scenario, verdict_page, verify
 from kmcluster.scenarios import ALL, choose
+from kmcluster.scenarios.nodes import are_joined
 from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
 from kmcluster.writer import Count, Entry, judge, longest_outage
 from kmplan.errors import UserError
@@ -151,7 +152,7 @@ def test_a_line_of_time_is_to_scale() -> None:
 
 def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert [one.name for one in choose(["cable-cut"], [])] == ["cable-cut"]
-    assert {one.name for one in choose([], ["members"])} == {"leader-gone"}
+    assert {one.name for one in choose([], ["members"])} == {"corrupt-etcd", "leader-gone"}
     assert len(choose([], [])) == len(ALL)
     with pytest.raises(UserError, match="nonsense: no such scenario or tag"):
         choose(["nonsense"], [])
@@ -161,8 +162,17 @@ def test_the_list_says_what_happens() -> None:
     result = CliRunner().invoke(kmbuild, ["verify", "--list"])
     assert result.exit_code == 0
     assert all(name in result.output for name in ALL)
-    result = CliRunner().invoke(kmbuild, ["verify", "--list", "--tag", "members", "--json"])
-    assert json.loads(result.output) == ["leader-gone"]
+    result = CliRunner().invoke(kmbuild, ["verify", "--list", "--tag", "partition", "--json"])
+    assert json.loads(result.output) == ["leader-cut-off", "voter-cut-off"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "joined"),
+    [([(1, 2), (2, 3), (3, 5)], True), ([(3, 5), (1, 2), (2, 3)], True), ([(1, 2), (1, 3), (2, 3)], False),
+     ([(1, 2), (3, 5)], False)],
+)  # fmt: skip
+def test_a_cable_is_cut_only_where_the_others_stay_joined(pairs: list[tuple[int, int]], joined: bool) -> None:
+    assert are_joined(pairs) is joined
 
 
 def test_choices_follow_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

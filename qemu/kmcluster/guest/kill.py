@@ -1,7 +1,7 @@
-"""Carried into a machine: ends all processes of a program with SIGKILL.
+"""Carried into a machine: sends all processes of a program a signal.
 
-`kill.py PROGRAM`: PROGRAM is the name of the executable file, or of the Python module that runs. Prints the pids; to have
-none is an error.
+`kill.py PROGRAM SIGNAL`: PROGRAM is the name of the executable file, or of the Python module that runs; SIGNAL is KILL, STOP
+or CONT. Prints the pids; to have none is an error.
 """
 
 # ruff: noqa: PTH119, PTH123, PTH208
@@ -21,13 +21,14 @@ def runs(pid: str, program: str) -> bool:
 
 
 def main() -> None:
-    """Kill them."""
+    """Send it."""
+    number = signal.Signals[f"SIG{sys.argv[2]}"]
     pids = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and runs(pid, sys.argv[1])]
     if not pids:
         sys.exit(f"no process of {sys.argv[1]}")
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
     print(json.dumps(pids))
 
 

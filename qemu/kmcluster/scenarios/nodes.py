@@ -1,12 +1,12 @@
 """Faults of machines: power, and what stands still."""
 
 import time
+from collections.abc import Sequence
 
-from kmcluster.scenario import Scenario, Scene
+from kmcluster.scenario import GRACE_S, Scenario, Scene
 
-# A little longer than the clusters that are verified wait for a voter.
-GRACE_S = 20.0
 STAGGER_S = 3.0
+OTHERS = 4
 
 
 def cut(scene: Scene, chosen: list[int]) -> None:
@@ -32,6 +32,33 @@ def thaw(scene: Scene, chosen: list[int]) -> None:
     """Let all victims go on."""
     for number in chosen:
         scene.power(number, "thaw")
+
+
+def cut_with_a_cable(scene: Scene, chosen: list[int]) -> None:
+    """Cut a cable without which, and without the victim, all others are still joined; then the victim's power."""
+    (number,) = chosen
+    pairs = [
+        (cable.a.node, cable.b.node) for cable in scene.cluster.cables if number not in (cable.a.node, cable.b.node)
+    ]
+    spared = [pair for pair in pairs if are_joined([other for other in pairs if other != pair])]
+    scene.cable(*scene.random.choice(spared), "cut")
+    scene.power(number, "cut")
+
+
+def are_joined(pairs: Sequence[tuple[int, int]]) -> bool:
+    """Whether cables between these four machines leave none of them alone."""
+    reached = {pairs[0][0]}
+    for _ in pairs:
+        reached |= {one for pair in pairs for one in pair if reached & set(pair)}
+    return len(reached) == OTHERS
+
+
+def mend(scene: Scene, chosen: list[int]) -> None:
+    """Plug all cables in, and power the victim on."""
+    for cable in scene.cluster.cables:
+        if cable.cut:
+            scene.cable(cable.a.node, cable.b.node, "plug")
+    power_on(scene, chosen)
 
 
 def leader(scene: Scene) -> list[int]:
@@ -67,4 +94,6 @@ SCENARIOS = [
              power_on, after_s=1, outage_s=90, whole_s=240, heals_alone=False),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
              leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True),
+    Scenario("link-and-voter", "a cable is cut, and a voter loses its power", ("power", "link"), follower, cut_with_a_cable,
+             mend, after_s=15, topology="mesh5"),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Faults of programs: killed, stopped, or deleted by hand."""
 
-from kmcluster.scenario import Scenario, Scene
+from kmcluster.scenario import GRACE_S, Scenario, Scene
 
 
 def kill(program: str, role: str) -> Scenario:
@@ -15,10 +15,30 @@ def kill(program: str, role: str) -> Scenario:
         title=f"{program} is killed on {where}",
         tags=("process", "quick"),
         victims=victims,
-        fault=lambda scene, chosen: scene.kill(chosen[0], program),
+        fault=lambda scene, chosen: scene.signal(chosen[0], program),
         outage_s=10,
         whole_s=90,
     )
+
+
+def stop(program: str) -> Scenario:
+    """A program on the leading node stands still, and goes on."""
+    return Scenario(
+        name=f"stop-{program}-leader",
+        title=f"{program} on the leading node stands still for a quarter of a minute",
+        tags=("process",),
+        victims=lambda scene: [scene.leader()],
+        fault=lambda scene, chosen: scene.signal(chosen[0], program, "STOP"),
+        undo=lambda scene, chosen: scene.signal(chosen[0], program, "CONT"),
+        after_s=15,
+        outage_s=15,
+    )
+
+
+def spoil(scene: Scene, chosen: list[int]) -> None:
+    """Spoil what etcd has written, and have it read that: it does not start again."""
+    scene.corrupt(chosen[0])
+    scene.signal(chosen[0], "etcd")
 
 
 def delete_pods(scene: Scene, _: list[int]) -> None:
@@ -43,6 +63,8 @@ SCENARIOS = [
     kill("etcd", "leader"),
     kill("etcd", "follower"),
     kill("kube-apiserver", "leader"),
+    stop("etcd"),
+    stop("kube-apiserver"),
     kill("kubelet", "worker"),
     kill("containerd", "worker"),
     kill("kmagent", "leader"),
@@ -62,5 +84,15 @@ SCENARIOS = [
         victims=nobody,
         fault=delete_addons,
         whole_s=120,
+    ),
+    Scenario(
+        name="corrupt-etcd",
+        title="what etcd wrote last on a voter is spoiled: the node gives up its vote and begins anew",
+        tags=("process", "members"),
+        victims=lambda scene: [scene.follower()],
+        fault=spoil,
+        after_s=GRACE_S + 20,
+        whole_s=180,
+        replaced=True,
     ),
 ]
