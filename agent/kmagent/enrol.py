@@ -6,6 +6,7 @@ and after how many seconds to ask again.
 """
 
 import asyncio
+import contextlib
 import datetime
 import json
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, http, identity, relay
+from kmagent import certificates, clock, http, identity, relay
 from kmagent.identity import Identity
 from kmagent.join import check_registry
 from kmagent.paths import Paths
@@ -48,6 +49,9 @@ def enrol(paths: Paths, address: str = "") -> dict[str, Any]:
     try:
         answer = asyncio.run(client.request("POST", "/v1/enrol", json.dumps(body).encode()))
     except OSError as error:
+        if clock.is_behind(error):
+            with contextlib.suppress(OSError):
+                clock.catch_up(host, port, tls, relay.TIMEOUT_S)
         return {"state": "unreachable", "role": me.role.role, "message": str(error)}
     if answer.status != 200:
         state = "unknown" if answer.status == 403 else "unreachable"

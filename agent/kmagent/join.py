@@ -5,13 +5,14 @@ certificate of the join API. Prints `{"state": pending|denied|admitted|…, "fin
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from typing import Any
 
 import msgspec
 
-from kmagent import certificates, http, identity, machine, ports, relay
+from kmagent import certificates, clock, http, identity, machine, ports, relay
 from kmagent import registry as registries
 from kmagent.identity import Role
 from kmagent.paths import Paths
@@ -45,6 +46,9 @@ def ask(paths: Paths, address: str, via: str) -> dict[str, Any]:
     try:
         answer = asyncio.run(client.request("POST", "/v1/join", body))
     except OSError as error:
+        if clock.is_behind(error):
+            with contextlib.suppress(OSError):
+                clock.catch_up(address, relay.PORT, tls, relay.TIMEOUT_S)
         return {"state": "unreachable", "fingerprint": fingerprint, "message": str(error)}
     if answer.status == 200:
         keep(paths, join, key, msgspec.json.decode(answer.body, type=dict[str, Any]))

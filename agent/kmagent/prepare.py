@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, facts, identity, machine, render, ssh
+from kmagent import certificates, clock, facts, identity, machine, render, ssh
 from kmagent.components import UIDS
 from kmagent.facts import Facts
 from kmagent.identity import Identity
-from kmagent.paths import Paths, in_container
+from kmagent.paths import Paths
 from kmplan import pki
 from kmplan.errors import UserError
 from kmplan.files import write_if_changed
@@ -125,15 +125,10 @@ def read_versions(paths: Paths) -> dict[str, str]:
 
 def clock_floor(me: Identity, paths: Paths) -> float:
     """Return the time, not before this image was built or this node last ran; a clock that lost its battery is set."""
-    now = time.time()
     built = next((path.stat().st_mtime for path in (CLOCK_EPOCH, paths.versions) if path.exists()), 0.0)
     floor = max(built, me.role.last_seen)
-    if now >= floor:
-        return now
-    log.warning("the clock is %d s behind what this node has seen", floor - now)
-    if not in_container():
-        time.clock_settime(time.CLOCK_REALTIME, floor)
-    return floor
+    clock.set_forward(floor, "what this node has seen")
+    return max(time.time(), floor)
 
 
 def _make_folders(paths: Paths, node: Facts) -> None:

@@ -1,8 +1,11 @@
 """The agent's HTTP server and client, over real sockets on the loopback."""
 
 import asyncio
+import contextlib
+import datetime
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +14,9 @@ from typing import Any
 
 import pytest
 from agent_sockets import HOST, eventually, everything, exchange, listening, live
+from cryptography import x509
 
+from kmagent import clock
 from kmagent.http import Client, Tls
 from kmagent.http_server import Answer, Handler, Request, Server, answer_json
 from kmplan import pki
@@ -194,6 +199,37 @@ def test_nothing_is_said_to_who_is_not_what_it_should_be(
 
     live(scenario())
     assert asked == []
+
+
+@pytest.mark.parametrize(("authority", "is_set"), [("ca", True), ("other", False)])
+def test_a_clock_that_is_behind_is_set_by_who_holds_the_authority_and_by_nobody_else(
+    papers: Papers, monkeypatch: pytest.MonkeyPatch, authority: str, is_set: bool
+) -> None:
+    begins = datetime.datetime.now(datetime.UTC).replace(microsecond=0) + datetime.timedelta(days=3)
+    pair = pki.Pair((papers.folder / "ca.crt").read_text(), (papers.folder / "ca.key").read_text())
+    subject = pki.Subject("server", usages=("server",), names=("join.kubermesh",))
+    papers.put("server", pki.issue(pair, subject, 90, begins))
+    moments: list[float] = []
+    monkeypatch.setattr(clock, "in_container", lambda: False)
+    monkeypatch.setattr(time, "clock_settime", lambda _, moment: moments.append(moment))
+
+    async def scenario() -> None:
+        async with served(repeat, papers.context()) as port:
+            with pytest.raises(OSError) as refused:
+                await Client(HOST, port, tls=papers.tls()).request("GET", "/")
+            assert clock.is_behind(refused.value)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(clock.catch_up, HOST, port, papers.tls(authority=authority), 5.0)
+
+    live(scenario())
+    certificate = x509.load_pem_x509_certificate((papers.folder / "server.crt").read_bytes())
+    assert moments == [certificate.not_valid_before_utc.timestamp()] * is_set
+
+
+def test_a_clock_is_never_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "in_container", lambda: False)
+    monkeypatch.setattr(time, "clock_settime", lambda *_: pytest.fail("set"))
+    clock.set_forward(time.time() - 5, "what is past")
 
 
 def test_handshakes_that_do_not_end_count_as_connections_and_do_end(papers: Papers) -> None:

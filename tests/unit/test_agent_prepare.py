@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kmagent import components, enrol, identity, identity_files, prepare
+from kmagent import clock, components, enrol, identity, identity_files, prepare
 from kmagent.paths import Paths
 from kmbuild.init import create
 from kmplan import pki
@@ -166,7 +166,7 @@ def test_a_clock_that_went_back_does_not_make_certificates_of_the_past(machine: 
     role.write_text(json.dumps(data))
     me = prepare.identity.load(machine.paths, time.time())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "in_container", lambda: True)
+        patch.setattr(clock, "in_container", lambda: True)
         assert prepare.clock_floor(me, machine.paths) == data["last_seen"]
 
 
