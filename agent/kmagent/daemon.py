@@ -163,7 +163,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         addons.run(state, paths, client),
         node.run(state, client),
         node.hurry_kubelet(state, paths),
-        join_api.run(state, paths, ledger),
+        join_api.run(state, paths, ledger, mesh),
         Leader(state, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]
 

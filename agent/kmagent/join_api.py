@@ -15,6 +15,7 @@ import json
 import logging
 import ssl
 import time
+from collections.abc import Callable
 from typing import Any
 
 from kmagent import admission, candidates, network
@@ -23,6 +24,7 @@ from kmagent.authority import RefusedError
 from kmagent.facts import Facts
 from kmagent.http_server import Answer, Request, Server, answer_json, answer_text
 from kmagent.ledger import Ledger
+from kmagent.mesh import Mesh
 from kmagent.paths import Paths
 from kmagent.registry import Node
 from kmagent.relay import JOIN_PORT, Bucket
@@ -42,8 +44,8 @@ SEEN_AGAIN_S = 60.0
 class JoinApi:
     """Answers for the whole cluster; what it knows is in etcd, so that any control-plane node can."""
 
-    def __init__(self, facts: Facts, paths: Paths, ledger: Ledger) -> None:
-        self._facts, self._paths, self._ledger = facts, paths, ledger
+    def __init__(self, facts: Facts, paths: Paths, ledger: Ledger, is_reachable: Callable[[int], bool]) -> None:
+        self._facts, self._paths, self._ledger, self._is_reachable = facts, paths, ledger, is_reachable
         self._buckets: dict[str, Bucket] = {}
         self._fingerprints: dict[str, str] = {}
 
@@ -79,10 +81,19 @@ class JoinApi:
             known = (await self._ledger.asked()).get(fingerprint)
             verdict = admission.decide(self._facts.admission, list(self._facts.allowlist), asked, known)
             kept = admission.record(asked, fingerprint, known, time.time())
+            former = self._former(registry, asked.uuid)
+            if verdict == "admit" and former:
+                # The leading node takes it out first, and then this one is let in.
+                kept["replaces"], verdict = former.number, "wait"
             if verdict != "admit":
                 return await self._keep_waiting(kept, known, verdict)
             node = await self._ledger.admit(kept, self._name, time.time())
         return await self._welcome(node)
+
+    def _former(self, registry: registries.Registry, uuid: str) -> Node | None:
+        """The node that this very machine was before its disk was lost: of the same UUID, and nowhere to be reached."""
+        same = (node for node in registry.nodes if uuid and node.uuid == uuid)
+        return next((node for node in same if not self._is_reachable(node.number)), None)
 
     async def _inspect(self, csr: str) -> str:
         digest = hashlib.sha256(csr.encode()).hexdigest()
@@ -96,6 +107,7 @@ class JoinApi:
         if known is None:
             log.info("%s asks to be admitted (%s, via %s)", kept["fingerprint"][:16], kept["uuid"], kept["via"])
         is_news = known is None or kept["last_seen"] - known["last_seen"] > SEEN_AGAIN_S
+        is_news |= known is not None and kept.get("replaces") != known.get("replaces")
         if is_news and not await self._ledger.note_asked(kept):
             return answer_text(429, "too many machines wait already\n")
         state = "denied" if verdict == "deny" else "pending"
@@ -174,11 +186,11 @@ class JoinApi:
         return (self._paths.state / name).read_text(encoding="ascii")
 
 
-async def run(state: State, paths: Paths, ledger: Ledger) -> None:
+async def run(state: State, paths: Paths, ledger: Ledger, mesh: Mesh) -> None:
     """Serve, and hold the join address while the local etcd serves."""
     facts = state.facts
     assert facts is not None  # noqa: S101 - configured
-    api = JoinApi(facts, paths, ledger)
+    api = JoinApi(facts, paths, ledger, lambda number: mesh.reaches(facts, number))
     server = Server(api.handle, max_body=MAX_BODY, max_connections=MAX_CONNECTIONS, timeout_s=10 * facts.probe_scale)
     certificate = paths.pki / "agent/join.crt"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

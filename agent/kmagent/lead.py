@@ -107,13 +107,7 @@ class Leader:
             await self._ledger.drop_old_keys()
 
     def _reachable(self, registry: Registry) -> frozenset[int]:
-        routes = self._mesh.routes()
-        return frozenset(
-            node.number
-            for node in registry.nodes
-            if f"{network.node_address(self._facts.prefix, node.number)}/128" in routes
-            or node.number == self._facts.number
-        )
+        return frozenset(node.number for node in registry.nodes if self._mesh.reaches(self._facts, node.number))
 
     async def _objects(self) -> bool:
         registry, _ = await self._ledger.registry()
@@ -126,7 +120,7 @@ class Leader:
         await serving.approve(self._client, self._ledger.authority, registry, self._facts)
         busy = await self._watch_outages(registry, objects)
         ready = {name: is_ready_now(item) for name, item in objects.items()}
-        return await self._nodes.reconcile(ready, time.time()) or busy
+        return await self._nodes.reconcile(ready, self._reachable(registry), time.time()) or busy
 
     async def _watch_outages(self, registry: Registry, objects: dict[str, dict[str, Any]]) -> bool:
         reachable = self._reachable(registry)

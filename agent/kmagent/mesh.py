@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kmagent import babel, firewall, hello, ports
+from kmagent import babel, firewall, hello, network, ports
 from kmagent.facts import Facts
 from kmagent.hello import Hello, Link
 from kmagent.paths import Paths
@@ -112,6 +112,10 @@ class Mesh:
     def routes(self) -> frozenset[str]:
         """Prefixes that the mesh leads to."""
         return self._babel.table.installed
+
+    def reaches(self, me: Facts, number: int) -> bool:
+        """Whether a way leads to a node, or it is this one."""
+        return number == me.number or f"{network.node_address(me.prefix, number)}/128" in self.routes()
 
     async def _watch_ports(self) -> None:
         watcher = ports.Watcher()

@@ -84,13 +84,17 @@ class MeshNodes:
     def __init__(self, client: Client, ledger: Ledger, cluster: str, prefix: str) -> None:
         self._client, self._ledger, self._cluster, self._prefix = client, ledger, cluster, prefix
 
-    async def reconcile(self, ready: Mapping[str, bool], now: float) -> bool:
-        """Carry out decisions, then bring every object up to date; `ready` is by node name. Tells whether one was made."""
+    async def reconcile(self, ready: Mapping[str, bool], reachable: frozenset[int], now: float) -> bool:
+        """Carry out decisions, then bring every object up to date. Tells whether anything was decided.
+
+        `ready` is by node name, `reachable` has the numbers of nodes that the mesh leads to.
+        """
         listed = await kubernetes_api.get(self._client, PATH)
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
         asked = await self._ledger.asked()
         registry, _ = await self._ledger.registry()
         decided = await self._carry_out(objects, asked, registry, now)
+        decided |= await self._replace(objects, asked, registry, reachable)
         if decided:
             asked = await self._ledger.asked()
             registry, _ = await self._ledger.registry()
@@ -132,6 +136,22 @@ class MeshNodes:
                 changed = True
         for node in registry.nodes:
             if _decision(objects, node.fingerprint) == "Removed":
+                changed |= await self._remove(objects, node)
+        return changed
+
+    async def _replace(
+        self,
+        objects: dict[str, Object],
+        asked: dict[str, dict[str, Any]],
+        registry: Registry,
+        reachable: frozenset[int],
+    ) -> bool:
+        """Take out nodes whose machine lost its disk and asks anew, if policy lets it in; tells whether there was one."""
+        changed = False
+        for one in asked.values():
+            node = registry.find(number=one.get("replaces"), uuid=one["uuid"])
+            if node is not None and node.number not in reachable:
+                log.info("%s lost its disk, and asks anew", node.name)
                 changed |= await self._remove(objects, node)
         return changed
 

@@ -78,6 +78,11 @@ class Scene:
         self.tell(f"corrupt etcd's log: {self.machine(number).name}")
         disk_faults.change(self.name, str(number), "corrupt", None)
 
+    def wipe(self, number: int) -> None:
+        """Put an empty disk into a machine that is off."""
+        self.tell(f"disk wiped: {self.machine(number).name}")
+        disk_faults.change(self.name, str(number), "wipe", None)
+
     def execute(self, number: int, *argv: str) -> Result:
         """Run a command in a machine."""
         return self.driver.execute(self.machine(number), argv)

@@ -33,8 +33,8 @@ def shop(tmp_path: Path) -> Shop:
 class Door:
     """The join API of a cluster, with a policy; `to` asks it."""
 
-    def __init__(self, shop: Shop, policy: str = "approve", **facts: Any) -> None:
-        self.api = JoinApi(replace(FACTS, admission=policy, **facts), shop.paths, shop.ledger)
+    def __init__(self, shop: Shop, policy: str = "approve", away: int = 0, **facts: Any) -> None:
+        self.api = JoinApi(replace(FACTS, admission=policy, **facts), shop.paths, shop.ledger, lambda one: one != away)
 
     def to(self, path: str, data: Any = None, peer: str = "fd12::7", certificate: str = "") -> tuple[int, Any]:
         """Ask; returns the status, and the answer as data or text."""
@@ -78,6 +78,18 @@ def test_a_wrong_request_is_refused_with_its_reason_and_nothing_is_kept(
     answer = Door(shop, "auto").to("/v1/join", request_)
     assert answer[0] == status and said in answer[1]
     assert shop.etcd.values == before
+
+
+def test_a_machine_that_was_a_node_waits_until_that_is_taken_out(shop: Shop) -> None:
+    """Its disk was lost, and its key with it. What is the same is the UUID, which may be another machine's, too."""
+    node, machine = asyncio.run(shop.admit(Machine())), Machine()
+    door = Door(shop, "auto", away=node.number)
+    assert door.join(machine)[0] == 202
+    assert waiting(shop)[machine.fingerprint]["replaces"] == node.number
+    asyncio.run(shop.ledger.remove(node.number))
+    assert door.join(machine, wish=node.number)[1]["number"] == node.number
+    twin = Machine()
+    assert Door(shop, "auto").join(twin)[1]["number"] == node.number + 1
 
 
 def test_a_node_says_how_it_is_and_a_stranger_does_not(shop: Shop) -> None:

@@ -76,8 +76,9 @@ class People:
         self.shop, self.api = shop, KubernetesApi()
         self.agent = MeshNodes(self.api, shop.ledger, "shop", PREFIX)  # type: ignore[arg-type]
 
-    def turn(self, now: float = 2000.0, **ready: bool) -> bool:
-        return asyncio.run(self.agent.reconcile(ready, now))
+    def turn(self, now: float = 2000.0, away: int = 0, **ready: bool) -> bool:
+        reachable = frozenset(number for number in range(1, 10) if number != away)
+        return asyncio.run(self.agent.reconcile(ready, reachable, now))
 
     def path(self, fingerprint: str) -> str:
         return f"{mesh_nodes.PATH}/{object_name(fingerprint)}"
@@ -256,3 +257,23 @@ def test_a_removal_that_was_interrupted_goes_on_where_it_was(people: People, mon
     assert people.turn() is True
     assert people.known().numbers == {1}
     assert set(people.api.objects) == {people.path(FIRST.fingerprint)}
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_a_machine_that_lost_its_disk_takes_its_own_place(people: People, member: bool) -> None:
+    node, machine = people.join(member=member), Machine()
+    people.asks(machine, replaces=node.number, uuid=node.uuid)
+    # Somebody who only says so, while the node is there.
+    people.turn()
+    assert people.known().find(number=node.number) == node
+    assert people.turn(away=node.number) is True
+    assert people.known().numbers == {1} and [one.url for one in people.shop.etcd.members] == [url(1)]
+    assert f"/api/v1/nodes/{node.name}" not in people.api.objects
+    assert asyncio.run(people.shop.admit(machine, wish=node.number)).number == node.number
+
+
+def test_a_machine_of_another_uuid_takes_nobodys_place(people: People) -> None:
+    node = people.join()
+    people.asks(Machine(), replaces=node.number, uuid="another")
+    people.turn(away=node.number)
+    assert people.known().find(number=node.number) == node

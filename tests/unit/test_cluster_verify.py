@@ -152,7 +152,7 @@ def test_a_line_of_time_is_to_scale() -> None:
 
 def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert [one.name for one in choose(["cable-cut"], [])] == ["cable-cut"]
-    assert {one.name for one in choose([], ["members"])} == {"corrupt-etcd", "leader-gone"}
+    assert {one.name for one in choose([], ["members"])} == {"corrupt-etcd", "leader-gone", "voter-disk-lost"}
     assert len(choose([], [])) == len(ALL)
     with pytest.raises(UserError, match="nonsense: no such scenario or tag"):
         choose(["nonsense"], [])

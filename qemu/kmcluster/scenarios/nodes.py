@@ -34,6 +34,14 @@ def thaw(scene: Scene, chosen: list[int]) -> None:
         scene.power(number, "thaw")
 
 
+def lose_disk(scene: Scene, chosen: list[int]) -> None:
+    """Pull the plug of all victims, put empty disks in, and power them on."""
+    for number in chosen:
+        scene.power(number, "cut")
+        scene.wipe(number)
+        scene.power(number, "on")
+
+
 def cut_with_a_cable(scene: Scene, chosen: list[int]) -> None:
     """Cut a cable without which, and without the victim, all others are still joined; then the victim's power."""
     (number,) = chosen
@@ -92,6 +100,9 @@ SCENARIOS = [
              outage_s=10),
     Scenario("power-all", "all machines lose their power at once, and get it back in any order", ("power",), everyone, cut,
              power_on, after_s=1, outage_s=90, whole_s=240, heals_alone=False),
+    Scenario("voter-disk-lost", "a voter gets an empty disk", ("power", "members"), follower, lose_disk, after_s=20, whole_s=180,
+             replaced=True),
+    Scenario("worker-disk-lost", "a worker gets an empty disk", ("power",), worker, lose_disk, after_s=20, whole_s=180),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
              leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True),
     Scenario("link-and-voter", "a cable is cut, and a voter loses its power", ("power", "link"), follower, cut_with_a_cable,
