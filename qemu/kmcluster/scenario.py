@@ -97,6 +97,21 @@ class Scene:
         return [there if here == number else here for here, there in pairs]
 
 
+def leader(scene: Scene) -> list[int]:
+    """Harm the node whose etcd leads."""
+    return [scene.leader()]
+
+
+def follower(scene: Scene) -> list[int]:
+    """Harm a voter that does not lead."""
+    return [scene.follower()]
+
+
+def worker(scene: Scene) -> list[int]:
+    """Harm a node that has no part in the control plane."""
+    return [scene.one("worker")]
+
+
 @dataclass(frozen=True)
 class Scenario:
     """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle.

@@ -2,7 +2,7 @@
 
 import time
 
-from kmcluster.scenario import Scenario, Scene
+from kmcluster.scenario import Scenario, Scene, follower, leader
 
 FLAPS, FLAP_S = 5, 1.5
 
@@ -46,16 +46,6 @@ def plug(scene: Scene, chosen: list[int]) -> None:
     """All cables of the victim are good again."""
     for other in scene.neighbours(chosen[0]):
         scene.cable(chosen[0], other, "plug")
-
-
-def leader(scene: Scene) -> list[int]:
-    """The node whose etcd leads."""
-    return [scene.leader()]
-
-
-def follower(scene: Scene) -> list[int]:
-    """A voter that does not lead."""
-    return [scene.follower()]
 
 
 SCENARIOS = [

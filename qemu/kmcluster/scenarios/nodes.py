@@ -1,37 +1,26 @@
 """Faults of machines: power, and what stands still."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from kmcluster.scenario import GRACE_S, Scenario, Scene
+from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
 
 STAGGER_S = 3.0
 OTHERS = 4
 
 
-def cut(scene: Scene, chosen: list[int]) -> None:
-    """Pull the plug of all victims."""
-    for number in chosen:
-        scene.power(number, "cut")
+def power(action: str, pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
+    """Do the same to all victims' power, one after the other."""
+
+    def act(scene: Scene, chosen: list[int]) -> None:
+        for number in chosen:
+            scene.power(number, action)
+            time.sleep(pause_s)
+
+    return act
 
 
-def power_on(scene: Scene, chosen: list[int]) -> None:
-    """Power all victims on, one after the other."""
-    for number in chosen:
-        scene.power(number, "on")
-        time.sleep(STAGGER_S)
-
-
-def freeze(scene: Scene, chosen: list[int]) -> None:
-    """Stop all victims."""
-    for number in chosen:
-        scene.power(number, "freeze")
-
-
-def thaw(scene: Scene, chosen: list[int]) -> None:
-    """Let all victims go on."""
-    for number in chosen:
-        scene.power(number, "thaw")
+cut, power_on, freeze, thaw = power("cut"), power("on", STAGGER_S), power("freeze"), power("thaw")
 
 
 def lose_disk(scene: Scene, chosen: list[int]) -> None:
@@ -67,21 +56,6 @@ def mend(scene: Scene, chosen: list[int]) -> None:
         if cable.cut:
             scene.cable(cable.a.node, cable.b.node, "plug")
     power_on(scene, chosen)
-
-
-def leader(scene: Scene) -> list[int]:
-    """The node whose etcd leads."""
-    return [scene.leader()]
-
-
-def follower(scene: Scene) -> list[int]:
-    """A voter that does not lead."""
-    return [scene.follower()]
-
-
-def worker(scene: Scene) -> list[int]:
-    """A node that has no part in the control plane."""
-    return [scene.one("worker")]
 
 
 def everyone(scene: Scene) -> list[int]:

@@ -1,20 +1,19 @@
 """Faults of programs: killed, stopped, or deleted by hand."""
 
-from kmcluster.scenario import GRACE_S, Scenario, Scene
+from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
+
+VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 
 
 def kill(program: str, role: str) -> Scenario:
     """A program is killed on a node: on the one whose etcd leads (`leader`), on another voter (`follower`), or a worker."""
     where = {"leader": "the leading node", "follower": "a voter that does not lead", "worker": "a worker"}[role]
 
-    def victims(scene: Scene) -> list[int]:
-        return [{"leader": scene.leader, "follower": scene.follower}.get(role, lambda: scene.one(role))()]
-
     return Scenario(
         name=f"kill-{program}-{role}",
         title=f"{program} is killed on {where}",
         tags=("process", "quick"),
-        victims=victims,
+        victims=VICTIMS[role],
         fault=lambda scene, chosen: scene.signal(chosen[0], program),
         outage_s=10,
         whole_s=90,
@@ -27,7 +26,7 @@ def stop(program: str) -> Scenario:
         name=f"stop-{program}-leader",
         title=f"{program} on the leading node stands still for a quarter of a minute",
         tags=("process",),
-        victims=lambda scene: [scene.leader()],
+        victims=leader,
         fault=lambda scene, chosen: scene.signal(chosen[0], program, "STOP"),
         undo=lambda scene, chosen: scene.signal(chosen[0], program, "CONT"),
         after_s=15,
@@ -89,7 +88,7 @@ SCENARIOS = [
         name="corrupt-etcd",
         title="what etcd wrote last on a voter is spoiled: the node gives up its vote and begins anew",
         tags=("process", "members"),
-        victims=lambda scene: [scene.follower()],
+        victims=follower,
         fault=spoil,
         after_s=GRACE_S + 20,
         whole_s=180,
