@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 16 * 1024
 MAX_CONNECTIONS = 48
 PER_S, BURST = 10.0, 40.0
+REPORTS_PER_S, REPORTS_BURST = 1.0, 5.0
 REMEMBERED = 256
 # A request that is repeated while it waits is written down this often.
 SEEN_AGAIN_S = 60.0
@@ -146,6 +147,8 @@ class JoinApi:
         node = registry.find(certificate=request.certificate)
         if node is None:
             return self._unknown(request)
+        if not self._buckets.setdefault(node.name, Bucket(REPORTS_PER_S, REPORTS_BURST)).take():
+            return answer_text(429, "too many reports\n")
         await self._ledger.note_report(node.number, candidates.from_text(request.body.decode()))
         return answer_json(200, {})
 

@@ -53,8 +53,9 @@ class View:
     """What is seen of the cluster at one moment, by the node whose etcd leads.
 
     `reachable` are the numbers of nodes that the mesh leads to, and whose etcd answers if it is a member's; `gone` those
-    that were not for longer than is waited for a voter. `barred` shall not vote. `stuck` are ids of learners that do not
-    catch up, `leader` is the leading member's. `wanted` is the cluster file's word, 0 for as many as fit.
+    that were not for longer than is waited for a voter. `barred` shall not vote, `unfit` are not chosen for a while. `stuck`
+    are ids of learners that do not catch up, `leader` is the leading member's. `wanted` is the cluster file's word, 0 for as
+    many as fit.
     """
 
     registry: Registry
@@ -64,6 +65,7 @@ class View:
     wanted: int = 3
     gone: frozenset[int] = frozenset()
     barred: frozenset[int] = frozenset()
+    unfit: frozenset[int] = frozenset()
     stuck: frozenset[str] = frozenset()
     leader: str = ""
     reports: Reports = field(default_factory=dict)
@@ -118,8 +120,8 @@ class View:
     @property
     def candidates(self) -> list[Node]:
         """The nodes that could become members now."""
-        able = (node for node in self.registry.nodes if node.number in self.reachable - self.barred - self.gone)
-        return [node for node in able if self.member_of(node) is None]
+        able = self.reachable - self.barred - self.unfit - self.gone
+        return [node for node in self.registry.nodes if node.number in able and self.member_of(node) is None]
 
     @property
     def most(self) -> int:

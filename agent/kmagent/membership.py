@@ -95,7 +95,8 @@ class Membership:
             view,
             reachable=reachable,
             gone=longer_than(self._facts.voter_grace_s, self._away, now),
-            barred=seen.barred | self._unfit.keys(),
+            barred=seen.barred,
+            unfit=frozenset(self._unfit),
             stuck=longer_than(LEARNER_S * self._facts.probe_scale, self._late, now),
         )
 

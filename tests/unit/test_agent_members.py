@@ -130,9 +130,15 @@ def view_of(roles: str, members: dict[int, str]) -> View:
 def test_a_learner_that_does_not_catch_up_gives_its_place_to_another() -> None:
     view = replace(view_of("vvvsw", {**THREE, 4: "new"}), stuck=frozenset({"id4"}))
     assert decide(view) == Remove(member(4, "new"), "it does not catch up")
-    freed = replace(view_of("vvvsw", THREE), barred=frozenset({4}))
+    freed = replace(view_of("vvvsw", THREE), unfit=frozenset({4}))
     assert decide(freed) == Assign(4, "worker")
-    assert decide(replace(view_of("vvvww", THREE), barred=frozenset({4}))) == Assign(5, "standby")
+    assert decide(replace(view_of("vvvww", THREE), unfit=frozenset({4}))) == Assign(5, "standby")
+
+
+def test_a_node_that_is_not_chosen_for_a_while_does_not_make_the_cluster_smaller() -> None:
+    well = replace(view_of("vvvvvwwww", FIVE), wanted=AUTO, reachable=frozenset(range(1, 10)))
+    assert decide(replace(well, unfit=frozenset({6, 7, 8, 9}))) is None
+    assert decide(replace(well, barred=frozenset({6}))) == Remove(member(5, "voter"), ENOUGH)
 
 
 def test_a_node_that_shall_not_vote_gives_its_vote_to_another() -> None:
