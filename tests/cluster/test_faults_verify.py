@@ -1,4 +1,7 @@
-"""`kmbuild verify` itself: it plays a scenario, reports what came of it, and leaves nothing behind."""
+"""`kmbuild verify` itself: it plays a scenario, reports what came of it, and leaves nothing behind.
+
+Named so that it runs before the virtual machines of other tests are there, which take all that this machine has.
+"""
 
 import json
 import subprocess
