@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 STARTING_S = 0.5
 PERIOD_S = 2.0
+# One that stands still is withdrawn after three of these and three periods: 12 s at most.
+ANSWER_S = 2.0
 GOOD_TO_ANNOUNCE = 2
 BAD_TO_WITHDRAW = 3
 
@@ -42,7 +44,7 @@ async def run(state: State, paths: Paths) -> None:
     """Check the local API server and keep the conditions `api` and `announced`, and the address, accordingly."""
     facts = state.facts
     assert facts is not None  # noqa: S101 - configured
-    client = Client("::1", 6443, tls=Tls(paths.pki / "agent/cluster-ca.crt"), timeout_s=5 * facts.probe_scale)
+    client = Client("::1", 6443, tls=Tls(paths.pki / "agent/cluster-ca.crt"), timeout_s=ANSWER_S * facts.probe_scale)
     # An agent that was killed left the address where it was: there it stays unless the checks say otherwise.
     health = Health(announced=await network.has_address(facts.api))
     if not health.announced:

@@ -40,6 +40,8 @@ REPORTS_PER_S, REPORTS_BURST = 1.0, 5.0
 REMEMBERED = 256
 # A request that is repeated while it waits is written down this often.
 SEEN_AGAIN_S = 60.0
+# A node that can be reached for so long is not the machine that asks with its UUID: routes may be a moment behind.
+TWIN_S = 15.0
 
 
 class JoinApi:
@@ -83,7 +85,8 @@ class JoinApi:
             verdict = admission.decide(self._facts.admission, list(self._facts.allowlist), asked, known)
             kept = admission.record(asked, fingerprint, known, time.time())
             former = self._former(registry, asked.uuid)
-            if verdict == "admit" and former:
+            is_twin = former and self._is_reachable(former.number) and kept["last_seen"] - kept["first_seen"] > TWIN_S
+            if verdict == "admit" and former and not is_twin:
                 # The leading node takes it out first, and then this one is let in.
                 kept["replaces"], verdict = former.number, "wait"
             if verdict != "admit":
@@ -92,9 +95,9 @@ class JoinApi:
         return await self._welcome(node)
 
     def _former(self, registry: registries.Registry, uuid: str) -> Node | None:
-        """The node that this very machine was before its disk was lost: of the same UUID, and nowhere to be reached."""
-        same = (node for node in registry.nodes if uuid and node.uuid == uuid)
-        return next((node for node in same if not self._is_reachable(node.number)), None)
+        """The node of the same UUID: what this very machine was before its disk was lost, or another one like it."""
+        same = [node for node in registry.nodes if uuid and node.uuid == uuid]
+        return next((node for node in same if not self._is_reachable(node.number)), same[0] if same else None)
 
     async def _inspect(self, csr: str) -> str:
         digest = hashlib.sha256(csr.encode()).hexdigest()

@@ -12,7 +12,7 @@ import pytest
 from agent_fakes import FACTS, MESH_KEY, PREFIX, EtcdMember, Machine, Shop
 from cryptography import x509
 
-from kmagent import identity, identity_files, join, ledger, network, registry
+from kmagent import identity, identity_files, join, join_api, ledger, network, registry
 from kmagent.candidates import Report
 from kmagent.http_server import Answer, Request
 from kmagent.join_api import JoinApi
@@ -80,7 +80,7 @@ def test_a_wrong_request_is_refused_with_its_reason_and_nothing_is_kept(
     assert shop.etcd.values == before
 
 
-def test_a_machine_that_was_a_node_waits_until_that_is_taken_out(shop: Shop) -> None:
+def test_a_machine_that_was_a_node_waits_until_that_is_taken_out(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its disk was lost, and its key with it. What is the same is the UUID, which may be another machine's, too."""
     node, machine = asyncio.run(shop.admit(Machine())), Machine()
     door = Door(shop, "auto", away=node.number)
@@ -88,8 +88,11 @@ def test_a_machine_that_was_a_node_waits_until_that_is_taken_out(shop: Shop) -> 
     assert waiting(shop)[machine.fingerprint]["replaces"] == node.number
     asyncio.run(shop.ledger.remove(node.number))
     assert door.join(machine, wish=node.number)[1]["number"] == node.number
-    twin = Machine()
-    assert Door(shop, "auto").join(twin)[1]["number"] == node.number + 1
+    # The way to it may only seem to be there for a moment longer: whoever has the same UUID waits a little.
+    twin, door = Machine(), Door(shop, "auto")
+    assert door.join(twin)[0] == 202
+    monkeypatch.setattr(join_api, "TWIN_S", -1.0)
+    assert door.join(twin)[1]["number"] == node.number + 1
 
 
 def test_a_node_says_how_it_is_and_a_stranger_does_not(shop: Shop) -> None:
