@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -68,6 +70,8 @@ def verify(
         return
     if driver != "nspawn":
         raise UserError(f"{driver}: scenarios need machines that share this one's network", "use --driver nspawn")
+    # Whoever ends this, by Ctrl-C or not, leaves no cluster behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     earlier = document.read(compare, Verdict) if compare else None
     session = Session(driver, image, output, SystemRandom().randrange(2**31) if seed is None else seed)
     runs = session.play_all(chosen, repeat, keep=keep, stop=stop)
