@@ -126,10 +126,13 @@ def locate_image(path: Path) -> Image:
     )
 
 
-def make_directory(folder: Path, name: str) -> None:
-    """Make a cluster directory as `kmbuild init` does; its machines are the bench's own, so all are admitted."""
+def make_directory(folder: Path, name: str, **more: object) -> None:
+    """Make a cluster directory as `kmbuild init` does; its machines are the bench's own, so all are admitted.
+
+    `more` are further keys of the cluster file.
+    """
     wishes = {"version": 1, "name": name, "prefix": str(random_prefix()), "admission": {"policy": "auto"}}
-    init.create(folder, convert(wishes, ClusterFile, name))
+    init.create(folder, convert({**wishes, **more}, ClusterFile, name))
 
 
 @cluster.command("list")

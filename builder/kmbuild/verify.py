@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from random import SystemRandom
 
 import click
 import msgspec
 
-from kmbuild.cluster import locate_image, show_line
-from kmbuild.init import create
+from kmbuild.cluster import locate_image, make_directory, show_line
 from kmbuild.table import table
 from kmcluster import bench, steady, verdict_page, waiting
 from kmcluster.drivers import NAMES
@@ -26,8 +26,6 @@ from kmcluster.topology import find_topology, read_topology
 from kmcluster.verdict import Run, Verdict, junit
 from kmcluster.verify import Stage, play
 from kmplan import document
-from kmplan.addresses import random_prefix
-from kmplan.cluster import ClusterFile
 from kmplan.errors import UserError
 
 FORMATS = "verdict.json, junit.xml and verdict.html"
@@ -127,7 +125,7 @@ class Session:
         path = find_topology(topology)
         order = bench.Order(
             name=name, topology=read_topology(path), driver=self.driver, image=self.image, directory=None,
-            make_directory=make_directory,
+            make_directory=partial(make_directory, voter_grace_s=GRACE_S),
         )  # fmt: skip
         self.say(name, f"power on ({topology})")
         try:
@@ -154,12 +152,6 @@ class Session:
         document.write(self.output / "junit.xml", junit(verdict))
         document.write(self.output / "verdict.html", verdict_page.page(verdict, ALL, earlier))
         return verdict
-
-
-def make_directory(folder: Path, name: str) -> None:
-    """Make the cluster directory: all machines are admitted, and a voter is replaced after a time one can wait for."""
-    wishes = {"version": 1, "name": name, "prefix": str(random_prefix()), "admission": {"policy": "auto"}}
-    create(folder, document.convert({**wishes, "voter_grace_s": GRACE_S}, ClusterFile, name))
 
 
 def summary(verdict: Verdict) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from kmcluster import bench, cabling, disk_faults, inside, state, steady
-from kmcluster.driver import Driver, Result
+from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
 from kmplan.errors import UserError
@@ -82,10 +82,6 @@ class Scene:
         """Put an empty disk into a machine that is off."""
         self.tell(f"disk wiped: {self.machine(number).name}")
         disk_faults.change(self.name, str(number), "wipe", None)
-
-    def execute(self, number: int, *argv: str) -> Result:
-        """Run a command in a machine."""
-        return self.driver.execute(self.machine(number), argv)
 
     def kubectl(self, *arguments: str) -> str:
         """Run kubectl as the administrator."""

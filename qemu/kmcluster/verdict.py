@@ -1,7 +1,6 @@
 """What came of the scenarios: data of each run, figures over all of them, and reports for machines (JSON, JUnit)."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
@@ -80,11 +79,6 @@ def quantile(values: Sequence[float], share: float) -> float:
     """The value that this share of values does not exceed: the nearest rank, so one that was measured."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return statistics.median(values)
 
 
 def junit(verdict: Verdict) -> bytes:

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 
 from kmcluster.scenario import Scenario
-from kmcluster.verdict import Mark, Run, Verdict, median, quantile
+from kmcluster.verdict import Mark, Run, Verdict, quantile
 
 WIDTH, LEFT, RIGHT, TOP, BAR, FOOT = 760.0, 16.0, 16.0, 24.0, 16.0, 26.0
 TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
