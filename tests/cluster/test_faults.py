@@ -37,6 +37,9 @@ def test_a_full_disk_is_full_inside_and_takes_nothing_of_the_host(nspawn_node: N
 
 
 def test_a_failing_disk_takes_no_write_until_repaired_and_reset(nspawn_node: Node) -> None:
+    """And what was freed the moment before stays free."""
+    disk(nspawn_node, "fill")
+    disk(nspawn_node, "repair")
     for _ in range(2):
         disk(nspawn_node, "errors")
     assert "Read-only file system" in nspawn_node.run("touch", MARK).stderr

@@ -81,9 +81,11 @@ def test_pods_of_a_dead_node_run_elsewhere_soon_and_it_is_welcome_back(heal: Rin
     wait_for("page from the worker", lambda: heal.fetch(1, page) == name, 60, 1)
     heal[worker].power("cut")
     others = {node.machine.name for number, node in heal.nodes.items() if number != worker}
-    wait_for("page from another node", lambda: heal.fetch(1, page) in others, 20)
-    assert TAINT in taints(heal, worker)
-    heal[worker].power("on")
+    try:
+        wait_for("page from another node", lambda: heal.fetch(1, page) in others, 60)
+        assert TAINT in taints(heal, worker)
+    finally:
+        heal[worker].power("on")
     wait_for("node without taint", lambda: TAINT not in taints(heal, worker), 60, 1)
     wait_for("whole ring", heal.is_whole, 120, 1)
 

@@ -33,9 +33,12 @@ def fill() -> int:
 
 
 def free() -> int:
-    """Remove the ballast."""
+    """Remove the ballast for good: a power cut or an error of the disk right after this does not bring it back."""
     if os.path.lexists(BALLAST):
         os.unlink(BALLAST)
+    folder = os.open("/var", os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
     return 0
 
 
