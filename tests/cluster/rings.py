@@ -69,15 +69,20 @@ class Ring:
         items = json.loads(self.kubectl("get", "pods", "-l", "app=any", "-o", "json"))["items"]
         return {pod.number: pod for item in items if _is_ready(item) and (pod := _pod(item))}
 
+    def pod(self, number: int) -> Pod:
+        """The test's pod on a node; none that is ready fails, and may be waited for."""
+        pods = self.pods()
+        assert number in pods, f"ready pods: {sorted(pods)}"
+        return pods[number]
+
     def fetch(self, number: int, url: str) -> str:
         """Fetch a page from inside the pod on a node."""
-        pod = self.pods()[number]
-        return self.kubectl("exec", pod.name, "--", "wget", "-q", "-T", "5", "-O", "-", url).strip()
+        return self.kubectl("exec", self.pod(number).name, "--", "wget", "-q", "-T", "5", "-O", "-", url).strip()
 
     def reaches(self, number: int, other: int) -> bool:
         """Whether the pod on one node reaches that on another over both families."""
-        pods = self.pods()
-        for host in (f"[{pods[other].address6}]", pods[other].address4):
+        pod = self.pod(other)
+        for host in (f"[{pod.address6}]", pod.address4):
             page = self.fetch(number, f"http://{host}:8080/")
             assert page == self[other].machine.name, page
         return True

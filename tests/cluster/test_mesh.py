@@ -135,7 +135,11 @@ def test_large_packets_fit_through_every_link(ring: Ring) -> None:
 
 
 def is_told_size(node: Node, address: str, hop: str) -> bool:
-    """Whether a hop says that a packet of 1448 bytes to an address is too large; each family has routes of its own."""
+    """Whether a hop says that a packet of 1448 bytes to an address is too large; each family has routes of its own.
+
+    A node that was told before, as TCP between nodes may have been, sends no such packet for ten minutes: it shall forget.
+    """
+    node.output("ip", "-6" if ":" in address else "-4", "route", "flush", "cache")
     shown = node.run("ping", "-n", "-c", "1", "-M", "do", "-s", "1420", address).stdout
     assert f"From {hop}" in shown, shown
     assert "mtu=1400" in shown or "mtu = 1400" in shown, shown
