@@ -94,7 +94,10 @@ def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -
 
 
 def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> str:
-    """Become what the registry says; a control-plane node only once it has the secrets."""
+    """Become what the registry says; a control-plane node only once it has the secrets.
+
+    No vote is ever taken back: a voter that shall be a standby was replaced meanwhile, and is a worker first.
+    """
     initial_cluster = me.role.initial_cluster
     if answer.get("sealed"):
         key = identity.read_secret(paths, "identity.key")
@@ -102,11 +105,11 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
         for name in SECRET_FILES:
             write(paths.state / name, str(files[name]), 0o600)
         initial_cluster = str(answer["initial_cluster"])
-    if role == "worker" and me.role.role != "worker":
+    if (me.role.role, role) in (("voter", "standby"), ("voter", "worker"), ("standby", "worker")):
         retire(paths)
         initial_cluster = ""
-    if role != "worker" and not (paths.state / "encryption.key").exists():
-        role = me.role.role
+    if not (paths.state / "encryption.key").exists():
+        role = "worker"
     changed = msgspec.structs.replace(
         me.role, role=msgspec.convert(role, identity.RoleName), initial_cluster=initial_cluster
     )

@@ -142,6 +142,19 @@ def test_a_seed_that_votes_no_more_is_not_given_the_secrets_again(machine: Machi
     assert (machine.paths.state / "pki/cluster-ca.crt").exists()
 
 
+def test_a_voter_that_shall_be_a_standby_was_replaced_and_begins_anew(machine: Machine) -> None:
+    """It saw nothing of its removal; etcd does not start with the data of a member that was removed."""
+    prepare.prepare(machine.paths)
+    (machine.paths.state / "etcd/member").mkdir()
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    assert enrol.take_role(machine.paths, me, "standby", {}) == "worker"
+    now = identity.load(machine.paths, time.time())
+    assert now is not None and (now.role.role, now.role.initial_cluster) == ("worker", "")
+    assert not (machine.paths.state / "encryption.key").exists()
+    assert not (machine.paths.state / "etcd").exists()
+
+
 def test_a_machine_without_seed_or_identity_says_so(machine: Machine) -> None:
     (machine.folder / "credentials/kubermesh.seed").unlink()
     with pytest.raises(UserError, match=r"^no seed credential and nothing in /var/lib/kubermesh"):
