@@ -33,7 +33,7 @@ bench: setup ## Measure what docs/benchmarks.md publishes (needs root).
 	@command -v debootstrap >/dev/null || $(SUDO) apt-get install -qq debootstrap
 	$(SUDO) $(BIN)/python -m tests.bench
 
-verify: setup ## Break clusters on purpose and prove that they heal (needs root, an image, and 20 minutes).
+verify: setup ## Break clusters on purpose and prove that they heal (needs root, an image, and an hour).
 	$(SUDO) $(BIN)/kmbuild verify
 
 setup: $(VENV)/.host $(VENV)/.installed ## Install what the project needs on this machine.

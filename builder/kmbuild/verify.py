@@ -17,7 +17,7 @@ import msgspec
 
 from kmbuild.cluster import locate_image, make_directory, show_line
 from kmbuild.table import table
-from kmcluster import bench, steady, verdict_page, waiting
+from kmcluster import bench, steady, verdict_page, verdict_table, waiting
 from kmcluster.drivers import NAMES
 from kmcluster.image import check_image
 from kmcluster.scenario import GRACE_S, Scenario
@@ -49,12 +49,18 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 )
 @click.option("--compare", type=click.Path(path_type=Path), help="A verdict.json to show beside this one.")
 @click.option(
+    "--publish",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A Markdown page to put figures into.",
+)
+@click.option(
     "--image", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="The .raw or its folder."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def verify(
     names: Sequence[str], tags: Sequence[str], only_list: bool, driver: str, repeat: int, seed: int | None, keep: bool,
-    stop: bool, output: Path, compare: Path | None, image: Path, as_json: bool,
+    stop: bool, output: Path, compare: Path | None, publish: Path | None, image: Path,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Break a cluster of the image on purpose, and prove that it heals: all scenarios, or those that are named.
 
@@ -71,9 +77,13 @@ def verify(
     # Whoever ends this, by Ctrl-C or not, leaves no cluster behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     earlier = document.read(compare, Verdict) if compare else None
+    if publish:
+        verdict_table.split(publish.read_text())
     session = Session(driver, image, output, SystemRandom().randrange(2**31) if seed is None else seed)
     runs = session.play_all(chosen, repeat, keep=keep, stop=stop)
     verdict = session.write(runs, earlier)
+    if publish:
+        document.write(publish, verdict_table.publish(publish.read_text(), verdict, ALL))
     click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode() if as_json else summary(verdict))
     click.echo(f"{output}: {FORMATS}", err=True)
     if verdict.failed:

@@ -78,6 +78,16 @@ class Scene:
         self.tell(f"corrupt etcd's log: {self.machine(number).name}")
         disk_faults.change(self.name, str(number), "corrupt", None)
 
+    def fill(self, number: int) -> None:
+        """Leave no byte free on a machine's disk."""
+        self.tell(f"disk full: {self.machine(number).name}")
+        disk_faults.change(self.name, str(number), "fill", None)
+
+    def repair(self, number: int) -> None:
+        """Give the disk of a machine its free space back."""
+        self.tell(f"disk free: {self.machine(number).name}")
+        disk_faults.change(self.name, str(number), "repair", None)
+
     def wipe(self, number: int) -> None:
         """Put an empty disk into a machine that is off."""
         self.tell(f"disk wiped: {self.machine(number).name}")
@@ -114,7 +124,8 @@ class Scenario:
 
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an acknowledged write, until `undo` where the cluster `heals_alone`; everything has to be as before
-    `whole_s` after that. `replaced` says whether voters change.
+    `whole_s` after that. `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew
+    elsewhere.
     """
 
     name: str
@@ -127,5 +138,6 @@ class Scenario:
     outage_s: float = 10.0
     whole_s: float = 120.0
     replaced: bool = False
+    evicts: bool = False
     heals_alone: bool = True
     topology: str = "ring5"

@@ -26,7 +26,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     `faults` says what did not hold, nothing when all did. `outages` are the longest of the fault, and the longest after it was
     undone (at `undone_s`), where they were long enough to be noticed. All was as before at `whole_s`. `acked`, `failed` and
-    `lost` count writes. A cluster that does not heal alone is in service again only after the fault was undone.
+    `lost` count writes; `evicted` names the nodes whose pods were made anew elsewhere. A cluster that does not heal alone is in
+    service again only after the fault was undone.
     """
 
     scenario: str
@@ -40,6 +41,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     acked: int = 0
     failed: int = 0
     lost: int = 0
+    evicted: list[str] = []
     took_s: float = 0.0
     bundle: str = ""
 

@@ -141,4 +141,5 @@ def describe(run: Run) -> str:
     """A run in words."""
     felt = "; ".join(f"no write from {one.since_s:.1f} s to {one.until_s:.1f} s" for one in run.outages)
     counts = f"{run.acked} writes acknowledged, {run.failed} failed, {run.lost} lost"
-    return f"{felt or 'no outage of writes'}; as before after {run.whole_s:.1f} s; {counts}; seed {run.seed}"
+    moved = f"; pods evicted from {', '.join(run.evicted)}" if run.evicted else ""
+    return f"{felt or 'no outage of writes'}; as before after {run.whole_s:.1f} s; {counts}{moved}; seed {run.seed}"

@@ -11,7 +11,7 @@ from subprocess import Popen
 
 import msgspec
 
-from kmcluster import bundle, steady
+from kmcluster import bundle, steady, witness
 from kmcluster.scenario import Scenario, Scene
 from kmcluster.state import Cluster, Machine
 from kmcluster.verdict import Mark, Outage, Run
@@ -49,6 +49,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     chosen, before = scenario.victims(scene), members(scene)
     steady.kubectl(scene.cluster, "delete", "configmap", COUNTER, "--ignore-not-found")
     steady.kubectl(scene.cluster, "create", "configmap", COUNTER, "--from-literal=value=0")
+    pods = witness.place(scene.cluster)
     faults: list[str] = []
     with writing(scene.cluster, homes(scene, chosen), stage.folder) as logs:
         time.sleep(CALM_S)
@@ -74,7 +75,8 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(round(at - begin, 2), what) for at, what in notes],
         outages=outages, undone_s=round(undone - begin, 2), whole_s=round(whole - begin, 2), acked=count.acked,
-        failed=count.failed, lost=len(count.lost), heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
+        failed=count.failed, lost=len(count.lost), evicted=witness.evicted(pods, witness.where(scene.cluster)),
+        heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
     )  # fmt: skip
     faults += unfulfilled(scenario, played, changed=members(scene) != before)
     if faults:
@@ -92,6 +94,8 @@ def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
         faults.append("no write was acknowledged at all")
     if played.lost:
         faults.append(f"{played.lost} acknowledged writes are lost")
+    if played.evicted and not scenario.evicts:
+        faults.append(f"pods were evicted from {', '.join(played.evicted)}")
     if changed and not scenario.replaced:
         faults.append("the voters changed")
     if scenario.replaced and not changed:

@@ -19,10 +19,13 @@ PERIOD_S = 0.1
 # Connecting, and waiting for an answer: shorter than the API server's own, as a user would try again.
 TIMEOUT_S = (0.5, 1.0)
 CONFLICT = 409
+SERVED = ("acked", "conflict")
 
 
 class Entry(msgspec.Struct, frozen=True):
     """One step: `read` saw a value, `acked` was told that it was written, `failed` has the reason.
+
+    `conflict` was told that the other writer was faster, which takes a majority of etcd to say as well.
 
     `begun` and `ended` are seconds of the monotonic clock, which all processes of a machine share.
     """
@@ -58,10 +61,10 @@ def judge(logs: Sequence[Sequence[Entry]], final: int) -> Count:
 
 
 def longest_outage(logs: Sequence[Sequence[Entry]], since: float, until: float) -> tuple[float, float]:
-    """When writes were not acknowledged for longest between two moments: its begin and its end, for the worst of the writers."""
+    """When writes were not answered for longest between two moments: its begin and its end, for the worst of the writers."""
     worst = (since, since)
     for log in logs:
-        times = [since, *(one.ended for one in log if one.kind == "acked" and since < one.ended < until), until]
+        times = [since, *(one.ended for one in log if one.kind in SERVED and since < one.ended < until), until]
         for before, after in pairwise(times):
             if after - before > worst[1] - worst[0]:
                 worst = (before, after)
@@ -93,7 +96,7 @@ def count_up(api: Any, name: str) -> list[Entry]:
         api.replace_namespaced_config_map(name, "default", item, _request_timeout=TIMEOUT_S)
     except Exception as error:  # whatever goes wrong is what is to be seen
         if getattr(error, "status", 0) == CONFLICT:
-            return [read]
+            return [read, Entry("conflict", begun, time.monotonic(), value + 1)]
         return [Entry("failed", begun, time.monotonic(), why=(str(error).splitlines() or [""])[0][:200])]
     return [read, Entry("acked", begun, time.monotonic(), value + 1)]
 

@@ -2,7 +2,10 @@
 
 import json
 import re
+from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import msgspec
@@ -10,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from kmbuild.cli import kmbuild
-from kmcluster import scenario, verdict_page, verify
+from kmcluster import scenario, verdict_page, verdict_table, verify, witness
 from kmcluster.scenarios import ALL, choose
-from kmcluster.scenarios.nodes import are_joined
+from kmcluster.scenarios.nodes import are_joined, two
 from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
 from kmcluster.writer import Count, Entry, judge, longest_outage
 from kmplan.errors import UserError
@@ -62,6 +65,9 @@ def test_the_longest_outage_is_the_worst_of_any_writer() -> None:
     broken = log(*(("acked", float(second), second) for second in (0, 1, 2, 9, 10, 11, 19)))
     begin, end = longest_outage([steady, broken], 2.5, 15)
     assert (begin, end) == (2.5, 9.1)
+    # One that comes too late again and again is served all the same.
+    late = [Entry("conflict", one.begun, one.ended, one.value) for one in steady]
+    assert longest_outage([steady, late], 2.5, 15) == longest_outage([steady], 2.5, 15)
     # One that never comes back.
     assert longest_outage([steady, log(("acked", 1, 1))], 2.5, 15) == (2.5, 15)
 
@@ -97,6 +103,8 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
         ("power-leader", {"lost": 2}, False, "2 acknowledged writes are lost"),
         ("power-leader", {"acked": 0}, False, "no write was acknowledged at all"),
         ("power-leader", {}, True, "the voters changed"),
+        ("power-leader", {"evicted": ["shop-1"]}, False, None),
+        ("cable-cut", {"outages": [], "evicted": ["shop-1"]}, False, "pods were evicted from shop-1"),
         ("leader-gone", {}, True, None),
         ("leader-gone", {}, False, "no voter was replaced"),
     ],
@@ -150,9 +158,42 @@ def test_a_line_of_time_is_to_scale() -> None:
     assert bars["out"][0] - left == pytest.approx(bars["waiting"][1] / 4, abs=0.2)
 
 
+def test_a_pod_that_is_gone_tells_of_its_node() -> None:
+    before = {"a": "shop-1", "b": "shop-2", "c": "shop-3"}
+    assert witness.evicted(before, {**before, "d": "shop-3"}) == []
+    assert witness.evicted(before, {"a": "shop-1", "d": "shop-2"}) == ["shop-2", "shop-3"]
+
+
+PAGE = f"Before.\n\n{verdict_table.BEGIN}\n{verdict_table.END}\n\nAfter.\n"
+
+
+def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
+    first = verdict_table.publish(PAGE, verdict(run(scenario="leader-gone", lost=1, faults=["lost"])), ALL)
+    both = verdict_table.publish(first, verdict(run(), run(outages=[Outage(0.0, 5.0)], whole_s=40.0)), ALL)
+    leader, gone = [line for line in both.splitlines() if line.startswith("| [`")]
+    assert "`power-leader`" in leader and "| 4.0 s, 5.0 s | 10 s | 35.5 s, 40.0 s | 2 | 0 | 0 | 2026-11-25 |" in leader
+    assert "`leader-gone`" in gone and "| 1 | 1 | 1 |" in gone
+    assert both.startswith("Before.") and both.endswith("After.\n")
+    assert verdict_table.publish(both, verdict(), ALL) == both
+    with pytest.raises(UserError, match="no place for figures"):
+        verdict_table.publish("Before.", verdict(), ALL)
+
+
+def test_a_page_without_a_place_is_refused_before_anything_is_played(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("Before.")
+    result = CliRunner().invoke(kmbuild, ["verify", "--publish", str(tmp_path / "page.md")])
+    assert isinstance(result.exception, UserError) and "no place for figures" in str(result.exception)
+
+
 def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert [one.name for one in choose(["cable-cut"], [])] == ["cable-cut"]
-    assert {one.name for one in choose([], ["members"])} == {"corrupt-etcd", "leader-gone", "voter-disk-lost"}
+    assert {one.name for one in choose([], ["members"])} == {
+        "corrupt-etcd",
+        "leader-gone",
+        "two-voters-gone",
+        "voter-disk-full",
+        "voter-disk-lost",
+    }
     assert len(choose([], [])) == len(ALL)
     with pytest.raises(UserError, match="nonsense: no such scenario or tag"):
         choose(["nonsense"], [])
@@ -169,10 +210,25 @@ def test_the_list_says_what_happens() -> None:
 @pytest.mark.parametrize(
     ("pairs", "joined"),
     [([(1, 2), (2, 3), (3, 5)], True), ([(3, 5), (1, 2), (2, 3)], True), ([(1, 2), (1, 3), (2, 3)], False),
-     ([(1, 2), (3, 5)], False)],
+     ([(1, 2), (3, 5)], False), ([(2, 3), (3, 5)], False), ([], False)],
 )  # fmt: skip
 def test_a_cable_is_cut_only_where_the_others_stay_joined(pairs: list[tuple[int, int]], joined: bool) -> None:
-    assert are_joined(pairs) is joined
+    assert are_joined({1, 2, 3, 5}, pairs) is joined
+
+
+def test_two_are_chosen_that_cut_nobody_off() -> None:
+    """In a ring of six only neighbours are; in a line only its ends, or the first or last two."""
+
+    def scene(cables: list[tuple[int, int]]) -> Any:
+        ends = [SimpleNamespace(a=SimpleNamespace(node=a), b=SimpleNamespace(node=b)) for a, b in cables]
+        machines = [SimpleNamespace(number=number) for number in range(1, 7)]
+        cluster = SimpleNamespace(cables=ends, machines=machines)
+        return SimpleNamespace(cluster=cluster, random=Random(1), with_role=lambda role: [1, 2, 3, 4, 5, 6])  # noqa: S311
+
+    line = [(number, number + 1) for number in range(1, 6)]
+    chosen = {tuple(two("worker")(scene([*line, (6, 1)]))) for _ in range(9)}
+    assert chosen <= {(1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (1, 6)}
+    assert two("worker")(scene(line)) in ([1, 2], [5, 6], [1, 6])
 
 
 def test_choices_follow_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import time
 from kmcluster.scenario import Scenario, Scene, follower, leader
 
 FLAPS, FLAP_S = 5, 1.5
+AWAY_S, BACK_S = 10.0, 5.0
+SOAK_S, SOAK_LOSS, SOAK_DELAY_MS = 90.0, 1.0, 15.0
 
 
 def cut_one(scene: Scene, chosen: list[int]) -> None:
@@ -36,6 +38,28 @@ def flap(scene: Scene, chosen: list[int]) -> None:
         time.sleep(FLAP_S)
 
 
+def one_after_another(scene: Scene, chosen: list[int]) -> None:
+    """One cable of the victim is away for a while; soon after it is back, the other one is cut."""
+    near, far = scene.neighbours(chosen[0])[:2]
+    scene.cable(chosen[0], far, "cut")
+    time.sleep(AWAY_S)
+    scene.cable(chosen[0], far, "plug")
+    time.sleep(BACK_S)
+    scene.cable(chosen[0], near, "cut")
+
+
+def soak(scene: Scene, _: list[int]) -> None:
+    """Every cable is as bad as a long radio link."""
+    for cable in scene.cluster.cables:
+        scene.cable(cable.a.node, cable.b.node, "slow", loss=SOAK_LOSS, delay=SOAK_DELAY_MS)
+
+
+def plug_all(scene: Scene, _: list[int]) -> None:
+    """All cables are good again."""
+    for cable in scene.cluster.cables:
+        scene.cable(cable.a.node, cable.b.node, "plug")
+
+
 def cut_off(scene: Scene, chosen: list[int]) -> None:
     """All cables of the victim are cut."""
     for other in scene.neighbours(chosen[0]):
@@ -55,8 +79,12 @@ SCENARIOS = [
     Scenario("cable-one-way", "a cable of the leading node goes one way", ("link",), leader, one_way, plug,
              after_s=10, outage_s=3),
     Scenario("cable-flapping", "a cable of the leading node comes and goes", ("link",), leader, flap, outage_s=3),
+    Scenario("cable-after-cable", "a cable of the leading node returns, and the other one is cut", ("link",), leader,
+             one_after_another, plug, outage_s=3),
+    Scenario("soak", f"all cables lose {SOAK_LOSS:g} % and take {SOAK_DELAY_MS:g} ms longer", ("link", "soak"), leader, soak,
+             plug_all, after_s=SOAK_S, outage_s=5),
     Scenario("leader-cut-off", "the leading node is cut off from all others", ("link", "partition"), leader, cut_off, plug,
-             after_s=20, outage_s=15),
+             after_s=20, outage_s=15, evicts=True),
     Scenario("voter-cut-off", "a voter that does not lead is cut off from all others", ("link", "partition"), follower, cut_off,
-             plug, after_s=20, outage_s=10),
+             plug, after_s=20, outage_s=10, evicts=True),
 ]  # fmt: skip

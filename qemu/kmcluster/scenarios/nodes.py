@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
 
 STAGGER_S = 3.0
-OTHERS = 4
+# Kubelet says for as long after its disk was full that it is (evictionPressureTransitionPeriod).
+PRESSURE_S = 300.0
 
 
 def power(action: str, pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
@@ -33,21 +35,51 @@ def lose_disk(scene: Scene, chosen: list[int]) -> None:
 
 def cut_with_a_cable(scene: Scene, chosen: list[int]) -> None:
     """Cut a cable without which, and without the victim, all others are still joined; then the victim's power."""
-    (number,) = chosen
-    pairs = [
-        (cable.a.node, cable.b.node) for cable in scene.cluster.cables if number not in (cable.a.node, cable.b.node)
-    ]
-    spared = [pair for pair in pairs if are_joined([other for other in pairs if other != pair])]
+    pairs = without(scene, chosen)
+    spared = [pair for pair in pairs if are_joined(others(scene, chosen), [one for one in pairs if one != pair])]
     scene.cable(*scene.random.choice(spared), "cut")
-    scene.power(number, "cut")
+    cut(scene, chosen)
 
 
-def are_joined(pairs: Sequence[tuple[int, int]]) -> bool:
-    """Whether cables between these four machines leave none of them alone."""
-    reached = {pairs[0][0]}
-    for _ in pairs:
+def without(scene: Scene, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The cables that lead to none of these machines, by their ends."""
+    pairs = [(cable.a.node, cable.b.node) for cable in scene.cluster.cables]
+    return [pair for pair in pairs if not set(pair) & set(numbers)]
+
+
+def others(scene: Scene, numbers: Sequence[int]) -> set[int]:
+    """All other machines."""
+    return {machine.number for machine in scene.cluster.machines} - set(numbers)
+
+
+def are_joined(numbers: set[int], pairs: Sequence[tuple[int, int]]) -> bool:
+    """Whether cables between these machines leave none of them alone."""
+    reached = {min(numbers)}
+    for _ in numbers:
         reached |= {one for pair in pairs for one in pair if reached & set(pair)}
-    return len(reached) == OTHERS
+    return reached >= numbers
+
+
+def two(role: str) -> Callable[[Scene], list[int]]:
+    """Two machines with a part in the control plane, without which the others are still joined."""
+
+    def choose(scene: Scene) -> list[int]:
+        pairs = [list(pair) for pair in combinations(scene.with_role(role), 2)]
+        return scene.random.choice([pair for pair in pairs if are_joined(others(scene, pair), without(scene, pair))])
+
+    return choose
+
+
+def fill(scene: Scene, chosen: list[int]) -> None:
+    """Fill the victims' disks."""
+    for number in chosen:
+        scene.fill(number)
+
+
+def repair(scene: Scene, chosen: list[int]) -> None:
+    """Give the victims' disks their free space back."""
+    for number in chosen:
+        scene.repair(number)
 
 
 def mend(scene: Scene, chosen: list[int]) -> None:
@@ -66,19 +98,28 @@ def everyone(scene: Scene) -> list[int]:
 
 SCENARIOS = [
     Scenario("power-leader", "the leading node loses its power, and gets it back in time", ("power", "quick"), leader, cut,
-             power_on, after_s=10, outage_s=10),
+             power_on, after_s=10, outage_s=10, evicts=True),
     Scenario("power-follower", "another voter loses its power, and gets it back in time", ("power",), follower, cut, power_on,
-             after_s=10, outage_s=5),
-    Scenario("power-worker", "a worker loses its power, and gets it back", ("power",), worker, cut, power_on, after_s=20),
+             after_s=10, outage_s=5, evicts=True),
+    Scenario("power-worker", "a worker loses its power, and gets it back", ("power",), worker, cut, power_on, after_s=20,
+             evicts=True),
     Scenario("freeze-leader", "the leading node stands still for half a minute", ("power",), leader, freeze, thaw, after_s=15,
-             outage_s=10),
+             outage_s=10, evicts=True),
     Scenario("power-all", "all machines lose their power at once, and get it back in any order", ("power",), everyone, cut,
-             power_on, after_s=1, outage_s=90, whole_s=240, heals_alone=False),
+             power_on, after_s=1, outage_s=90, whole_s=240, evicts=True, heals_alone=False),
     Scenario("voter-disk-lost", "a voter gets an empty disk", ("power", "members"), follower, lose_disk, after_s=20, whole_s=180,
-             replaced=True),
-    Scenario("worker-disk-lost", "a worker gets an empty disk", ("power",), worker, lose_disk, after_s=20, whole_s=180),
+             replaced=True, evicts=True),
+    Scenario("worker-disk-lost", "a worker gets an empty disk", ("power",), worker, lose_disk, after_s=20, whole_s=180,
+             evicts=True),
+    Scenario("voter-disk-full", "the disk of a voter is full for longer than it is waited for", ("disk", "members"), follower,
+             fill, repair, after_s=GRACE_S + 20, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
-             leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True),
+             leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True, evicts=True),
     Scenario("link-and-voter", "a cable is cut, and a voter loses its power", ("power", "link"), follower, cut_with_a_cable,
-             mend, after_s=15, topology="mesh5"),
+             mend, after_s=15, evicts=True, topology="mesh5"),
+    Scenario("two-workers", "two workers lose their power at once", ("power", "large"), two("worker"), cut, power_on, after_s=20,
+             evicts=True, topology="grid9"),
+    Scenario("two-voters-gone", "two of five voters are gone for longer than is waited for a voter, and return",
+             ("power", "members", "large"), two("voter"), cut, power_on, after_s=GRACE_S + 60, outage_s=15, whole_s=240,
+             replaced=True, evicts=True, topology="grid9"),
 ]  # fmt: skip
