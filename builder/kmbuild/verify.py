@@ -59,8 +59,7 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def verify(
     names: Sequence[str], tags: Sequence[str], only_list: bool, driver: str, repeat: int, seed: int | None, keep: bool,
-    stop: bool, output: Path, compare: Path | None, publish: Path | None, image: Path,
-    as_json: bool,
+    stop: bool, output: Path, compare: Path | None, publish: Path | None, image: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Break a cluster of the image on purpose, and prove that it heals: all scenarios, or those that are named.
 

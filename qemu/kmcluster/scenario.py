@@ -68,30 +68,21 @@ class Scene:
         self.tell(f"cable {action}: {self.machine(a).name} to {self.machine(b).name}")
         cabling.change(self.name, str(a), str(b), action, loss, delay)
 
+    def plug_all(self) -> None:
+        """Make all cables good again."""
+        for cable in self.cluster.cables:
+            if cable.state != "plugged":
+                self.cable(cable.a.node, cable.b.node, "plug")
+
     def signal(self, number: int, program: str, signal: str = "KILL") -> None:
         """Send all processes of a program on a machine a signal: KILL, STOP or CONT."""
         self.tell(f"kill -{signal} {program}: {self.machine(number).name}")
         inside.run_script(self.driver, self.machine(number), "kill", program, signal)
 
-    def corrupt(self, number: int) -> None:
-        """Overwrite bytes of what a machine's etcd has written last."""
-        self.tell(f"corrupt etcd's log: {self.machine(number).name}")
-        disk_faults.change(self.name, str(number), "corrupt", None)
-
-    def fill(self, number: int) -> None:
-        """Leave no byte free on a machine's disk."""
-        self.tell(f"disk full: {self.machine(number).name}")
-        disk_faults.change(self.name, str(number), "fill", None)
-
-    def repair(self, number: int) -> None:
-        """Give the disk of a machine its free space back."""
-        self.tell(f"disk free: {self.machine(number).name}")
-        disk_faults.change(self.name, str(number), "repair", None)
-
-    def wipe(self, number: int) -> None:
-        """Put an empty disk into a machine that is off."""
-        self.tell(f"disk wiped: {self.machine(number).name}")
-        disk_faults.change(self.name, str(number), "wipe", None)
+    def disk(self, number: int, action: str) -> None:
+        """Do something to a machine's disk; corrupt overwrites bytes of what its etcd has written last."""
+        self.tell(f"disk {action}: {self.machine(number).name}")
+        disk_faults.change(self.name, str(number), action)
 
     def kubectl(self, *arguments: str) -> str:
         """Run kubectl as the administrator."""
@@ -123,7 +114,7 @@ class Scenario:
     """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle.
 
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
-    `outage_s` without an acknowledged write, until `undo` where the cluster `heals_alone`; everything has to be as before
+    `outage_s` without an answered write, until `undo` where the cluster `heals_alone`; everything has to be as before
     `whole_s` after that. `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew
     elsewhere.
     """

@@ -15,7 +15,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """A time without an acknowledged write: seconds since the fault began."""
+    """A time without an answered write: seconds since the fault began."""
 
     since_s: float
     until_s: float

@@ -1,6 +1,7 @@
 """An oracle: a pod on every node, which Kubernetes makes anew elsewhere as soon as its node is given up, rightly or not."""
 
 import json
+from typing import Any
 
 from kmcluster import steady
 from kmcluster.state import Cluster
@@ -8,46 +9,38 @@ from kmcluster.state import Cluster
 NAME = "kubermesh-verify"
 READY_S = 60
 
-# One for each node, and no more than one on any: so each stands for its node.
-DEPLOYMENT = {
-    "apiVersion": "apps/v1",
-    "kind": "Deployment",
-    "metadata": {"name": NAME},
-    "spec": {
-        "selector": {"matchLabels": {"app": NAME}},
-        "template": {
-            "metadata": {"labels": {"app": NAME}},
-            "spec": {
-                "automountServiceAccountToken": False,
-                "terminationGracePeriodSeconds": 1,
-                "securityContext": {"runAsUser": 65535, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-                "affinity": {
-                    "podAntiAffinity": {
-                        "requiredDuringSchedulingIgnoredDuringExecution": [
-                            {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": NAME}}}
-                        ]
-                    }
-                },
-                "containers": [
-                    {
-                        "name": "pause",
-                        "image": "kubermesh.local/pause:1",
-                        "imagePullPolicy": "Never",
-                        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    }
-                ],
-            },
-        },
-    },
-}  # fmt: skip
-
 
 def place(cluster: Cluster) -> dict[str, str]:
     """Have a pod on every node, and wait for it; returns the nodes' names by the pods' UIDs."""
-    spec = {**DEPLOYMENT["spec"], "replicas": len(cluster.machines)}  # type: ignore[dict-item]
-    steady.kubectl(cluster, "apply", "-f", "-", given=json.dumps({**DEPLOYMENT, "spec": spec}))
+    steady.kubectl(cluster, "apply", "-f", "-", given=json.dumps(deployment(len(cluster.machines))))
     steady.kubectl(cluster, "rollout", "status", f"deployment/{NAME}", f"--timeout={READY_S}s")
     return where(cluster)
+
+
+def deployment(replicas: int) -> dict[str, Any]:
+    """A pod for each node, and no more than one on any: so each stands for its node."""
+    labels = {"app": NAME}
+    apart = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": labels}}
+    container = {
+        "name": "pause",
+        "image": "kubermesh.local/pause:1",
+        "imagePullPolicy": "Never",
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    pod = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsUser": 65535, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}},
+        "containers": [container],
+    }
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": NAME},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
+    }
 
 
 def where(cluster: Cluster) -> dict[str, str]:

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from kmbuild.cli import kmbuild
 from kmcluster import scenario, verdict_page, verdict_table, verify, witness
+from kmcluster.cable import Cable, Port
 from kmcluster.scenarios import ALL, choose
 from kmcluster.scenarios.nodes import are_joined, two
 from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
@@ -207,22 +208,25 @@ def test_the_list_says_what_happens() -> None:
     assert json.loads(result.output) == ["leader-cut-off", "voter-cut-off"]
 
 
+def cables_of(pairs: list[tuple[int, int]]) -> list[Cable]:
+    return [Cable(number, Port(a, 0), Port(b, 1)) for number, (a, b) in enumerate(pairs, 1)]
+
+
 @pytest.mark.parametrize(
     ("pairs", "joined"),
     [([(1, 2), (2, 3), (3, 5)], True), ([(3, 5), (1, 2), (2, 3)], True), ([(1, 2), (1, 3), (2, 3)], False),
      ([(1, 2), (3, 5)], False), ([(2, 3), (3, 5)], False), ([], False)],
 )  # fmt: skip
 def test_a_cable_is_cut_only_where_the_others_stay_joined(pairs: list[tuple[int, int]], joined: bool) -> None:
-    assert are_joined({1, 2, 3, 5}, pairs) is joined
+    assert are_joined({1, 2, 3, 5}, cables_of(pairs)) is joined
 
 
 def test_two_are_chosen_that_cut_nobody_off() -> None:
     """In a ring of six only neighbours are; in a line only its ends, or the first or last two."""
 
     def scene(cables: list[tuple[int, int]]) -> Any:
-        ends = [SimpleNamespace(a=SimpleNamespace(node=a), b=SimpleNamespace(node=b)) for a, b in cables]
         machines = [SimpleNamespace(number=number) for number in range(1, 7)]
-        cluster = SimpleNamespace(cables=ends, machines=machines)
+        cluster = SimpleNamespace(cables=cables_of(cables), machines=machines)
         return SimpleNamespace(cluster=cluster, random=Random(1), with_role=lambda role: [1, 2, 3, 4, 5, 6])  # noqa: S311
 
     line = [(number, number + 1) for number in range(1, 6)]

@@ -56,8 +56,7 @@ def soak(scene: Scene, _: list[int]) -> None:
 
 def plug_all(scene: Scene, _: list[int]) -> None:
     """All cables are good again."""
-    for cable in scene.cluster.cables:
-        scene.cable(cable.a.node, cable.b.node, "plug")
+    scene.plug_all()
 
 
 def cut_off(scene: Scene, chosen: list[int]) -> None:

@@ -4,47 +4,54 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
+from kmcluster.cable import Cable
 from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
+from kmcluster.topology import reach
 
 STAGGER_S = 3.0
 # Kubelet says for as long after its disk was full that it is (evictionPressureTransitionPeriod).
 PRESSURE_S = 300.0
 
 
-def power(action: str, pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
-    """Do the same to all victims' power, one after the other."""
+def each(act: Callable[[Scene, int], None], pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
+    """Do the same to all victims, one after the other."""
 
-    def act(scene: Scene, chosen: list[int]) -> None:
+    def do(scene: Scene, chosen: list[int]) -> None:
         for number in chosen:
-            scene.power(number, action)
+            act(scene, number)
             time.sleep(pause_s)
 
-    return act
+    return do
 
 
-cut, power_on, freeze, thaw = power("cut"), power("on", STAGGER_S), power("freeze"), power("thaw")
+cut = each(lambda scene, number: scene.power(number, "cut"))
+power_on = each(lambda scene, number: scene.power(number, "on"), STAGGER_S)
+freeze = each(lambda scene, number: scene.power(number, "freeze"))
+thaw = each(lambda scene, number: scene.power(number, "thaw"))
+fill = each(lambda scene, number: scene.disk(number, "fill"))
+repair = each(lambda scene, number: scene.disk(number, "repair"))
 
 
 def lose_disk(scene: Scene, chosen: list[int]) -> None:
     """Pull the plug of all victims, put empty disks in, and power them on."""
     for number in chosen:
         scene.power(number, "cut")
-        scene.wipe(number)
+        scene.disk(number, "wipe")
         scene.power(number, "on")
 
 
 def cut_with_a_cable(scene: Scene, chosen: list[int]) -> None:
     """Cut a cable without which, and without the victim, all others are still joined; then the victim's power."""
-    pairs = without(scene, chosen)
-    spared = [pair for pair in pairs if are_joined(others(scene, chosen), [one for one in pairs if one != pair])]
-    scene.cable(*scene.random.choice(spared), "cut")
+    cables = without(scene, chosen)
+    spared = [cable for cable in cables if are_joined(others(scene, chosen), [one for one in cables if one != cable])]
+    cable = scene.random.choice(spared)
+    scene.cable(cable.a.node, cable.b.node, "cut")
     cut(scene, chosen)
 
 
-def without(scene: Scene, numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """The cables that lead to none of these machines, by their ends."""
-    pairs = [(cable.a.node, cable.b.node) for cable in scene.cluster.cables]
-    return [pair for pair in pairs if not set(pair) & set(numbers)]
+def without(scene: Scene, numbers: Sequence[int]) -> list[Cable]:
+    """The cables that lead to none of these machines."""
+    return [cable for cable in scene.cluster.cables if not {cable.a.node, cable.b.node} & set(numbers)]
 
 
 def others(scene: Scene, numbers: Sequence[int]) -> set[int]:
@@ -52,12 +59,9 @@ def others(scene: Scene, numbers: Sequence[int]) -> set[int]:
     return {machine.number for machine in scene.cluster.machines} - set(numbers)
 
 
-def are_joined(numbers: set[int], pairs: Sequence[tuple[int, int]]) -> bool:
+def are_joined(numbers: set[int], cables: Sequence[Cable]) -> bool:
     """Whether cables between these machines leave none of them alone."""
-    reached = {min(numbers)}
-    for _ in numbers:
-        reached |= {one for pair in pairs for one in pair if reached & set(pair)}
-    return reached >= numbers
+    return reach(min(numbers), cables) >= numbers
 
 
 def two(role: str) -> Callable[[Scene], list[int]]:
@@ -70,23 +74,9 @@ def two(role: str) -> Callable[[Scene], list[int]]:
     return choose
 
 
-def fill(scene: Scene, chosen: list[int]) -> None:
-    """Fill the victims' disks."""
-    for number in chosen:
-        scene.fill(number)
-
-
-def repair(scene: Scene, chosen: list[int]) -> None:
-    """Give the victims' disks their free space back."""
-    for number in chosen:
-        scene.repair(number)
-
-
 def mend(scene: Scene, chosen: list[int]) -> None:
     """Plug all cables in, and power the victim on."""
-    for cable in scene.cluster.cables:
-        if cable.cut:
-            scene.cable(cable.a.node, cable.b.node, "plug")
+    scene.plug_all()
     power_on(scene, chosen)
 
 

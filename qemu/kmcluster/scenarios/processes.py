@@ -36,7 +36,7 @@ def stop(program: str) -> Scenario:
 
 def spoil(scene: Scene, chosen: list[int]) -> None:
     """Spoil what etcd has written, and have it read that: it does not start again."""
-    scene.corrupt(chosen[0])
+    scene.disk(chosen[0], "corrupt")
     scene.signal(chosen[0], "etcd")
 
 
