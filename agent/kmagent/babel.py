@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 HELLO_S = 0.2
 UPDATE_S = 2.0
 UNIT = "kubermesh-babeld.service"
+# The metric of a route that leads nowhere.
+INFINITY = 0xFFFF
 RETRY_S = 0.3
 # How often babeld is asked: often for a while after something changed.
 OFTEN_S, BUSY_S, PERIOD_S = 0.3, 8.0, 3.0
@@ -36,7 +38,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Table:
-    """What babeld knows: (port, link) of every neighbour, and the prefixes with a route in use."""
+    """What babeld knows: (port, link) of every neighbour, and the prefixes that a route in use leads to."""
 
     neighbours: tuple[tuple[str, Link], ...] = ()
     installed: frozenset[str] = frozenset()
@@ -107,7 +109,9 @@ def parse(dump: Iterable[str]) -> Table:
         action, kind, *words = [*line.split(), "", ""]
         values = dict(zip(words[1::2], words[2::2], strict=False))
         if (action, kind) == ("add", "route") and values.get("installed") == "yes":
-            installed.add(values["prefix"])
+            # One that was retracted stays for minutes, as unreachable (RFC 8966, "Hold Time").
+            if int(values["metric"]) < INFINITY:
+                installed.add(values["prefix"])
         elif (action, kind) == ("add", "neighbour"):
             rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
             link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16))

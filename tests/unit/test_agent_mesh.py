@@ -251,6 +251,7 @@ add xroute fd00::1/128-::/0 prefix fd00::1/128 from ::/0 metric 0
 add route 55 prefix fd00::2/128 from ::/0 installed yes id 02:aa metric 96 refmetric 0 via fe80::1 if eth0
 add route 56 prefix fd00::2/128 from ::/0 installed no id 02:aa metric 192 refmetric 96 via fe80::3 if eth1
 add route 57 prefix fd00::3/128 from ::/0 installed no id 02:bb metric 65535 refmetric 65535 via fe80::3 if eth1
+add route 60 prefix fd00::4/128 from ::/0 installed yes id 02:cc metric 65535 refmetric 65535 via fe80::1 if eth0
 add route 58 prefix 10.0.2.0/24 from 0.0.0.0/0 installed yes id 02:aa metric 96 refmetric 0 via fe80::1 if eth0
 
 add
