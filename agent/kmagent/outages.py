@@ -34,11 +34,16 @@ def given_up(lost: Mapping[int, float], nodes: int, links: Mapping[int, set[int]
     return longer_than(ALONE_S, alone, now) | longer_than(GROUP_S, lost, now)
 
 
+def is_tainted(item: Object) -> bool:
+    """Whether a node's object says that it was given up."""
+    return any(taint["key"] == TAINT["key"] for taint in item["spec"].get("taints", []))
+
+
 def patch(item: Object, *, lost: bool) -> Object | None:
     """Return the change that puts the taint on a node's object or takes it off; None when it is as it should be."""
-    taints = [taint for taint in item["spec"].get("taints", []) if taint["key"] != TAINT["key"]]
-    if lost == (len(taints) < len(item["spec"].get("taints", []))):
+    if lost == is_tainted(item):
         return None
+    taints = [taint for taint in item["spec"].get("taints", []) if taint["key"] != TAINT["key"]]
     # A list is replaced as a whole: refused when somebody else changed the object meanwhile.
     version = item["metadata"]["resourceVersion"]
     return {"metadata": {"resourceVersion": version}, "spec": {"taints": [*taints, TAINT] if lost else taints}}
@@ -63,8 +68,12 @@ class Outages:
         gone = given_up(self._lost, len(registry.nodes), links_of(reports), now)
         for node in registry.nodes:
             item = objects.get(node.name)
-            change = patch(item, lost=node.number in gone) if item else None
+            if item is None:
+                continue
+            # Who has the taint keeps it until there is a way again, whoever leads and however long.
+            lost = node.number in gone or (node.number in self._lost and is_tainted(item))
+            change = patch(item, lost=lost)
             if change:
-                log.warning("%s is %s", node.name, "lost" if node.number in gone else "back")
+                log.warning("%s is %s", node.name, "lost" if lost else "back")
                 await kubernetes_api.merge(self._client, f"/api/v1/nodes/{node.name}", change)
         return any(now - moment < GROUP_S for moment in self._lost.values())

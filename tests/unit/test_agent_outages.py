@@ -77,14 +77,23 @@ class Nodes(KubernetesApi):
         return {name.rpartition("/")[2] for name, one in self.objects.items() if one["spec"].get("taints")}
 
 
-def test_a_lost_node_is_tainted_until_it_is_back() -> None:
-    api, registry = Nodes(), Registry("shop").put(FIRST).put(Shop.node(2)).put(Shop.node(3))
-    outages = Outages(api)  # type: ignore[arg-type]
-    reports = {2: Report(frozenset({1}))}
+class Leader:
+    """Leads a cluster of three; node 2 has a cable to node 1."""
 
-    def turn(reachable: set[int], now: float) -> bool:
-        objects = {name.rpartition("/")[2]: one for name, one in api.objects.items()}
-        return asyncio.run(outages.reconcile(registry, objects, frozenset(reachable), reports, now))
+    def __init__(self, api: Nodes) -> None:
+        self.api = api
+        self.registry = Registry("shop").put(FIRST).put(Shop.node(2)).put(Shop.node(3))
+        self.outages = Outages(api)  # type: ignore[arg-type]
+
+    def turn(self, reachable: set[int], now: float) -> bool:
+        objects = {name.rpartition("/")[2]: one for name, one in self.api.objects.items()}
+        reports = {2: Report(frozenset({1}))}
+        return asyncio.run(self.outages.reconcile(self.registry, objects, frozenset(reachable), reports, now))
+
+
+def test_a_lost_node_is_tainted_until_it_is_back() -> None:
+    api = Nodes()
+    turn = Leader(api).turn
 
     assert turn({1, 2, 3}, 0) is False
     assert turn({1, 3}, 10) is True and api.tainted() == set()
@@ -94,3 +103,18 @@ def test_a_lost_node_is_tainted_until_it_is_back() -> None:
     assert turn({1, 3}, 20) is True and api.tainted() == {"shop-2"}
     assert turn({1, 3}, 100) is False and len(api.writes) == 1
     assert turn({1, 2, 3}, 101) is False and api.tainted() == set()
+
+
+@pytest.mark.parametrize("reachable", [{1, 3}, {1}], ids=["alone", "with half of all"])
+def test_a_lost_node_keeps_its_taint_under_a_new_leader(reachable: set[int]) -> None:
+    api = Nodes()
+    old = Leader(api).turn
+    old({1, 3}, 0)
+    old({1, 3}, ALONE_S)
+    assert api.tainted() == {"shop-2"}
+    # It counts from zero, and has nothing to say of a node that is still lost.
+    new = Leader(api).turn
+    new(reachable, 100)
+    assert api.tainted() == {"shop-2"} and len(api.writes) == 1
+    new({1, 2, 3}, 101)
+    assert api.tainted() == set()
