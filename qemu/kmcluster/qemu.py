@@ -12,6 +12,7 @@ import msgspec
 
 from kmcluster import channel, process, qemu_cables, qmp
 from kmcluster.cable import Cable
+from kmcluster.console import is_stuck, read_lines
 from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
@@ -217,10 +218,14 @@ class QemuDriver:
         return result.code
 
     def read_status(self, machine: Machine) -> dict[str, Any] | None:
-        """Read the file over the virtio serial port."""
+        """Read the file over the virtio serial port; a machine that the emulator stopped while it booted is reset."""
         if self.power(machine) != "on":
             return None
         text = channel.read(self.socket(machine, "exec"), STATUS, STATUS_TIMEOUT_S)
+        if text is None and self.cluster.accelerator == "tcg" and is_stuck(read_lines(self.console(machine))):
+            with (self.cluster.machine_folder(machine) / "qemu.log").open("a") as log:
+                log.write("reset: a processor got no timer interrupts, and the kernel waited for it\n")
+            self.reset(machine)
         try:
             return msgspec.json.decode(text, type=dict[str, Any]) if text else None
         except msgspec.MsgspecError:
