@@ -1,7 +1,7 @@
-"""Carries connections from a port of the host's loopback into a machine's network namespace.
+"""Carries connections from ports of the host's loopback into a machine's network namespace.
 
-Runs as `python -m kmcluster.forward FD PORT ADDRESS…` inside the namespace, which lives as long as this process and
-the machine do; FD is a listening socket that was bound outside of it. The first address that answers is taken.
+Runs as `python -m kmcluster.forward FD PORT [FD PORT…]` inside the namespace, which lives as long as this process and the
+machine do; FD is a listening socket that was bound outside of it, for PORT on the machine's loopback.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+ADDRESS = "::1"
 CHUNK = 65536
 CONNECT_S = 3.0
 
@@ -23,36 +24,32 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write_eof()
 
 
-async def connect(addresses: Sequence[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-    """Connect to the first address that answers."""
-    for address in addresses:
-        with contextlib.suppress(OSError, TimeoutError):
-            return await asyncio.wait_for(asyncio.open_connection(address, port), CONNECT_S)
-    return None
-
-
-async def carry(
-    addresses: Sequence[str], port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
+async def carry(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Carry one connection."""
-    inside = await connect(addresses, port)
-    if inside:
-        await asyncio.gather(pump(reader, inside[1]), pump(inside[0], writer))
-        inside[1].close()
+    with contextlib.suppress(OSError, TimeoutError):
+        there, back = await asyncio.wait_for(asyncio.open_connection(ADDRESS, port), CONNECT_S)
+        await asyncio.gather(pump(reader, back), pump(there, writer))
+        back.close()
     writer.close()
 
 
-async def serve(listener: socket.socket, addresses: Sequence[str], port: int) -> None:
+async def serve(listener: socket.socket, port: int) -> None:
     """Serve until ended by a signal."""
     tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(carry(addresses, port, reader, writer))
+        task = asyncio.ensure_future(carry(port, reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
     server = await asyncio.start_server(accept, sock=listener)
     await server.serve_forever()
+
+
+async def serve_all(numbers: Sequence[int]) -> None:
+    """Serve every pair of a listening descriptor and a port."""
+    pairs = zip(numbers[::2], numbers[1::2], strict=True)
+    await asyncio.gather(*(serve(socket.socket(fileno=descriptor), port) for descriptor, port in pairs))
 
 
 def listen(port: int) -> socket.socket:
@@ -69,9 +66,8 @@ def listen(port: int) -> socket.socket:
 
 def main() -> None:
     """Run as the forwarder."""
-    listener = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(serve(listener, sys.argv[3:], int(sys.argv[2])))
+        asyncio.run(serve_all([int(word) for word in sys.argv[1:]]))
 
 
 if __name__ == "__main__":

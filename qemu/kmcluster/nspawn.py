@@ -25,7 +25,7 @@ from kmcluster.state import Cluster, Machine
 from kmplan import run
 from kmplan.errors import UserError
 
-API_PORT = 6443
+API_PORT, NODE_PORT = 6443, 9444
 GUEST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 STATUS = "run/kubermesh/status.json"
 GUEST_ENVIRONMENT = ["/usr/bin/env", "-i", "-C", "/", f"PATH={GUEST_PATH}", "HOME=/root"]
@@ -107,13 +107,15 @@ class NspawnDriver:
         self.cluster.noter("init", machine)(init)
 
     def start_forward(self, machine: Machine) -> Process:
-        """Start the process that holds the machine's network namespace and carries its API port to the host."""
-        with listen(machine.api_port) as listener:
-            machine.api_port = listener.getsockname()[1]
-            argv = [sys.executable, "-P", "-m", "kmcluster.forward", str(listener.fileno()), str(API_PORT), "::1"]
+        """Start the process that holds the machine's network namespace and carries its APIs' ports to the host."""
+        with listen(machine.api_port) as api, listen(machine.node_port) as node:
+            machine.api_port, machine.node_port = api.getsockname()[1], node.getsockname()[1]
+            descriptors = [api.fileno(), node.fileno()]
+            ports = [descriptors[0], API_PORT, descriptors[1], NODE_PORT]
+            argv = [sys.executable, "-P", "-m", "kmcluster.forward", *map(str, ports)]
             log = self.cluster.machine_folder(machine) / "forward.log"
             note = self.cluster.noter("forward", machine)
-            holder = start(Spec(argv=argv, new_network=True), log, note, pass_fds=[listener.fileno()])
+            holder = start(Spec(argv=argv, new_network=True), log, note, pass_fds=descriptors)
         process.wait_own_network(holder, 60, log)
         return holder
 

@@ -12,7 +12,6 @@ import msgspec
 
 from kmcluster import channel, process, qemu_cables, qmp
 from kmcluster.cable import Cable
-from kmcluster.console import is_stuck, read_lines
 from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
@@ -52,8 +51,8 @@ class QemuDriver:
         folder.mkdir(parents=True, exist_ok=True)
         self.make_disk(machine)
         self.make_variables(folder)
-        with listen(machine.api_port) as free:
-            machine.api_port = free.getsockname()[1]
+        with listen(machine.api_port) as api, listen(machine.node_port) as node:
+            machine.api_port, machine.node_port = api.getsockname()[1], node.getsockname()[1]
         strings = self.write_strings(machine)
         tools = self.cluster.image.tools
         ports = self.cluster.mtus()
@@ -218,14 +217,10 @@ class QemuDriver:
         return result.code
 
     def read_status(self, machine: Machine) -> dict[str, Any] | None:
-        """Read the file over the virtio serial port; a machine that the emulator stopped while it booted is reset."""
+        """Read the file over the virtio serial port."""
         if self.power(machine) != "on":
             return None
         text = channel.read(self.socket(machine, "exec"), STATUS, STATUS_TIMEOUT_S)
-        if text is None and self.cluster.accelerator == "tcg" and is_stuck(read_lines(self.console(machine))):
-            with (self.cluster.machine_folder(machine) / "qemu.log").open("a") as log:
-                log.write("reset: a processor got no timer interrupts, and the kernel waited for it\n")
-            self.reset(machine)
         try:
             return msgspec.json.decode(text, type=dict[str, Any]) if text else None
         except msgspec.MsgspecError:

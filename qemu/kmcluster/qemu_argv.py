@@ -9,11 +9,12 @@ from kmcluster.state import Machine
 
 # A network of its own between machine and host: RFC 2544's range meets none of the cluster's.
 NETWORK, HOST, ADDRESS = "198.18.0.0/24", "198.18.0.2", "198.18.0.15"
-API_PORT = 6443
+API_PORT, NODE_PORT = 6443, 9444
 OVMF = "usr/share/OVMF"
 
 # Halve the cost of everything under TCG, where every timer is MMIO and every switch flushes the TLB.
-TCG_KERNEL_ARGUMENTS = "highres=off nohz=off psi=0 preempt=none transparent_hugepage=never audit=0"
+# One processor until user space (`guest/exec.py`): a kernel that patches its code while others run it may stop under TCG.
+TCG_KERNEL_ARGUMENTS = "highres=off nohz=off psi=0 preempt=none transparent_hugepage=never audit=0 maxcpus=1"
 # Ports are called eth0, eth1, ... in the order they have on the bus, as in the topology.
 KERNEL_ARGUMENTS = "console=ttyS0 net.ifnames=0"
 
@@ -72,7 +73,8 @@ def qemu_arguments(
     mtus: Mapping[Port, int],
 ) -> list[str]:
     """Arguments of a machine's QEMU, which runs in the machine's folder; `credentials` are files of SMBIOS strings."""
-    forward = f"hostfwd=tcp:127.0.0.1:{machine.api_port}-{ADDRESS}:{API_PORT}"
+    ports = {machine.api_port: API_PORT, machine.node_port: NODE_PORT}
+    forward = ",".join(f"hostfwd=tcp:127.0.0.1:{host}-{ADDRESS}:{port}" for host, port in ports.items())
     return [
         "-name", machine.name, "-uuid", machine_uuid(cluster, machine), "-nodefaults", "-no-user-config",
         "-machine", "q35,usb=off,vmport=off", *accelerator_arguments(accelerator),

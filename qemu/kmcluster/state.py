@@ -28,6 +28,7 @@ class Machine(msgspec.Struct):
     """One machine: what it is, and what was started for it.
 
     `processes` maps a role ("init", "nspawn", "qemu", "forward") to the process; `cgroups` are folders made for it;
+    `api_port` and `node_port` are ports of the host's loopback that lead to its API server and to its agent's node API;
     `ports` is how many network ports it has; `disk_faults` are "full" and "errors" (`kmcluster.disk_faults`).
     """
 
@@ -36,6 +37,7 @@ class Machine(msgspec.Struct):
     node: Node
     ports: int = 0
     api_port: int = 0
+    node_port: int = 0
     processes: dict[str, Process] = msgspec.field(default_factory=dict)
     cgroups: list[str] = msgspec.field(default_factory=list)
     disk_faults: list[str] = msgspec.field(default_factory=list)

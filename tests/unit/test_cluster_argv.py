@@ -12,7 +12,7 @@ from kmcluster.state import Machine
 from kmcluster.topology import Node, Role
 from kmplan.errors import UserError
 
-SEED = Machine(name="one-1", number=1, node=Node(role=Role.SEED), api_port=7000)
+SEED = Machine(name="one-1", number=1, node=Node(role=Role.SEED), api_port=7000, node_port=7001)
 
 
 def test_nspawn_on_cgroup_v1() -> None:
@@ -84,7 +84,8 @@ def test_qemu_under_tcg() -> None:
     assert ("-smbios", "type=11,path=smbios/kubermesh.seed") in pairs(argv)
     network = next(word for word in argv if word.startswith("user,"))
     assert "restrict=on" in network
-    assert network.endswith("hostfwd=tcp:127.0.0.1:7000-198.18.0.15:6443")
+    ports = "hostfwd=tcp:127.0.0.1:7000-198.18.0.15:6443,hostfwd=tcp:127.0.0.1:7001-198.18.0.15:9444"
+    assert network.endswith(ports)
 
 
 def test_qemu_under_kvm_keeps_production_settings() -> None:

@@ -111,10 +111,10 @@ def test_the_forwarder_carries_both_directions() -> None:
             writer.write((await reader.read()).upper())
             writer.close()
 
-        inside = await asyncio.start_server(shout, "127.0.0.1", 0)
+        inside = await asyncio.start_server(shout, forward.ADDRESS, 0)
         port = inside.sockets[0].getsockname()[1]
         listener = forward.listen(0)
-        server = asyncio.ensure_future(forward.serve(listener, ["127.0.0.1"], port))
+        server = asyncio.ensure_future(forward.serve(listener, port))
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(b"hello")
         writer.write_eof()
@@ -245,29 +245,6 @@ def test_faults_on_a_console_are_found(tmp_path: Path, line: str) -> None:
 def test_a_quiet_console_has_no_faults(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_text("[  OK  ] Started kubelet.service.\npanic=10 rd.shell=0\n")
     assert console.find_faults(console.read_lines(tmp_path / "console.log")) == []
-
-
-FIRMWARE = 'BdsDxe: starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x1,0x0)'
-NO_TIMER = "[   26.244091] rcu: rcu_preempt kthread timer wakeup didn't happen for 5251 jiffies! g-1159 f0x0"
-AGENT = "  Kubermesh 0.1.0"
-
-
-@pytest.mark.parametrize(
-    ("lines", "stuck"),
-    [
-        ([], False),
-        ([FIRMWARE], False),
-        ([FIRMWARE, NO_TIMER], True),
-        # Slow, and on its way.
-        ([FIRMWARE, NO_TIMER, AGENT], False),
-        ([FIRMWARE, AGENT, NO_TIMER], False),
-        # Of an earlier boot, and of this one.
-        ([FIRMWARE, NO_TIMER, FIRMWARE], False),
-        ([FIRMWARE, AGENT, FIRMWARE, NO_TIMER], True),
-    ],
-)
-def test_a_machine_that_the_emulator_stopped_is_told_from_a_slow_one(lines: list[str], stuck: bool) -> None:
-    assert console.is_stuck(lines) is stuck
 
 
 def test_a_process_that_stays_in_the_host_network_is_not_taken_for_a_machine_holder(tmp_path: Path) -> None:

@@ -50,6 +50,19 @@ def answer(port: int, line: bytes) -> None:
         data = data[os.write(port, data) :]
 
 
+def start_processors() -> None:
+    """Have the processors join that the kernel left out (`maxcpus=1`)."""
+    folder = "/sys/devices/system/cpu"
+    for name in sorted(os.listdir(folder)):
+        path = f"{folder}/{name}/online"
+        if os.path.exists(path):
+            try:
+                with open(path, "w") as file:
+                    file.write("1")
+            except OSError as error:
+                print(f"{name} does not start: {error}", flush=True)
+
+
 def serve() -> None:
     """Serve for ever; a read of nothing means that nobody is connected on the host."""
     while not os.path.exists(PORT):
@@ -81,4 +94,5 @@ def set_up_port(mac: str, address: str) -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=set_up_port, args=sys.argv[1:3], daemon=True).start()
+    start_processors()
     serve()
