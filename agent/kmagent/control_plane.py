@@ -37,12 +37,28 @@ def place(paths: Paths, etcd: bool, api: bool) -> list[str]:
     return placed
 
 
+def withdraw(paths: Paths) -> list[str]:
+    """Take the manifests away, so that kubelet ends what they are of; returns which there were."""
+    found = [name for name in CONTROL_PLANE if (paths.manifests / f"{name}.yaml").exists()]
+    for name in reversed(found):
+        (paths.manifests / f"{name}.yaml").unlink()
+    return found
+
+
 async def run(state: State, paths: Paths) -> None:
-    """Place manifests whenever something came up or was rendered again. A standby has an etcd, and no API server of its own."""
+    """Place manifests whenever something came up or was rendered again, and take them away when the fence is closed.
+
+    A standby has an etcd, and no API server of its own.
+    """
     assert state.facts is not None  # noqa: S101 - configured
     votes = state.facts.role == "voter"
     while True:
         changed = state.change()
+        if state.fenced:
+            if ended := await asyncio.to_thread(withdraw, paths):
+                log.warning("%s ended: %s", ", ".join(ended), state.fenced)
+            await changed.wait()
+            continue
         etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))
         placed = await asyncio.to_thread(place, paths, etcd, api)
         if placed:

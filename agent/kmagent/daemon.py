@@ -17,11 +17,14 @@ from kmagent import (
     control_plane,
     egress,
     facts,
+    fence,
     join_api,
     joining,
     network,
     node,
+    node_api,
     notify,
+    recover,
     registry,
     ssh,
     status,
@@ -34,7 +37,10 @@ from kmagent.http import Client, Tls
 from kmagent.lead import Leader
 from kmagent.ledger import Ledger
 from kmagent.mesh import Mesh, Self
+from kmagent.node_api import NodeApi
+from kmagent.orders import Orders
 from kmagent.paths import Paths
+from kmagent.peers import Peers
 from kmagent.relay import Relay
 from kmagent.state import State, earlier_events, keep_written, write_status
 from kmplan.errors import UserError
@@ -135,15 +141,24 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     me = state.facts
     mesh = Mesh(state, paths, _self(paths, me), me.ignored_ports, me)
     follower = Follower(state, paths, mesh, me)
+    orders, peers = Orders(state, paths, me), Peers(paths, me)
+    own_etcd = _etcd(paths, me, 1.5) if me.controls else None
     parts = [
         mesh.run(),
         follower.run(),
         _relay(mesh, me),
         egress.run(state, mesh, me),
         _prepare_again(state, paths, renew_in_s),
+        node_api.run(paths, NodeApi(state, paths, me, orders, peers, own_etcd), me.probe_scale),
+        recover.run(state, paths, me, orders, peers),
     ]
     if me.controls:
-        parts += [control_plane.watch_etcd(state, me.probe_scale), control_plane.run(state, paths)]
+        fence.close(state, paths, orders)
+        parts += [
+            fence.run(state, paths, me, orders, peers),
+            control_plane.watch_etcd(state, me.probe_scale),
+            control_plane.run(state, paths),
+        ]
     if me.role != "voter":
         tls = Tls(paths.pki / "kubelet/cluster-ca.crt", paths.pki / "kubelet/client.crt")
         client = Client(me.api, 6443, tls=tls, timeout_s=10 * me.probe_scale)
@@ -152,11 +167,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     client = Client(
         "::1", 6443, tls=Tls(folder / "cluster-ca.crt", folder / "client.crt"), timeout_s=30 * me.probe_scale
     )
-    etcd = Etcd(
-        Client("::1", PORT, tls=Tls(folder / "etcd-ca.crt", folder / "etcd-client.crt"), timeout_s=10 * me.probe_scale),
-        Client("127.0.0.1", METRICS_PORT, timeout_s=10 * me.probe_scale),
-    )
-    ledger = Ledger(etcd, Authority(me.probe_scale), follower.take)
+    ledger = Ledger(_etcd(paths, me, 10), Authority(me.probe_scale), follower.take)
     return [
         *parts,
         anycast.run(state, paths),
@@ -164,8 +175,17 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         node.run(state, client),
         node.hurry_kubelet(state, paths),
         join_api.run(state, paths, ledger, mesh),
-        Leader(state, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
+        Leader(state, paths, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]
+
+
+def _etcd(paths: Paths, me: Facts, timeout_s: float) -> Etcd:
+    """The local member, over a connection of its own: one waits for the answer to its last question."""
+    tls = Tls(paths.pki / "agent/etcd-ca.crt", paths.pki / "agent/etcd-client.crt")
+    timeout_s *= me.probe_scale
+    return Etcd(
+        Client("::1", PORT, tls=tls, timeout_s=timeout_s), Client("127.0.0.1", METRICS_PORT, timeout_s=timeout_s)
+    )
 
 
 def _self(paths: Paths, me: Facts) -> Self:

@@ -94,28 +94,43 @@ def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -
 
 
 def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> str:
-    """Become what the registry says; a control-plane node only once it has the secrets.
-
-    No vote is ever taken back: a voter that shall be a standby was replaced meanwhile, and is a worker first.
-    """
-    initial_cluster = me.role.initial_cluster
+    """Become what the registry says; a control-plane node only once it has the secrets."""
+    initial_cluster, epoch = me.role.initial_cluster, me.role.epoch
     if answer.get("sealed"):
         key = identity.read_secret(paths, "identity.key")
         files = json.loads(seal.unseal(str(answer["sealed"]), key))
         for name in SECRET_FILES:
             write(paths.state / name, str(files[name]), 0o600)
         initial_cluster = str(answer["initial_cluster"])
-    if (me.role.role, role) in (("voter", "standby"), ("voter", "worker"), ("standby", "worker")):
+    elif is_replaced(me.role, role, answer):
         retire(paths)
         initial_cluster = ""
     if not (paths.state / "encryption.key").exists():
         role = "worker"
     changed = msgspec.structs.replace(
-        me.role, role=msgspec.convert(role, identity.RoleName), initial_cluster=initial_cluster
+        me.role,
+        role=msgspec.convert(role, identity.RoleName),
+        initial_cluster=initial_cluster,
+        member=str(answer.get("member", "")) if role != "worker" else "",
+        epoch=max(epoch, int(answer.get("epoch", 1))),
     )
     if changed != me.role:
         identity.write_role(paths, changed)
     return role
+
+
+def is_replaced(me: identity.Role, role: str, answer: dict[str, Any]) -> bool:
+    """Tell whether etcd's data here are those of a member that is none any more.
+
+    No vote is ever taken back: a voter that shall be a standby was replaced meanwhile. So was one whose node has a member
+    of another id now, and every member of a cluster that was begun anew since.
+    """
+    if me.role == "worker":
+        return False
+    if (me.role, role) in (("voter", "standby"), ("voter", "worker"), ("standby", "worker")):
+        return True
+    member = str(answer.get("member", ""))
+    return bool(member and me.member and member != me.member) or int(answer.get("epoch", 1)) > me.epoch
 
 
 def retire(paths: Paths) -> None:

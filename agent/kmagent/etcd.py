@@ -29,11 +29,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Status:
-    """What the local member says of itself."""
+    """What the local member says of itself; `revision` is how far its data go."""
 
     member: str
     leader: str
     learner: bool
+    revision: int = 0
 
     @property
     def leads(self) -> bool:
@@ -114,7 +115,9 @@ class Etcd:
     async def status(self) -> Status:
         """Ask the local member for its state."""
         answer = await self._call("maintenance/status", {})
-        return Status(answer["header"]["member_id"], answer.get("leader", ""), bool(answer.get("isLearner")))
+        header = answer["header"]
+        learner, revision = bool(answer.get("isLearner")), int(header.get("revision", 0))
+        return Status(header["member_id"], answer.get("leader", ""), learner, revision)
 
     async def active_peers(self) -> frozenset[str]:
         """Return the ids of members that the local one is in conversation with."""

@@ -13,9 +13,9 @@ from kmplan.files import write_if_changed
 class Facts:
     """A node's name, role and addresses, as text; `probe_scale` stretches every poll on slow machines.
 
-    `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity certificate; `voters` is how
-    many the cluster wants, 0 for as many as fit, `voter_grace_s` how long one may be away; `admission` and `allowlist` are
-    its policy, `gateways` this node's ports that lead outside.
+    `epoch` counts how often its cluster was begun anew. `fingerprint` and `certificate` are SHA-256 (hex) of the node's
+    public key and identity certificate; `voters` is how many the cluster wants, 0 for as many as fit, `voter_grace_s` how
+    long one may be away; `admission` and `allowlist` are its policy, `gateways` this node's ports that lead outside.
     """
 
     cluster: str
@@ -34,6 +34,7 @@ class Facts:
     dns: str
     dns4: str
     image: str
+    epoch: int = 1
     probe_scale: float = 1.0
     ssh: bool = False
     fingerprint: str = ""

@@ -1,6 +1,7 @@
 """The one HTTP client: a kept connection, used from a thread so that the event loop never waits."""
 
 import asyncio
+import hashlib
 import http.client
 import socket
 import ssl
@@ -21,12 +22,14 @@ class Response:
 class Tls:
     """Whom to trust, and who to be: `certificate` has its key beside it, with the suffix `.key`.
 
-    `server_name` is what the server's certificate must be for, if that is not the address.
+    `server_name` is what the server's certificate must be for, if that is not the address; `digest` is the SHA-256 (hex) of
+    the very certificate that it must show, whatever that is for.
     """
 
     authority: Path
     certificate: Path | None = None
     server_name: str = ""
+    digest: str = ""
 
 
 class Client:
@@ -56,6 +59,11 @@ class Client:
     ) -> Response:
         """Ask the server; raises OSError when it does not answer."""
         return await asyncio.to_thread(self._request, method, path, body, content_type)
+
+    def close(self) -> None:
+        """Close the connection; the next request makes another."""
+        with self._lock:
+            self._close()
 
     async def is_ok(self, path: str) -> bool:
         """Tell whether a GET is answered with 200."""
@@ -126,10 +134,30 @@ class _Connection(http.client.HTTPSConnection):
         if tls.certificate:
             context.load_cert_chain(tls.certificate, tls.certificate.with_suffix(".key"))
         super().__init__(host, port, timeout=timeout_s, context=context)
+        context.check_hostname = not tls.digest
         self._tls_context = context
         self._server_name = tls.server_name or host
+        self._digest = tls.digest
 
     def connect(self) -> None:
         """Connect; a link-local address may name its port after a `%`."""
         plain = socket.create_connection((self.host, self.port), self.timeout)
         self.sock = self._tls_context.wrap_socket(plain, server_hostname=self._server_name)
+        shown = self.sock.getpeercert(binary_form=True) or b""
+        if self._digest and hashlib.sha256(shown).hexdigest() != self._digest:
+            self.close()
+            raise ssl.SSLCertVerificationError("this is another node")
+
+
+def upload(host: str, port: int, tls: Tls, path: str, file: Path, timeout_s: float) -> Response:
+    """Send a file (PUT) of any size, without a client that is kept; raises OSError when it was not taken in."""
+    connection = _Connection(host, port, tls, timeout_s)
+    try:
+        with file.open("rb") as body:
+            connection.request("PUT", path, body, {"Content-Length": str(file.stat().st_size)})
+            answer = connection.getresponse()
+            return Response(answer.status, answer.read())
+    except http.client.HTTPException as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()

@@ -5,15 +5,19 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD = 8 * 1024
-LENGTH = re.compile(r"[0-9]{1,9}\Z")
+CHUNK = 256 * 1024
+LENGTH = re.compile(r"[0-9]{1,12}\Z")
 REASONS = {
     200: "OK", 202: "Accepted", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
     409: "Conflict", 411: "Length Required", 413: "Content Too Large", 429: "Too Many Requests",
@@ -23,13 +27,39 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked; `peer` is the address it came from, `certificate` the SHA-256 (hex) of the client's, if it has one."""
+    """What was asked; `peer` is the address it came from, `certificate` the SHA-256 (hex) of the client's, if it has one.
+
+    `organizations` are those that the client's certificate names. The body of a PUT is not read yet: `upload` is.
+    """
 
     method: str
     path: str
     body: bytes
     peer: str
     certificate: str = ""
+    organizations: frozenset[str] = frozenset()
+    upload: "Upload | None" = None
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A body that is still to come, of `length` bytes."""
+
+    length: int
+    reader: asyncio.StreamReader
+    timeout_s: float
+
+    async def save(self, path: Path) -> None:
+        """Write it to a new file, which is on the disk then; raises OSError, IncompleteReadError or TimeoutError."""
+        left = self.length
+        with path.open("xb") as file:
+            while left:
+                data = await asyncio.wait_for(self.reader.read(min(left, CHUNK)), self.timeout_s)
+                if not data:
+                    raise asyncio.IncompleteReadError(b"", left)
+                left -= len(data)
+                await asyncio.to_thread(file.write, data)
+            await asyncio.to_thread(_sync, file)
 
 
 @dataclass(frozen=True)
@@ -64,18 +94,27 @@ def encode(answer: Answer) -> bytes:
 
 
 class Server:
-    """Serves `handler`; more than `max_connections` at a time are closed unread, a body over `max_body` bytes is refused."""
+    """Serves `handler`; more than `max_connections` at a time are closed unread, a body over `max_body` bytes is refused.
+
+    The body of a PUT may have `max_upload` bytes, and is left to the handler.
+    """
 
     def __init__(
-        self, handler: Handler, *, max_body: int = 0, max_connections: int = 32, timeout_s: float = 5.0
+        self,
+        handler: Handler,
+        *,
+        max_body: int = 0,
+        max_upload: int = 0,
+        max_connections: int = 32,
+        timeout_s: float = 5.0,
     ) -> None:
         self._handler = handler
-        self._max_body = max_body
+        self._max_body, self._max_upload = max_body, max_upload
         self._timeout_s = timeout_s
         self._free = max_connections
 
-    async def start(self, host: str, port: int, context: ssl.SSLContext | None = None) -> asyncio.Server:
-        """Start listening; with `context` by TLS."""
+    async def start(self, host: str | None, port: int, context: ssl.SSLContext | None = None) -> asyncio.Server:
+        """Start listening, at all addresses of both families without `host`; with `context` by TLS."""
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._accept(reader, writer, context)
@@ -108,16 +147,21 @@ class Server:
         lines = head.decode("latin-1").split("\r\n")
         method, path, *_ = [*lines[0].split(" "), "", ""]
         fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
-        body = b""
+        body, upload = b"", None
         if method in ("POST", "PUT"):
             length = fields.get("content-length", "")
             if not LENGTH.match(length):
                 return answer_text(411, "a body needs its length\n")
-            if int(length) > self._max_body:
-                return answer_text(413, f"a body may have {self._max_body} bytes\n")
-            body = await asyncio.wait_for(reader.readexactly(int(length)), self._timeout_s)
+            most = self._max_upload if method == "PUT" else self._max_body
+            if int(length) > most:
+                return answer_text(413, f"a body may have {most} bytes\n")
+            if method == "PUT":
+                upload = Upload(int(length), reader, self._timeout_s)
+            else:
+                body = await asyncio.wait_for(reader.readexactly(int(length)), self._timeout_s)
         peer = str(writer.get_extra_info("peername")[0])
-        request = Request(method, path.partition("?")[0], body, peer, _certificate(writer))
+        certificate, organizations = _client(writer)
+        request = Request(method, path.partition("?")[0], body, peer, certificate, organizations, upload)
         try:
             return await self._handler(request)
         except Exception:
@@ -126,7 +170,16 @@ class Server:
             return answer_text(500, "this request cannot be answered\n")
 
 
-def _certificate(writer: asyncio.StreamWriter) -> str:
+def _client(writer: asyncio.StreamWriter) -> tuple[str, frozenset[str]]:
+    """The client's certificate, which TLS has checked: SHA-256 (hex), and the organizations in its subject."""
     tls = writer.get_extra_info("ssl_object")
     data = tls.getpeercert(binary_form=True) if tls else None
-    return hashlib.sha256(data).hexdigest() if data else ""
+    if not data:
+        return "", frozenset()
+    parts = [part for group in tls.getpeercert()["subject"] for part in group]
+    return hashlib.sha256(data).hexdigest(), frozenset(text for key, text in parts if key == "organizationName")
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

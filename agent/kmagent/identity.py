@@ -28,7 +28,9 @@ class Role(msgspec.Struct, frozen=True, kw_only=True):
     """`role.json`, written last: where it exists, the identity on the disk is complete.
 
     `last_seen` is the latest moment this node knows of, in seconds since 1970: nothing is signed before it.
-    `initial_cluster` is what etcd is told when it joins others; empty on the node that began the cluster.
+    `initial_cluster` is what etcd is told when it joins others; empty on the node that began the cluster. `member` is the
+    id of the etcd member whose data this is, empty until the cluster said it; `epoch` counts how often the cluster was
+    begun anew (docs/recovery.md): etcd's data of an earlier epoch are never served again.
     """
 
     version: Literal[1] = 1
@@ -38,6 +40,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: RoleName = "voter"
     initial_cluster: str = ""
+    member: str = ""
     last_seen: float = 0
 
 

@@ -15,12 +15,13 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kmagent import admission, candidates, network
 from kmagent import registry as registries
 from kmagent.authority import RefusedError
+from kmagent.etcd import Member
 from kmagent.facts import Facts
 from kmagent.http_server import Answer, Request, Server, answer_json, answer_text
 from kmagent.ledger import Ledger
@@ -162,19 +163,24 @@ class JoinApi:
             return self._unknown(request)
         asked = json.loads(request.body)
         keys, _ = await self._ledger.mesh_keys()
-        answer: dict[str, Any] = {"registry": value.text, "mesh_keys": keys, "role": node.role}
+        answer: dict[str, Any] = {
+            "registry": value.text,
+            "mesh_keys": keys,
+            "role": node.role,
+            "epoch": self._facts.epoch,
+        }
         if asked.get("kubelet"):
             answer["kubelet"] = await self._ledger.authority.certify_kubelet(str(asked["kubelet"]), node.name)
-        if asked.get("secrets") and node.role in registries.CONTROL_PLANE:
-            answer |= await self._secrets(node)
+        if node.role in registries.CONTROL_PLANE:
+            members = await self._ledger.etcd.members()
+            peer = network.peer_url(self._facts.prefix, node.number)
+            answer["member"] = next((member.id for member in members if peer in member.peer_urls), "")
+            if asked.get("secrets") and answer["member"]:
+                answer |= await self._secrets(node, members)
         return answer_json(200, answer)
 
-    async def _secrets(self, node: Node) -> dict[str, Any]:
-        """What a control-plane node needs; only when etcd knows it as a member, and only it can read it."""
-        members = await self._ledger.etcd.members()
-        peer = network.peer_url(self._facts.prefix, node.number)
-        if not any(peer in member.peer_urls for member in members):
-            return {}
+    async def _secrets(self, node: Node, members: Sequence[Member]) -> dict[str, Any]:
+        """What a control-plane node needs, once etcd knows it as a member; only it can read it."""
         files = json.dumps({name: self._read(name) for name in SECRET_FILES}).encode()
         certificate = await self._ledger.identity(node.fingerprint)
         named = {member.peer_urls[0]: member.name or node.name for member in members if member.peer_urls}

@@ -16,7 +16,9 @@ from kmagent.mesh import Mesh
 from kmagent.mesh_nodes import MeshNodes
 from kmagent.node import is_barred, is_ready_now, missing
 from kmagent.outages import Outages
+from kmagent.paths import Paths
 from kmagent.registry import Node, Registry
+from kmagent.snapshots import Snapshots
 from kmagent.state import State
 from kmplan.errors import UserError
 
@@ -32,10 +34,11 @@ OLD_KEY_S = 30.0
 class Leader:
     """The tasks of the leading node, done again and again; what fails is tried again at the next turn."""
 
-    def __init__(self, state: State, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client) -> None:
+    def __init__(self, state: State, paths: Paths, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client) -> None:
         self._state, self._facts, self._ledger, self._mesh, self._client = state, facts, ledger, mesh, client
         self._nodes = MeshNodes(client, ledger, facts.cluster, facts.prefix)
-        self._membership = Membership(ledger, facts)
+        self._snapshots = Snapshots(paths, facts)
+        self._membership = Membership(ledger, facts, self._snapshots.take_before_change)
         self._outages = Outages(client)
         self._barred: frozenset[int] = frozenset()
         self._said: dict[str, str] = {}
@@ -93,7 +96,12 @@ class Leader:
 
     async def _members(self, first: Registry, mesh_key: str) -> bool:
         await self._ledger.begin(first, mesh_key)
-        reachable = self._reachable((await self._ledger.registry())[0])
+        registry, _ = await self._ledger.registry()
+        if registry.epoch < self._facts.epoch:
+            me = self._mesh.me
+            registry = await self._ledger.begin_epoch(self._facts.epoch, me.serial, me.keys)
+        reachable = self._reachable(registry)
+        self._snapshots.take_if_due(registry, reachable)
         return await self._membership.reconcile(Seen(reachable, self._barred), time.monotonic())
 
     async def _end_old_keys(self) -> None:

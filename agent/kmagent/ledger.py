@@ -3,7 +3,7 @@
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ MESH_KEYS = "/kubermesh/mesh-keys"
 REPORTS = "/kubermesh/reports/"
 MAX_ASKED = 64
 ATTEMPTS = 20
+EPOCH_SERIALS = 1000
 
 
 class Ledger:
@@ -57,6 +58,30 @@ class Ledger:
                 return old
             packed = await self.authority.sign(new)
             if await self.etcd.commit({REGISTRY: value.revision}, {REGISTRY: packed}):
+                await self._changed(packed)
+                return new
+        raise OSError("the registry changes faster than it can be written")
+
+    async def begin_epoch(self, epoch: int, serial: int, known_keys: Mapping[int, str]) -> Registry:
+        """Go on in a new epoch, perhaps with older data than the nodes know of.
+
+        `serial` is that of the registry this node had, `known_keys` the mesh keys (hex, by generation) that it has: with
+        those the mesh runs.
+        """
+        for _ in range(ATTEMPTS):
+            old, value = await self.registry()
+            if old.epoch >= epoch:
+                return old
+            kept, kept_value = await self.mesh_keys()
+            keys = {**kept, **known_keys}
+            ahead = max(old.serial, serial) + EPOCH_SERIALS
+            new = replace(
+                old, epoch=epoch, serial=ahead, mesh_key=max(keys), oldest_key=max(old.oldest_key, min(known_keys))
+            )
+            packed = await self.authority.sign(new)
+            puts = {REGISTRY: packed, MESH_KEYS: json.dumps(keys)}
+            if await self.etcd.commit({REGISTRY: value.revision, MESH_KEYS: kept_value.revision}, puts):
+                log.warning("epoch %d of the cluster begins with registry %d", epoch, ahead)
                 await self._changed(packed)
                 return new
         raise OSError("the registry changes faster than it can be written")

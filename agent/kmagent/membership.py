@@ -5,7 +5,7 @@ Whatever is interrupted is picked up by the next turn, here or on the node that 
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ PATIENCE_S = 15.0
 LEARNER_S = 600.0
 
 Key = TypeVar("Key", int, str)
+Prepare = Callable[[Registry, frozenset[int]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,13 @@ class Seen:
 
 
 class Membership:
-    """The membership's keeper on the node that leads; it remembers since when something is wrong, and nothing else."""
+    """The membership's keeper on the node that leads; it remembers since when something is wrong, and nothing else.
 
-    def __init__(self, ledger: Ledger, facts: Facts) -> None:
-        self._ledger, self._facts = ledger, facts
+    `prepare` is called before each change of etcd's members, with the registry and the nodes that can be reached.
+    """
+
+    def __init__(self, ledger: Ledger, facts: Facts, prepare: Prepare) -> None:
+        self._ledger, self._facts, self._prepare = ledger, facts, prepare
         self.forget()
 
     def forget(self) -> None:
@@ -102,6 +106,8 @@ class Membership:
 
     async def _act(self, action: Action, view: View, now: float) -> bool:
         etcd, what = self._ledger.etcd, describe(action, view)
+        if not isinstance(action, Assign):
+            await self._prepare(view.registry, view.reachable)
         match action:
             case Add(node):
                 await etcd.add_learner(network.peer_url(self._facts.prefix, node.number))

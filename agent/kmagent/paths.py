@@ -54,6 +54,21 @@ class Paths:
         return self.state / "nodes.json"
 
     @property
+    def order(self) -> Path:
+        """The newest order to begin the cluster anew, signed; not there as long as there was none."""
+        return self.state / "order.json"
+
+    @property
+    def etcd(self) -> Path:
+        """etcd's data."""
+        return self.state / "etcd"
+
+    @property
+    def snapshots(self) -> Path:
+        """Sealed snapshots of etcd, this node's own and those that it keeps for others."""
+        return self.state / "snapshots"
+
+    @property
     def mesh_keys(self) -> Path:
         """The mesh keys (hex) by generation, JSON."""
         return self.state / "mesh-keys.json"

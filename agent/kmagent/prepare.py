@@ -97,6 +97,7 @@ def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
         dns=str(plan.dns),
         dns4=str(plan.dns4),
         image=image,
+        epoch=me.role.epoch,
         probe_scale=tuning.probe_scale,
         ssh=bool(me.cluster.ssh_authorized_keys),
         uuid=uuid,

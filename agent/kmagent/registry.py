@@ -32,13 +32,15 @@ class Node:
 class Registry:
     """All nodes of a cluster; every change has the next serial number.
 
-    `mesh_key` is the mesh key's newest generation, `oldest_key` the oldest that is still good.
+    `mesh_key` is the mesh key's newest generation, `oldest_key` the oldest that is still good; `epoch` counts how often the
+    cluster was begun anew.
     """
 
     cluster: str
     serial: int = 0
     mesh_key: int = 1
     oldest_key: int = 1
+    epoch: int = 1
     nodes: tuple[Node, ...] = ()
 
     @property

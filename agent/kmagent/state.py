@@ -34,6 +34,7 @@ class State:
     `on_change` are called after every change, in the event loop; they must not block. `asking` says how far a machine is
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
     the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
+    `fenced` says why the control plane must not run here, and is empty when it may.
     """
 
     version: str = ""
@@ -42,6 +43,7 @@ class State:
     asking: dict[str, str] = field(default_factory=dict)
     serial: int = 0
     leads: bool = False
+    fenced: str = ""
     mesh: Callable[[], list[dict[str, Any]]] = list
     routes: Callable[[], int] = int
     conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))
@@ -71,6 +73,14 @@ class State:
         known, self.failure = self.failure, message
         if message != known:
             self.record("failed" if message else "failed-lost")
+
+    def fence(self, why: str) -> None:
+        """Note why the control plane must not run here; with an empty text it may."""
+        before, self.fenced = self.fenced, why
+        if bool(before) != bool(why):
+            self.record("fenced" if why else "fenced-lost")
+        elif before != why:
+            self.notify()
 
     def notify(self) -> None:
         """Wake everyone who waits and tell everyone who listens."""
@@ -110,7 +120,7 @@ class State:
         """What the state means, in a few words."""
         if self.asking and not self.failure:
             return self.asking.get("message") or f"{EXPLANATIONS['asking']}: {self.asking['state']}"
-        return self.failure or EXPLANATIONS[self.phase]
+        return self.failure or (self.phase == "configured" and self.fenced) or EXPLANATIONS[self.phase]
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain data: what status.json and /status show."""
@@ -127,6 +137,8 @@ class State:
             "asking": self.asking or None,
             "registry": self.serial,
             "leads": self.leads,
+            "epoch": facts.epoch if facts else None,
+            "fenced": self.fenced,
             "ports": self.mesh(),
             "routes": self.routes(),
             "events": self.events,

@@ -11,6 +11,7 @@ from kmbuild.image import image
 from kmbuild.init import init
 from kmbuild.lock_command import lock
 from kmbuild.nodes import nodes
+from kmbuild.recover import recover
 from kmbuild.verify import verify
 from kmplan.errors import UserError
 
@@ -26,7 +27,7 @@ def kmbuild(debug: bool) -> None:
     del debug  # main() looks for it
 
 
-for command in (image, lock, config, cache, init, cluster, nodes, verify):
+for command in (image, lock, config, cache, init, cluster, nodes, recover, verify):
     kmbuild.add_command(command)
 
 

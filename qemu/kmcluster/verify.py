@@ -57,9 +57,9 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         scenario.fault(scene, chosen)
         time.sleep(scenario.after_s)
         undone = time.monotonic()
-        if scenario.undo:
-            scenario.undo(scene, chosen)
         try:
+            if scenario.undo:
+                scenario.undo(scene, chosen)
             steady.wait_steady(scene.cluster, scenario.whole_s)
         except UserError as error:
             faults.append(str(error))

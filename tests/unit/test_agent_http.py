@@ -45,7 +45,8 @@ LINES = b" /v1/join?x=1 HTTP/1.1\r\nHost: a\r\n"
         (b"GET" + LINES + b"\r\n", 200, ["GET", "/v1/join", "", HOST, ""]),
         (b"POST" + LINES + b"content-length:  2\r\n\r\nab", 200, ["POST", "/v1/join", "ab", HOST, ""]),
         (b"POST" + LINES + b"Content-Length: 0\r\n\r\n", 200, ["POST", "/v1/join", "", HOST, ""]),
-        (b"PUT" + LINES + b"Content-Length: 16\r\n\r\n" + b"b" * 16, 200, ["PUT", "/v1/join", "b" * 16, HOST, ""]),
+        (b"POST" + LINES + b"Content-Length: 16\r\n\r\n" + b"b" * 16, 200, ["POST", "/v1/join", "b" * 16, HOST, ""]),
+        (b"PUT" + LINES + b"Content-Length: 2\r\n\r\nab", 413, None),
         (b"POST" + LINES + b"\r\n", 411, None),
         (b"PUT" + LINES + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", 411, None),
         (b"POST" + LINES + b"Content-Length: -1\r\n\r\n", 411, None),
@@ -58,7 +59,7 @@ LINES = b" /v1/join?x=1 HTTP/1.1\r\nHost: a\r\n"
         (b"GET" + LINES + b"X: " + b"x" * 9000, 413, None),
     ],
     ids=[
-        "get", "post", "empty body", "largest body", "no length", "chunked", "negative length", "length in words",
+        "get", "post", "empty body", "largest body", "no uploads", "no length", "chunked", "negative length", "length in words",
         "length is no digit", "too large announced", "too large sent", "absurd length", "large header", "endless header",
     ],
 )  # fmt: skip
@@ -71,6 +72,23 @@ def test_a_request_is_answered_or_refused_with_its_reason(sent: bytes, status: i
             assert said is None or json.loads(body) == said
 
     live(scenario())
+
+
+@pytest.mark.parametrize("size", [0, 1, 3 * 2**20 + 7])
+def test_a_large_body_goes_to_a_file(tmp_path: Path, size: int) -> None:
+    async def keep(request: Request) -> Answer:
+        assert request.upload
+        await request.upload.save(tmp_path / "kept")
+        return answer_json(200, request.upload.length)
+
+    async def scenario() -> None:
+        async with served(keep, max_upload=4 * 2**20) as port:
+            sent = b"PUT" + LINES + f"Content-Length: {size}\r\n\r\n".encode() + b"x" * size
+            head, _, body = (await exchange(port, sent)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ") and json.loads(body) == size
+
+    live(scenario())
+    assert (tmp_path / "kept").read_bytes() == b"x" * size
 
 
 def test_a_request_without_sense_does_no_harm() -> None:

@@ -12,6 +12,7 @@ from kmagent import membership, network
 from kmagent.candidates import Report
 from kmagent.ledger import Ledger
 from kmagent.membership import LEARNER_S, OPERATION, PATIENCE_S, Membership, Seen
+from kmagent.registry import Registry
 
 FACTS3 = replace(FACTS, voters=3, voter_grace_s=60.0)
 
@@ -25,6 +26,8 @@ class Cluster:
 
     def __init__(self, shop: Shop) -> None:
         self.shop, self.now, self.up = shop, 0.0, {1, 2, 3, 4, 5}
+        # How many members there were when each snapshot was asked for.
+        self.snapshots: list[int] = []
         self.keeper = self.another()
         shop.etcd.members = [EtcdMember("1", url(1), "shop-1")]
         asyncio.run(shop.begin())
@@ -32,7 +35,11 @@ class Cluster:
             asyncio.run(shop.admit(Machine()))
 
     def another(self) -> Membership:
-        return Membership(self.shop.another_ledger(), FACTS3)
+        return Membership(self.shop.another_ledger(), FACTS3, self.prepare)
+
+    async def prepare(self, registry: Registry, reachable: frozenset[int]) -> None:
+        assert len(registry.nodes) == 5 and reachable <= self.up
+        self.snapshots.append(len(self.shop.etcd.members))
 
     def turn(self, barred: frozenset[int] = frozenset()) -> bool:
         """One turn of the leading agent, and what machines do meanwhile."""
@@ -92,6 +99,8 @@ def test_a_new_cluster_gets_three_voters_and_one_that_is_warm(cluster: Cluster) 
     assert (cluster.voters, cluster.learners) == ({1, 2, 3}, {4})
     assert cluster.is_well()
     assert cluster.turn() is False
+    # One before each change: three were added, two of them made to vote.
+    assert {*cluster.snapshots} == {1, 2, 3} and len(cluster.snapshots) >= 5
 
 
 def test_a_voter_that_is_away_for_long_is_replaced_and_one_that_returns_in_time_is_not(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 """Sealed data: the holder of the key reads it, and nobody else."""
 
 import base64
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +62,46 @@ def test_what_is_cut_short_is_refused(length: int) -> None:
 def test_what_is_not_sealed_is_refused(sealed: str) -> None:
     with pytest.raises(ValueError):
         seal.unseal(sealed, KEY)
+
+
+SECRET = b"k" * 32
+CHUNK = seal.CHUNK_BYTES
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+def test_a_sealed_file_is_read_with_the_secret_and_with_no_other(tmp_path: Path, size: int) -> None:
+    plain, sealed, back = (tmp_path / name for name in ("plain", "sealed", "back"))
+    plain.write_bytes(bytes(range(251)) * (size // 251 + 1))
+    with plain.open("r+b") as file:
+        file.truncate(size)
+    seal.seal_file(plain, sealed, SECRET)
+    assert sealed.stat().st_mode & 0o777 == 0o600
+    seal.unseal_file(sealed, back, SECRET)
+    assert back.read_bytes() == plain.read_bytes()
+    back.unlink()
+    with pytest.raises(ValueError, match="not sealed with this key"):
+        seal.unseal_file(sealed, back, b"l" * 32)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "sealed"]
+
+
+def test_a_sealed_file_that_was_changed_cut_or_put_together_anew_is_refused(tmp_path: Path) -> None:
+    plain, sealed, back = (tmp_path / name for name in ("plain", "sealed", "back"))
+    plain.write_bytes(b"a" * CHUNK + b"b" * CHUNK + b"c")
+    seal.seal_file(plain, sealed, SECRET)
+    whole = sealed.read_bytes()
+    head, part = len(seal.FILE_MAGIC) + seal.SALT_BYTES, CHUNK + seal.TAG_BYTES
+    one, two = whole[head : head + part], whole[head + part : head + 2 * part]
+    for wrong in (
+        b"",
+        whole[:-1],
+        whole[: head + part],
+        whole[: head + 2 * part],
+        whole[:head],
+        whole[:head] + two + one + whole[head + 2 * part :],
+        whole[: head + 9] + bytes([whole[head + 9] ^ 1]) + whole[head + 10 :],
+        whole + b"x",
+    ):
+        sealed.write_bytes(wrong)
+        with pytest.raises(ValueError):
+            seal.unseal_file(sealed, back, SECRET)
+        assert not back.exists()

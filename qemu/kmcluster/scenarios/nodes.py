@@ -1,5 +1,6 @@
 """Faults of machines: power, and what stands still."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -7,10 +8,14 @@ from itertools import combinations
 from kmcluster.cable import Cable
 from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
 from kmcluster.topology import reach
+from kmplan.errors import UserError
+from kmplan.run import run
 
 STAGGER_S = 3.0
 # Kubelet says for as long after its disk was full that it is (evictionPressureTransitionPeriod).
 PRESSURE_S = 300.0
+# How long `kmbuild recover` may take, and the old majority is left alone: it must not start in that time.
+RECOVER_S, ALONE_S = 120.0, 20
 
 
 def each(act: Callable[[Scene, int], None], pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
@@ -80,6 +85,37 @@ def mend(scene: Scene, chosen: list[int]) -> None:
     power_on(scene, chosen)
 
 
+def two_followers(scene: Scene) -> list[int]:
+    """Two voters that do not lead and are joined by a cable, without which the others are still joined."""
+    pairs = [list(pair) for pair in combinations(scene.with_role("voter"), 2) if scene.leader() not in pair]
+    joined = [pair for pair in pairs if pair[1] in scene.neighbours(pair[0])]
+    found = [pair for pair in joined if are_joined(others(scene, pair), without(scene, pair))]
+    if not found:
+        raise UserError("no two voters that do not lead are joined by a cable, with the others joined without them")
+    return scene.random.choice(found)
+
+
+def recover(scene: Scene, chosen: list[int]) -> None:
+    """Begin anew without the victims; let them come back alone, where nothing of theirs may be served; then join all again."""
+    scene.tell("kmbuild recover")
+    command = [sys.executable, "-P", "-m", "kmbuild", "recover", "--cluster", str(scene.cluster.directory), "--yes"]
+    run(command, timeout_s=RECOVER_S)
+    for cable in scene.cluster.cables:
+        if len({cable.a.node, cable.b.node} & set(chosen)) == 1:
+            scene.cable(cable.a.node, cable.b.node, "cut")
+    power_on(scene, chosen)
+    for _ in range(ALONE_S):
+        time.sleep(1)
+        for number in chosen:
+            if dict(scene.status(number).get("conditions", {})).get("etcd"):  # type: ignore[call-overload]
+                raise UserError(f"{scene.machine(number).name} serves the data of the epoch before")
+    wrong = [scene.machine(number).name for number in chosen if not scene.status(number).get("fenced")]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: not fenced")
+    scene.tell("the old majority is fenced")
+    scene.plug_all()
+
+
 def everyone(scene: Scene) -> list[int]:
     """All machines, in any order."""
     numbers = [machine.number for machine in scene.cluster.machines]
@@ -107,6 +143,9 @@ SCENARIOS = [
              leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True, evicts=True),
     Scenario("link-and-voter", "a cable is cut, and a voter loses its power", ("power", "link"), follower, cut_with_a_cable,
              mend, after_s=15, evicts=True, topology="mesh5"),
+    Scenario("quorum-lost", "two of three voters are lost, the cluster is begun anew, and they return: alone, then joined",
+             ("power", "members", "recover"), two_followers, cut, recover, after_s=15, outage_s=60, whole_s=240, replaced=True,
+             evicts=True, heals_alone=False, topology="mesh5"),
     Scenario("two-workers", "two workers lose their power at once", ("power", "large"), two("worker"), cut, power_on, after_s=20,
              evicts=True, topology="grid9"),
     Scenario("two-voters-gone", "two of five voters are gone for longer than is waited for a voter, and return",

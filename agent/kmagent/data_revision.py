@@ -1,0 +1,28 @@
+"""`python3 -m kmagent revision`: the child that tells how far etcd's data go while no etcd answers. Prints `{"revision": …}`.
+
+An etcd without a quorum has its database open and serves nobody, so that a copy is looked at.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from kmagent.paths import Paths
+from kmplan import run
+
+
+def main() -> int:
+    """Look, and print it."""
+    print(json.dumps(look(Paths())))
+    return 0
+
+
+def look(paths: Paths) -> dict[str, Any]:
+    """Return the revision of the database; UserError when it cannot be read."""
+    with tempfile.TemporaryDirectory(prefix="look-", dir=paths.state) as folder:
+        copy = Path(folder) / "db"
+        shutil.copyfile(paths.etcd / "member/snap/db", copy)
+        status = json.loads(run.run(["etcdutl", "--write-out=json", "snapshot", "status", copy]).stdout)
+    return {"state": "ok", "revision": int(status["revision"])}

@@ -1,0 +1,38 @@
+"""`python3 -m kmagent order`: the child that checks an order to begin the cluster anew, from its standard input, and keeps it."""
+
+import json
+import sys
+from typing import Any
+
+from kmagent import identity
+from kmagent.paths import Paths
+from kmplan import pki, recovery
+from kmplan.errors import UserError
+from kmplan.files import write
+
+
+def main() -> int:
+    """Keep it, and print its epoch."""
+    print(json.dumps(keep(Paths(), sys.stdin.read())))
+    return 0
+
+
+def keep(paths: Paths, packed: str) -> dict[str, Any]:
+    """Keep an order that the node authority signed and that is newer than what is known; UserError when it is not."""
+    role = identity.read_role(paths)
+    try:
+        order, text, signature = recovery.unpack(packed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if role is None or order.cluster != role.cluster_id:
+        raise UserError("the order is for another cluster")
+    if not pki.verify_text(identity.read_secret(paths, "pki/node-ca.crt"), text, signature):
+        raise UserError("the order is not signed by this cluster's node authority")
+    try:
+        known = recovery.unpack(paths.order.read_text())[0].epoch
+    except (OSError, ValueError):
+        known = 0
+    if order.epoch <= max(known, role.epoch):
+        raise UserError(f"the order is for epoch {order.epoch}, and this node knows of {max(known, role.epoch)}")
+    write(paths.order, packed, 0o600)
+    return {"state": "kept", "epoch": order.epoch}

@@ -1,0 +1,50 @@
+"""Orders to begin the cluster anew (docs/recovery.md): the newest that this node was given."""
+
+import logging
+import sys
+
+from kmagent.facts import Facts
+from kmagent.paths import Paths
+from kmagent.state import State
+from kmplan import recovery
+from kmplan.recovery import Order
+from kmplan.run import run_async
+
+log = logging.getLogger(__name__)
+
+
+class Orders:
+    """What this node knows of epochs: its own, and that of the newest order."""
+
+    def __init__(self, state: State, paths: Paths, facts: Facts) -> None:
+        self._state, self._paths, self._facts = state, paths, facts
+        self.newest: Order | None = None
+        self.packed = ""
+        self._load()
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch that this node knows of: it takes no part in any before it."""
+        return max(self._facts.epoch, self.newest.epoch if self.newest else 0)
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether the cluster was, or shall be, begun anew without what this node has."""
+        return self.epoch > self._facts.epoch
+
+    async def take(self, packed: str) -> bool:
+        """Check and keep an order; tells whether this node has it now. One that is not newer is no news."""
+        order, _, _ = recovery.unpack(packed)
+        if order.epoch > self.epoch:
+            _, output = await run_async([sys.executable, "-I", "-m", "kmagent", "order"], input=packed, check=False)
+            log.info("%s", output.strip())
+            self._load()
+            self._state.notify()
+        return self.newest == order
+
+    def _load(self) -> None:
+        try:
+            self.packed = self._paths.order.read_text()
+            self.newest = recovery.unpack(self.packed)[0]
+        except (OSError, ValueError):
+            self.packed, self.newest = "", None

@@ -1,0 +1,43 @@
+"""Carries an order out: has it kept by a majority of all nodes, then begins the cluster anew here."""
+
+import asyncio
+import logging
+
+from kmagent import registry as registries
+from kmagent.facts import Facts
+from kmagent.follow import RestartError
+from kmagent.joining import child
+from kmagent.orders import Orders
+from kmagent.paths import Paths
+from kmagent.peers import Peers
+from kmagent.registry import Registry
+from kmagent.state import State
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 2.0
+
+
+async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: Peers) -> None:
+    """Wait for an order that names this node, and carry it out; ends with RestartError when that is done."""
+    while True:
+        changed = state.change()
+        order = orders.newest
+        if order is None or order.number != facts.number or order.epoch <= facts.epoch:
+            await changed.wait()
+            continue
+        registry = registries.load(paths.registry) or Registry(facts.cluster)
+        keeping = await peers.give_order(registry, orders.packed)
+        if not order.force and 2 * (len(keeping) + 1) <= len(registry.numbers):
+            state.fail(
+                f"epoch {order.epoch} waits: {len(keeping) + 1} of {len(registry.numbers)} nodes know of it, "
+                "a majority has to"
+            )
+        else:
+            answer = await child("begin-anew")
+            if answer["state"] == "done":
+                state.fail("")
+                log.warning("epoch %d of the cluster begins here, from %s", order.epoch, order.source)
+                raise RestartError
+            state.fail(f"epoch {order.epoch} does not begin: {answer['message']}")
+        await asyncio.sleep(AGAIN_S * facts.probe_scale)

@@ -1,0 +1,70 @@
+"""Has snapshots of etcd taken by the node that leads: every ten minutes, and before members change."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+
+from kmagent import network, snapshot_files
+from kmagent.facts import Facts
+from kmagent.joining import child
+from kmagent.paths import Paths
+from kmagent.registry import Registry
+from kmagent.snapshot_files import COPIES
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 600.0
+# Changes that follow one another have one snapshot, before the first; and none waits for one for longer than this.
+TOGETHER_S, PATIENCE_S = 20.0, 20.0
+AGAIN_S = 60.0
+
+
+class Snapshots:
+    """One at a time; what fails is logged and tried again, and keeps nothing else from being done."""
+
+    def __init__(self, paths: Paths, facts: Facts) -> None:
+        self._paths, self._facts = paths, facts
+        self._taking: asyncio.Task[None] | None = None
+        self._tried = float("-inf")
+        # How many other nodes should have the newest one and do not.
+        self._missing = 0
+
+    def take_if_due(self, registry: Registry, reachable: frozenset[int]) -> None:
+        """Begin one when the newest that is kept here is old, or not kept by enough others though they are there now."""
+        newest = max((one.taken for one in snapshot_files.find(self._paths.snapshots)), default=0)
+        is_old = not 0 <= time.time() - newest < PERIOD_S
+        is_alone = self._missing > 0 and len(reachable) > 1
+        if (is_old or is_alone) and time.monotonic() - self._tried >= AGAIN_S * self._facts.probe_scale:
+            self._begin(registry, reachable)
+
+    async def take_before_change(self, registry: Registry, reachable: frozenset[int]) -> None:
+        """Have one that is not older than the changes under way; a change that must be made is not kept from it for long."""
+        scale = self._facts.probe_scale
+        if time.monotonic() - self._tried < TOGETHER_S * scale:
+            return
+        self._begin(registry, reachable)
+        assert self._taking  # noqa: S101 - begun
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._taking), PATIENCE_S * scale)
+
+    def _begin(self, registry: Registry, reachable: frozenset[int]) -> None:
+        if self._taking is None or self._taking.done():
+            self._tried = time.monotonic()
+            self._taking = asyncio.create_task(self._take(registry, reachable))
+
+    async def _take(self, registry: Registry, reachable: frozenset[int]) -> None:
+        # Those that do not vote first: a snapshot is for the day when the voters are gone.
+        others = [node for node in registry.nodes if node.number in reachable - {self._facts.number}]
+        others.sort(key=lambda node: (node.role == "voter", node.number))
+        nodes = [
+            {"address": network.node_address(self._facts.prefix, node.number), "digest": node.certificate}
+            for node in others
+        ]
+        answer = await child("snapshot", json.dumps(nodes))
+        if "name" in answer:
+            self._missing = COPIES - len(answer["kept_by"])
+            log.info(
+                "snapshot %s is kept here and by %s", answer["name"], ", ".join(answer["kept_by"]) or "nobody else"
+            )
