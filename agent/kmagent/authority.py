@@ -54,7 +54,11 @@ class Authority:
     async def sign(self, registry: Registry) -> str:
         """Sign a registry; returns it as it is kept."""
         text = registries.to_text(registry)
-        return registries.pack(text, str((await self._ask({"do": "sign", "text": text}))["signature"]))
+        return registries.pack(text, await self.sign_text(text))
+
+    async def sign_text(self, text: str) -> str:
+        """Sign a text with the node authority's key; base64."""
+        return str((await self._ask({"do": "sign", "text": text}))["signature"])
 
     async def seal(self, data: bytes, certificate: str) -> str:
         """Encrypt for the holder of a certificate; base64."""

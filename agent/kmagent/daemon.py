@@ -32,6 +32,7 @@ from kmagent import (
 from kmagent.authority import Authority
 from kmagent.etcd import METRICS_PORT, PORT, Etcd
 from kmagent.facts import Facts
+from kmagent.fence import Fence
 from kmagent.follow import Follower, RestartError
 from kmagent.http import Client, Tls
 from kmagent.lead import Leader
@@ -43,6 +44,7 @@ from kmagent.paths import Paths
 from kmagent.peers import Peers
 from kmagent.relay import Relay
 from kmagent.state import State, earlier_events, keep_written, write_status
+from kmagent.witness import Witness
 from kmplan.errors import UserError
 from kmplan.run import CommandError, run_async
 
@@ -143,19 +145,20 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     follower = Follower(state, paths, mesh, me)
     orders, peers = Orders(state, paths, me), Peers(paths, me)
     own_etcd = _etcd(paths, me, 1.5) if me.controls else None
+    own_api = NodeApi(state, paths, me, orders, peers, own_etcd)
     parts = [
         mesh.run(),
         follower.run(),
         _relay(mesh, me),
         egress.run(state, mesh, me),
         _prepare_again(state, paths, renew_in_s),
-        node_api.run(paths, NodeApi(state, paths, me, orders, peers, own_etcd), me.probe_scale),
+        node_api.run(paths, own_api, me.probe_scale),
         recover.run(state, paths, me, orders, peers),
     ]
     if me.controls:
         fence.close(state, paths, orders)
         parts += [
-            fence.run(state, paths, me, orders, peers),
+            Fence(state, paths, me, orders, peers).run(),
             control_plane.watch_etcd(state, me.probe_scale),
             control_plane.run(state, paths),
         ]
@@ -167,7 +170,8 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     client = Client(
         "::1", 6443, tls=Tls(folder / "cluster-ca.crt", folder / "client.crt"), timeout_s=30 * me.probe_scale
     )
-    ledger = Ledger(_etcd(paths, me, 10), Authority(me.probe_scale), follower.take)
+    authority = Authority(me.probe_scale)
+    ledger = Ledger(_etcd(paths, me, 10), authority, follower.take)
     return [
         *parts,
         anycast.run(state, paths),
@@ -175,6 +179,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         node.run(state, client),
         node.hurry_kubelet(state, paths),
         join_api.run(state, paths, ledger, mesh),
+        Witness(state, paths, me, orders, peers, own_api, authority).run(),
         Leader(state, paths, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]
 

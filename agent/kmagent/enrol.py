@@ -2,7 +2,7 @@
 
 The registry, the mesh keys, kubelet's client certificate, and on a node that was chosen for it the control plane's secrets.
 Asks at the join address, or with ADDRESS over a neighbour's relay. Prints `{"state": ok|unknown|unreachable, "role": …}`,
-and after how many seconds to ask again.
+the epoch, and after how many seconds to ask again.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def enrol(paths: Paths, address: str = "") -> dict[str, Any]:
         state = "unknown" if answer.status == 403 else "unreachable"
         return {"state": state, "role": me.role.role, "message": answer.body[:200].decode(errors="replace").strip()}
     role = keep(paths, me, json.loads(answer.body), kubelet_key)
-    return {"state": "ok", "role": role, "renew_in_s": renew_in_s(paths)}
+    return {"state": "ok", "role": role.role, "epoch": role.epoch, "renew_in_s": renew_in_s(paths)}
 
 
 def wants_kubelet(paths: Paths) -> bool:
@@ -77,8 +77,8 @@ def renew_in_s(paths: Paths) -> float:
     return ASK_S
 
 
-def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -> str:
-    """Check and write what was given; returns this node's role from now on."""
+def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -> identity.Role:
+    """Check and write what was given; returns what this node is from now on."""
     authority = identity.read_secret(paths, "pki/node-ca.crt")
     registry = check_registry(answer["registry"], authority)
     node = registry.find(number=me.role.number, name=me.role.name)
@@ -93,7 +93,7 @@ def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -
     return take_role(paths, me, node.role, answer)
 
 
-def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> str:
+def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> identity.Role:
     """Become what the registry says; a control-plane node only once it has the secrets."""
     initial_cluster, epoch = me.role.initial_cluster, me.role.epoch
     if answer.get("sealed"):
@@ -116,7 +116,7 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
     )
     if changed != me.role:
         identity.write_role(paths, changed)
-    return role
+    return changed
 
 
 def is_replaced(me: identity.Role, role: str, answer: dict[str, Any]) -> bool:

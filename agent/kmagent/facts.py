@@ -13,9 +13,11 @@ from kmplan.files import write_if_changed
 class Facts:
     """A node's name, role and addresses, as text; `probe_scale` stretches every poll on slow machines.
 
-    `epoch` counts how often its cluster was begun anew. `fingerprint` and `certificate` are SHA-256 (hex) of the node's
-    public key and identity certificate; `voters` is how many the cluster wants, 0 for as many as fit, `voter_grace_s` how
-    long one may be away; `admission` and `allowlist` are its policy, `gateways` this node's ports that lead outside.
+    `cluster_id` is the SHA-256 (hex) of the cluster authority's certificate, `epoch` counts how often the cluster was begun
+    anew. `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity certificate; `voters` is how
+    many the cluster wants, 0 for as many as fit, `voter_grace_s` how long one may be away, `auto_recover_after_s` after how
+    long without most of them a voter begins anew by itself, 0 for never; `admission` and `allowlist` are its policy,
+    `gateways` this node's ports that lead outside.
     """
 
     cluster: str
@@ -34,6 +36,7 @@ class Facts:
     dns: str
     dns4: str
     image: str
+    cluster_id: str = ""
     epoch: int = 1
     probe_scale: float = 1.0
     ssh: bool = False
@@ -42,6 +45,7 @@ class Facts:
     uuid: str = ""
     voters: int = 3
     voter_grace_s: float = 600.0
+    auto_recover_after_s: float = 0.0
     admission: str = "approve"
     allowlist: tuple[str, ...] = ()
     ignored_ports: tuple[str, ...] = ()

@@ -1,11 +1,13 @@
 """The fence: etcd is not served with data that the cluster may have left behind (docs/recovery.md).
 
 When a cluster is begun anew, a majority of all its nodes keeps the order first. So who hears of no newer epoch from a
-majority has missed nothing. Nor has who hears it from every voter: then none of them began anew.
+majority has missed nothing. Nor has who hears it from every other node that has etcd's data: then none of them began anew.
 """
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Mapping
 
 from kmagent import registry as registries
@@ -13,20 +15,31 @@ from kmagent.facts import Facts
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
-from kmagent.registry import Registry
+from kmagent.registry import CONTROL_PLANE, Registry
 from kmagent.state import State
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 0.5
+# With witnesses: who has heard no majority for a quarter of the time after which others begin anew serves no more.
+PATIENCE, LOOKS = 1 / 4, 10
 ASKING = "asking the other nodes whether the cluster was begun anew"
 
 
+def has_majority(me: int, epoch: int, registry: Registry, heard: Mapping[int, int]) -> bool:
+    """Tell whether a majority of all nodes knows of no newer epoch: `heard` says of which the others know, by number."""
+    return 2 * len(_agreeing(me, epoch, registry, heard)) > len(registry.numbers)
+
+
 def is_current(me: int, epoch: int, registry: Registry, heard: Mapping[int, int]) -> bool:
-    """Tell whether no newer epoch than `epoch` can have begun: `heard` says which one the other nodes know of, by number."""
-    agreeing = {number for number in registry.numbers if number == me or heard.get(number, epoch + 1) <= epoch}
-    voters = {node.number for node in registry.nodes if node.role == "voter"}
-    return 2 * len(agreeing) > len(registry.numbers) or (bool(voters) and voters <= agreeing)
+    """Tell whether no newer epoch than `epoch` can have begun without this node."""
+    members = {node.number for node in registry.nodes if node.role in CONTROL_PLANE}
+    complete = bool(members) and members <= _agreeing(me, epoch, registry, heard)
+    return complete or has_majority(me, epoch, registry, heard)
+
+
+def _agreeing(me: int, epoch: int, registry: Registry, heard: Mapping[int, int]) -> set[int]:
+    return {number for number in registry.numbers if number == me or heard.get(number, epoch + 1) <= epoch}
 
 
 def close(state: State, paths: Paths, orders: Orders) -> None:
@@ -35,25 +48,66 @@ def close(state: State, paths: Paths, orders: Orders) -> None:
         state.fence(ASKING)
 
 
-async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: Peers) -> None:
-    """Open it when this node's data are current, and close it for good when an order says that they are not."""
-    while state.fenced and not orders.overtaken:
-        registry = registries.load(paths.registry) or Registry(facts.cluster)
-        if not registry.nodes or is_current(facts.number, facts.epoch, registry, {}):
-            break
-        heard = await peers.epochs(registry)
-        if is_current(facts.number, facts.epoch, registry, heard):
-            break
-        ahead = sum(epoch > facts.epoch for epoch in heard.values())
-        state.fence(
-            f"{ahead} nodes say that the cluster was begun anew without this one"
-            if ahead
-            else f"{len(heard) + 1} of {len(registry.numbers)} nodes answer, a majority has to: was the cluster begun anew?"
-        )
-        await asyncio.sleep(AGAIN_S * facts.probe_scale)
-    while True:
-        changed = state.change()
-        state.fence(
-            f"epoch {orders.epoch} of the cluster begins without what this node has" if orders.overtaken else ""
-        )
-        await changed.wait()
+class Fence:
+    """Opens when this node's data are current, and closes for good when an order says that they are not.
+
+    With `auto_recover_after_s` it also closes while no majority is heard, as others may begin anew by themselves.
+    """
+
+    def __init__(self, state: State, paths: Paths, facts: Facts, orders: Orders, peers: Peers) -> None:
+        self._state, self._paths, self._facts = state, paths, facts
+        self._orders, self._peers = orders, peers
+
+    async def run(self) -> None:
+        """Keep it."""
+        while True:
+            if self._state.fenced:
+                await self._wait_until_current()
+            if self._orders.overtaken:
+                self._state.fence(f"epoch {self._orders.epoch} of the cluster begins without what this node has")
+                await asyncio.Event().wait()
+            self._state.fence("")
+            await self._wait_for_doubt()
+
+    async def _wait_until_current(self) -> None:
+        facts = self._facts
+        while not self._orders.overtaken:
+            registry = self._registry()
+            # A single node has nobody to ask.
+            heard = {} if self._may_serve(registry, {}) else await self._peers.epochs(registry)
+            if self._may_serve(registry, heard):
+                return
+            ahead = sum(epoch > facts.epoch for epoch in heard.values())
+            answers = f"{len(heard) + 1} of {len(registry.numbers)} nodes answer, a majority has to"
+            self._state.fence(
+                f"{ahead} nodes say that the cluster was begun anew without this one"
+                if ahead
+                else f"{answers}: was the cluster begun anew?"
+            )
+            await asyncio.sleep(AGAIN_S * facts.probe_scale)
+
+    async def _wait_for_doubt(self) -> None:
+        """Return when an order came, or with witnesses when a majority was not heard for too long."""
+        patience = self._facts.auto_recover_after_s * PATIENCE
+        agreed = time.monotonic()
+        while not self._orders.overtaken:
+            changed = self._state.change()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), patience / LOOKS if patience else None)
+            if not patience or time.monotonic() - agreed < patience / LOOKS:
+                continue
+            registry = self._registry()
+            if has_majority(self._facts.number, self._facts.epoch, registry, await self._peers.epochs(registry)):
+                agreed = time.monotonic()
+            elif time.monotonic() - agreed > patience:
+                self._state.fence("no majority of the nodes answers: others may begin the cluster anew")
+                return
+
+    def _may_serve(self, registry: Registry, heard: Mapping[int, int]) -> bool:
+        """With witnesses only a majority counts: the others may begin anew though all voters are here."""
+        me, epoch = self._facts.number, self._facts.epoch
+        enough = has_majority if self._facts.auto_recover_after_s else is_current
+        return not registry.nodes or enough(me, epoch, registry, heard)
+
+    def _registry(self) -> Registry:
+        return registries.load(self._paths.registry) or Registry(self._facts.cluster)

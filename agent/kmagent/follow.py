@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from dataclasses import replace
+from typing import Any
 
 from kmagent import candidates, identity_files, network
 from kmagent import registry as registries
@@ -86,9 +87,10 @@ class Follower:
             self._mesh.wake()
 
     def _wants_more(self, registry: Registry) -> bool:
-        """Whether the registry speaks of a role or a mesh key that this node does not have yet."""
-        me = registry.find(number=self._facts.number)
-        return (me is not None and me.role != self._facts.role) or registry.mesh_key not in self._mesh.me.keys
+        """Whether the registry speaks of a role, a mesh key or an epoch that this node does not have yet."""
+        me, facts = registry.find(number=self._facts.number), self._facts
+        is_new = me is not None and (me.role, registry.epoch) != (facts.role, facts.epoch)
+        return is_new or registry.mesh_key not in self._mesh.me.keys
 
     def _behind(self) -> bool:
         newest = [one.hello.serial for _, one in self._mesh.neighbours() if one.authenticated]
@@ -129,13 +131,13 @@ class Follower:
             self._enrol_at = 0.0
             return
         self._enrol_at = time.monotonic() + max(SOON_S, float(answer["renew_in_s"]))
-        await self._take_enrolled(str(answer["role"]))
+        await self._take_enrolled(answer)
 
-    async def _take_enrolled(self, role: str) -> None:
+    async def _take_enrolled(self, answer: dict[str, Any]) -> None:
         keys = {int(generation): key for generation, key in json.loads(self._paths.mesh_keys.read_text()).items()}
         registry = registries.load(self._paths.registry)
-        if role != self._facts.role:
-            log.info("this node is a %s now", role)
+        if (answer["role"], answer["epoch"]) != (self._facts.role, self._facts.epoch):
+            log.info("this node is a %s in epoch %d now", answer["role"], answer["epoch"])
             raise RestartError
         await child("prepare")
         if registry:
@@ -158,7 +160,7 @@ class Follower:
         for port, neighbour in heard:
             answer = await child("enrol", f"{neighbour.address}%{port.name}")
             if answer["state"] == "ok":
-                await self._take_enrolled(str(answer["role"]))
+                await self._take_enrolled(answer)
                 return
             if answer["state"] == "unknown":
                 await leave(self._paths)

@@ -63,7 +63,7 @@ class NodeApi:
         try:
             match request.method, request.path:
                 case "GET", "/v1/state":
-                    return answer_json(200, await self._describe())
+                    return answer_json(200, await self.describe())
                 case "GET", "/v1/survey" if is_admin:
                     return answer_json(200, await self._survey(registry))
                 case "POST", "/v1/order":
@@ -77,7 +77,8 @@ class NodeApi:
             return answer_text(503, f"{error}\n")
         return answer_text(404, "try GET /v1/state\n")
 
-    async def _describe(self) -> dict[str, Any]:
+    async def describe(self) -> dict[str, Any]:
+        """What this node says of itself."""
         facts, order = self._facts, self._orders.newest
         return {
             "number": facts.number,
@@ -107,7 +108,7 @@ class NodeApi:
         return {"revision": self._looked[1], "has_leader": False}
 
     async def _survey(self, registry: Registry) -> dict[str, Any]:
-        states = await self._peers.states(registry) | {self._facts.number: await self._describe()}
+        states = await self._peers.states(registry) | {self._facts.number: await self.describe()}
         return {
             "cluster": self._facts.cluster,
             "nodes": [

@@ -77,9 +77,7 @@ class State:
     def fence(self, why: str) -> None:
         """Note why the control plane must not run here; with an empty text it may."""
         before, self.fenced = self.fenced, why
-        if bool(before) != bool(why):
-            self.record("fenced" if why else "fenced-lost")
-        elif before != why:
+        if before != why:
             self.notify()
 
     def notify(self) -> None:

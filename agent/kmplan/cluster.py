@@ -91,6 +91,21 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     voter_grace_s: Annotated[
         float, Meta(ge=10, description="Seconds that a voter may be away before another node takes its place for good.")
     ] = 600.0
+    auto_recover: Annotated[
+        Literal["off", "witness"],
+        Meta(
+            description="Who begins the cluster anew when most voters are lost. `off`: you, with `kmbuild recover`; `witness`: "
+            "the best voter that is left, when a majority of all nodes is with it."
+        ),
+    ] = "off"
+    auto_recover_after_s: Annotated[
+        float,
+        Meta(
+            ge=60,
+            description="Seconds that a voter waits for the others with `auto_recover: witness`. Voters that reach no "
+            "majority of all nodes for a quarter of it end their etcd.",
+        ),
+    ] = 1200.0
     ssh_authorized_keys: Annotated[
         list[str], Meta(description="Public keys that may log in as root on every node. Without one there is no login.")
     ] = []

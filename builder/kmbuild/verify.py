@@ -101,16 +101,17 @@ class Session:
     def play_all(self, chosen: Sequence[Scenario], repeat: int, *, keep: bool, stop: bool) -> list[Run]:
         """Play each scenario so often, on one cluster as long as that is well."""
         runs: list[Run] = []
-        name = topology = ""
+        name = ""
+        made: Scenario | None = None
         kept = False
         try:
             for scenario in chosen:
                 for number in range(repeat):
-                    if name and topology != scenario.topology:
+                    if name and made and not fits(made, scenario):
                         bench.down(name)
                         name = ""
-                    topology = scenario.topology
-                    name = name or self.bring_up(topology)
+                    made = scenario
+                    name = name or self.bring_up(scenario)
                     self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
                     run = play(scenario, Stage(name, self.output, lambda what: self.say("", what)), self.seed + number)
                     runs.append(run)
@@ -128,15 +129,15 @@ class Session:
                 self.say(name, "stays on: `kmbuild cluster status`, then `kmbuild cluster down`")
         return runs
 
-    def bring_up(self, topology: str) -> str:
-        """Boot a cluster whose voters are replaced soon; returns its name."""
+    def bring_up(self, scenario: Scenario) -> str:
+        """Boot a cluster for a scenario, whose voters are replaced soon; returns its name."""
         name = f"verify-{os.getpid()}"
-        path = find_topology(topology)
+        path = find_topology(scenario.topology)
         order = bench.Order(
             name=name, topology=read_topology(path), driver=self.driver, image=self.image, directory=None,
-            make_directory=partial(make_directory, voter_grace_s=GRACE_S),
+            make_directory=partial(make_directory, voter_grace_s=GRACE_S, **dict(scenario.settings)),
         )  # fmt: skip
-        self.say(name, f"power on ({topology})")
+        self.say(name, f"power on ({scenario.topology})")
         try:
             made = bench.up(order)
             waiting.wait_ready(made, lambda *_: None)
@@ -161,6 +162,11 @@ class Session:
         document.write(self.output / "junit.xml", junit(verdict))
         document.write(self.output / "verdict.html", verdict_page.page(verdict, ALL, earlier))
         return verdict
+
+
+def fits(made: Scenario, scenario: Scenario) -> bool:
+    """Whether a scenario can be played on the cluster that was booted for another one."""
+    return (made.topology, made.settings) == (scenario.topology, scenario.settings)
 
 
 def summary(verdict: Verdict) -> str:

@@ -1,8 +1,11 @@
 """A scenario of `kmbuild verify`: what is done to a cluster, and what has to hold while and after it."""
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from kmcluster import bench, cabling, disk_faults, inside, state, steady
 from kmcluster.driver import Driver
@@ -12,6 +15,11 @@ from kmplan.errors import UserError
 
 # How long the clusters that are verified wait for a voter.
 GRACE_S = 20.0
+LEAD_S = 30.0
+MOVE_LEADER = """
+cd /run/kubermesh/pki/agent && exec etcdctl --endpoints=https://[::1]:2379 --cacert=etcd-ca.crt --cert=etcd-client.crt \\
+  --key=etcd-client.key move-leader "$1"
+"""
 
 
 class Scene:
@@ -45,10 +53,28 @@ class Scene:
 
     def leader(self) -> int:
         """The machine whose etcd leads."""
-        for number in self.with_role("voter"):
-            if self.status(number).get("leads"):
-                return number
+        for _ in range(int(LEAD_S)):
+            for number in self.with_role("voter"):
+                if self.status(number).get("leads"):
+                    return number
+            time.sleep(1)
         raise UserError("no node says that its etcd leads")
+
+    def lead(self, number: int) -> None:
+        """Have a voter's etcd lead; UserError when it does not."""
+        leader = self.leader()
+        if leader == number:
+            return
+        read = inside.run(self.driver, self.machine(number), ["cat", "/var/lib/kubermesh/role.json"])
+        member = f"{int(json.loads(read.stdout)['member']):x}"
+        moved = inside.run(self.driver, self.machine(leader), ["sh", "-c", MOVE_LEADER, "sh", member])
+        if moved.code != 0:
+            raise UserError(f"{self.machine(number).name} does not lead: {moved.stderr.strip()[-200:]}")
+        deadline = time.monotonic() + LEAD_S
+        while self.leader() != number:
+            if time.monotonic() > deadline:
+                raise UserError(f"{self.machine(number).name} does not lead after {LEAD_S:g} s")
+            time.sleep(0.5)
 
     def follower(self) -> int:
         """A voter that does not lead."""
@@ -116,7 +142,7 @@ class Scenario:
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an answered write, until `undo` where the cluster `heals_alone`; everything has to be as before
     `whole_s` after that. `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew
-    elsewhere.
+    elsewhere. `settings` are further keys of the cluster file.
     """
 
     name: str
@@ -132,3 +158,4 @@ class Scenario:
     evicts: bool = False
     heals_alone: bool = True
     topology: str = "ring5"
+    settings: tuple[tuple[str, Any], ...] = ()

@@ -148,7 +148,7 @@ def test_a_voter_that_shall_be_a_standby_was_replaced_and_begins_anew(machine: M
     (machine.paths.state / "etcd/member").mkdir()
     me = identity.load(machine.paths, time.time())
     assert me is not None
-    assert enrol.take_role(machine.paths, me, "standby", {}) == "worker"
+    assert enrol.take_role(machine.paths, me, "standby", {}).role == "worker"
     now = identity.load(machine.paths, time.time())
     assert now is not None and (now.role.role, now.role.initial_cluster) == ("worker", "")
     assert not (machine.paths.state / "encryption.key").exists()

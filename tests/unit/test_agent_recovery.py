@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from agent_fakes import FACTS, MESH_KEY, Shop
 
-from kmagent import begin_anew, enrol, fence, identity, keep_order, snapshot_files
+from kmagent import begin_anew, enrol, fence, identity, keep_order, snapshot_files, witness
 from kmagent.components import UIDS
 from kmagent.http_server import Answer, Request, Upload
 from kmagent.identity import Identity, Role
@@ -48,6 +49,7 @@ def registry_of(nodes: int, voters: set[int]) -> Registry:
         # All voters are here, and few others.
         (9, {1, 2, 3}, {2: 1, 3: 1}, True),
         (9, {1, 2, 3}, {2: 1, 3: 2}, False),
+        (9, {1, 2, 3}, {2: 1}, False),
         (5, {1, 2, 3}, {2: 1, 3: 2, 4: 2, 5: 2}, False),
         # One alone that was told of an epoch which a majority never kept.
         (5, {1, 2, 3}, {2: 1, 3: 1, 5: 2}, True),
@@ -246,7 +248,7 @@ def test_a_standby_of_another_id_begins_anew_and_remembers_the_new_one(node: Nod
         (node.paths.state / "cluster.json").touch()
         me = identity.load(node.paths, time.time())
         assert me
-        return enrol.take_role(node.paths, me, "standby", answer)
+        return enrol.take_role(node.paths, me, "standby", answer).role
 
     assert take({"member": "8", "epoch": 1}) == "worker"
     assert not node.paths.etcd.exists() and node.role.member == ""
@@ -325,3 +327,75 @@ def test_only_the_newest_snapshots_stay(tmp_path: Path) -> None:
     snapshot_files.prune(tmp_path)
     assert [one.name for one in snapshot_files.find(tmp_path)] == names[-snapshot_files.KEPT :]
     assert (tmp_path / "other").exists()
+
+
+def voter(revision: int | None, *, has_leader: bool = False, role: str = "voter") -> dict[str, Any]:
+    return {"role": role, "etcd": {"revision": revision, "has_leader": has_leader}, "epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("states", "best"),
+    [
+        ({1: voter(7)}, True),
+        ({1: voter(7), 2: voter(8)}, False),
+        ({1: voter(8), 2: voter(8)}, True),
+        ({2: voter(8), 1: voter(8)}, True),
+        ({1: voter(7), 2: voter(6, has_leader=True)}, False),
+        # A standby does not notice that a leader is gone, and never begins anew by itself.
+        ({1: voter(7), 2: voter(9, has_leader=True, role="standby")}, True),
+        ({1: voter(7, role="standby")}, False),
+        ({1: voter(None), 2: voter(3)}, False),
+        ({2: voter(3)}, False),
+    ],
+)
+def test_the_voter_that_is_best_off_begins_anew(states: dict[int, dict[str, Any]], best: bool) -> None:
+    assert witness.is_best(1, states) is best
+
+
+class FakePeers(Peers):
+    """What the other nodes say, without asking them."""
+
+    def __init__(self, node: Node, states: dict[int, dict[str, Any]]) -> None:
+        super().__init__(node.paths, FACTS)
+        self.said = states
+
+    async def states(self, registry: Registry) -> dict[int, dict[str, Any]]:
+        await asyncio.sleep(0)
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("others", "gives"),
+    [([4, 5], True), ([4], False), ([2, 4, 5], False)],
+    ids=["majority", "minority", "a better voter"],
+)
+def test_a_voter_that_lost_the_others_orders_to_begin_anew_once_a_majority_is_there(
+    node: Node, others: list[int], gives: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = replace(FACTS, number=3, cluster_id=node.cluster_id, auto_recover_after_s=0.2)
+    known = registry_of(5, {1, 2, 3})
+    node.paths.registry.write_text(asyncio.run(node.shop.ledger.authority.sign(known)))
+    states = {number: {"role": "worker", "etcd": None, "epoch": 1} for number in others} | (
+        {2: voter(9)} if 2 in others else {}
+    )
+    state = State()
+    orders, peers = Orders(state, node.paths, facts), FakePeers(node, states)
+    api = NodeApi(state, node.paths, facts, orders, peers, None)
+    monkeypatch.setattr(api, "describe", lambda: asyncio.sleep(0, voter(8)))
+    taken: list[str] = []
+
+    async def take(packed: str) -> bool:
+        taken.append(packed)
+        return True
+
+    monkeypatch.setattr(orders, "take", take)
+    watch = witness.Witness(state, node.paths, facts, orders, peers, api, node.shop.ledger.authority)
+
+    async def scenario() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(watch.run(), 1.0)
+
+    asyncio.run(scenario())
+    assert bool(taken) is gives
+    if gives:
+        assert keep_order.keep(node.paths, taken[0]) == {"state": "kept", "epoch": 2}

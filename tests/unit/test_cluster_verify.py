@@ -191,6 +191,8 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert {one.name for one in choose([], ["members"])} == {
         "corrupt-etcd",
         "leader-gone",
+        "majority-cut-off",
+        "quorum-lost",
         "two-voters-gone",
         "voter-disk-full",
         "voter-disk-lost",

@@ -16,6 +16,8 @@ STAGGER_S = 3.0
 PRESSURE_S = 300.0
 # How long `kmbuild recover` may take, and the old majority is left alone: it must not start in that time.
 RECOVER_S, ALONE_S = 120.0, 20
+# After how long without the others a voter begins anew by itself where that is played.
+WITNESS_S = 60.0
 
 
 def each(act: Callable[[Scene, int], None], pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
@@ -86,24 +88,41 @@ def mend(scene: Scene, chosen: list[int]) -> None:
 
 
 def two_followers(scene: Scene) -> list[int]:
-    """Two voters that do not lead and are joined by a cable, without which the others are still joined."""
-    pairs = [list(pair) for pair in combinations(scene.with_role("voter"), 2) if scene.leader() not in pair]
-    joined = [pair for pair in pairs if pair[1] in scene.neighbours(pair[0])]
-    found = [pair for pair in joined if are_joined(others(scene, pair), without(scene, pair))]
-    if not found:
-        raise UserError("no two voters that do not lead are joined by a cable, with the others joined without them")
-    return scene.random.choice(found)
+    """Two voters joined by a cable, without which the others are still joined; the third leads, so that it has every write."""
+    voters = scene.with_role("voter")
+    joined = [list(pair) for pair in combinations(voters, 2) if pair[1] in scene.neighbours(pair[0])]
+    chosen = scene.random.choice([one for one in joined if are_joined(others(scene, one), without(scene, one))])
+    scene.lead(next(number for number in voters if number not in chosen))
+    return chosen
 
 
 def recover(scene: Scene, chosen: list[int]) -> None:
     """Begin anew without the victims; let them come back alone, where nothing of theirs may be served; then join all again."""
     scene.tell("kmbuild recover")
     command = [sys.executable, "-P", "-m", "kmbuild", "recover", "--cluster", str(scene.cluster.directory), "--yes"]
-    run(command, timeout_s=RECOVER_S)
+    for line in run(command, timeout_s=RECOVER_S).stderr.splitlines():
+        scene.tell(line.strip())
+    cut_off(scene, chosen)
+    power_on(scene, chosen)
+    stay_fenced(scene, chosen)
+    scene.plug_all()
+
+
+def cut_off(scene: Scene, chosen: list[int]) -> None:
+    """Cut the cables between the victims and all others."""
     for cable in scene.cluster.cables:
         if len({cable.a.node, cable.b.node} & set(chosen)) == 1:
             scene.cable(cable.a.node, cable.b.node, "cut")
-    power_on(scene, chosen)
+
+
+def join_fenced(scene: Scene, chosen: list[int]) -> None:
+    """Plug all cables in again, when the victims had time to do what they must not."""
+    stay_fenced(scene, chosen)
+    scene.plug_all()
+
+
+def stay_fenced(scene: Scene, chosen: list[int]) -> None:
+    """Look for a while whether victims serve data of the epoch before; UserError when one does."""
     for _ in range(ALONE_S):
         time.sleep(1)
         for number in chosen:
@@ -113,7 +132,6 @@ def recover(scene: Scene, chosen: list[int]) -> None:
     if wrong:
         raise UserError(f"{', '.join(wrong)}: not fenced")
     scene.tell("the old majority is fenced")
-    scene.plug_all()
 
 
 def everyone(scene: Scene) -> list[int]:
@@ -146,6 +164,10 @@ SCENARIOS = [
     Scenario("quorum-lost", "two of three voters are lost, the cluster is begun anew, and they return: alone, then joined",
              ("power", "members", "recover"), two_followers, cut, recover, after_s=15, outage_s=60, whole_s=240, replaced=True,
              evicts=True, heals_alone=False, topology="mesh5"),
+    Scenario("majority-cut-off", "two of three voters are cut off together, and the others begin anew by themselves",
+             ("power", "members", "recover"), two_followers, cut_off, join_fenced, after_s=WITNESS_S + 60,
+             outage_s=WITNESS_S + 45, whole_s=240, replaced=True, evicts=True, topology="mesh5",
+             settings=(("auto_recover", "witness"), ("auto_recover_after_s", WITNESS_S))),
     Scenario("two-workers", "two workers lose their power at once", ("power", "large"), two("worker"), cut, power_on, after_s=20,
              evicts=True, topology="grid9"),
     Scenario("two-voters-gone", "two of five voters are gone for longer than is waited for a voter, and return",
