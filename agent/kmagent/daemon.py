@@ -26,6 +26,7 @@ from kmagent import (
     notify,
     recover,
     registry,
+    space,
     ssh,
     status,
 )
@@ -179,6 +180,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         node.run(state, client),
         node.hurry_kubelet(state, paths),
         join_api.run(state, paths, ledger, mesh),
+        space.run(state, _etcd(paths, me, 60), me.probe_scale),
         Witness(state, paths, me, orders, peers, own_api, authority).run(),
         Leader(state, paths, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]

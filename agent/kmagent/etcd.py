@@ -10,6 +10,7 @@ from typing import Any
 from kmagent.http import Client
 
 PORT, METRICS_PORT = 2382, 2381
+NO_SPACE, DEFAULT_QUOTA = "NOSPACE", 2 * 2**30
 ACTIVE_PEER = re.compile(r'^etcd_network_active_peers\{.*Remote="([0-9a-f]+)".*\} 1$', re.MULTILINE)
 
 
@@ -29,12 +30,18 @@ class Member:
 
 @dataclass(frozen=True)
 class Status:
-    """What the local member says of itself; `revision` is how far its data go."""
+    """What the local member says of itself; `revision` is how far its data go.
+
+    Of its database's `size` bytes `used` are in use, and `quota` may be.
+    """
 
     member: str
     leader: str
     learner: bool
     revision: int = 0
+    size: int = 0
+    used: int = 0
+    quota: int = DEFAULT_QUOTA
 
     @property
     def leads(self) -> bool:
@@ -116,8 +123,39 @@ class Etcd:
         """Ask the local member for its state."""
         answer = await self._call("maintenance/status", {})
         header = answer["header"]
-        learner, revision = bool(answer.get("isLearner")), int(header.get("revision", 0))
-        return Status(header["member_id"], answer.get("leader", ""), learner, revision)
+        return Status(
+            header["member_id"],
+            answer.get("leader", ""),
+            bool(answer.get("isLearner")),
+            int(header.get("revision", 0)),
+            int(answer.get("dbSize", 0)),
+            int(answer.get("dbSizeInUse", 0)),
+            int(answer.get("dbSizeQuota", 0)) or DEFAULT_QUOTA,
+        )
+
+    async def has_no_space(self) -> bool:
+        """Tell whether a member has raised the alarm that its database has reached its quota."""
+        answer = await self._call("maintenance/alarm", {"action": "GET"})
+        return any(alarm.get("alarm") == NO_SPACE for alarm in answer.get("alarms", []))
+
+    async def end_no_space(self) -> None:
+        """End that alarm of all members."""
+        answer = await self._call("maintenance/alarm", {"action": "GET"})
+        for alarm in answer.get("alarms", []):
+            if alarm.get("alarm") == NO_SPACE:
+                await self._call("maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+
+    async def compact(self, revision: int) -> None:
+        """Drop the history before a revision; nothing happens when that was done before."""
+        try:
+            await self._call("kv/compaction", {"revision": str(revision), "physical": True})
+        except EtcdError as error:
+            if "compacted" not in str(error):
+                raise
+
+    async def defragment(self) -> None:
+        """Give room that is not in use back; the local member answers nobody meanwhile."""
+        await self._call("maintenance/defragment", {})
 
     async def active_peers(self) -> frozenset[str]:
         """Return the ids of members that the local one is in conversation with."""

@@ -37,11 +37,10 @@ def main() -> None:
         kmbuild()
         return
     try:
-        kmbuild(standalone_mode=False)
+        # What a command ends with by `click.exceptions.Exit` is returned here, not raised.
+        sys.exit(kmbuild(standalone_mode=False))
     except UserError as error:
         sys.exit(f"kmbuild: {error}")
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit("kmbuild: interrupted")
     except click.ClickException as error:

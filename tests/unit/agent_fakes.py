@@ -62,6 +62,12 @@ class EtcdServer:
     local: str = "1"
     down: bool = False
     crash_in: int | None = None
+    # The database's size, what of it is in use, what the history before `compacted` takes, and the quota; members with an alarm.
+    size: int = 0
+    used: int = 0
+    history: int = 0
+    quota: int = 0
+    alarms: list[str] = field(default_factory=list)
 
     def metrics(self) -> str:
         """What an etcd says of its peers, among much else."""
@@ -89,7 +95,9 @@ class EtcdServer:
             answer = getattr(self, f"do_{name}")(asked)
         except ValueError as error:
             return Response(400, json.dumps({"code": 9, "message": f"etcdserver: {error}"}).encode())
-        return Response(200, json.dumps({"header": {"member_id": self.local}, **answer}).encode())
+        return Response(
+            200, json.dumps({"header": {"member_id": self.local, "revision": str(self.revision)}, **answer}).encode()
+        )
 
     def do_kv_range(self, asked: dict[str, Any]) -> dict[str, Any]:
         first = _decode(asked["key"])
@@ -156,7 +164,27 @@ class EtcdServer:
         return {}
 
     def do_maintenance_status(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"leader": self.leader}
+        sizes = {"dbSize": self.size, "dbSizeInUse": self.used, "dbSizeQuota": self.quota}
+        return {"leader": self.leader, **{key: str(size) for key, size in sizes.items() if size}}
+
+    def do_maintenance_alarm(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if asked["action"] == "DEACTIVATE":
+            assert asked["alarm"] == "NOSPACE"
+            self.alarms.remove(asked["memberID"])
+            return {}
+        assert asked == {"action": "GET"}
+        return {"alarms": [{"memberID": member, "alarm": "NOSPACE"} for member in self.alarms]} if self.alarms else {}
+
+    def do_kv_compaction(self, asked: dict[str, Any]) -> dict[str, Any]:
+        assert int(asked["revision"]) == self.revision and asked["physical"]
+        if not self.history:
+            raise ValueError("mvcc: required revision has been compacted")
+        self.used, self.history = self.used - self.history, 0
+        return {}
+
+    def do_maintenance_defragment(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.size = self.used
+        return {}
 
     def _member(self, wanted: str) -> EtcdMember:
         found = [member for member in self.members if member.id == wanted]

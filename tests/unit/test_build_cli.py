@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import yaml
 
-from kmbuild.cli import kmbuild
+from kmbuild.cli import kmbuild, main
 from kmbuild.config import Config
 from kmbuild.image import HOST_TOOLS, refuse_spaces
 from kmplan.errors import UserError
@@ -177,3 +177,19 @@ def test_a_path_with_a_space_is_refused_in_one_line() -> None:
         refuse_spaces(Path("/srv/kubermesh"), Path("/srv/my cache"))
     expected = "/srv/my cache: diskimage-builder cannot work in a path with a space; use a folder without one"
     assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (1, 1), (3, 3)])
+def test_a_command_ends_with_the_status_it_says(code: int | None, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `verify` does when something did not hold."""
+
+    @click.command("ends")
+    def ends() -> None:
+        if code is not None:
+            raise click.exceptions.Exit(code)
+
+    monkeypatch.setitem(kmbuild.commands, "ends", ends)
+    monkeypatch.setattr("sys.argv", ["kmbuild", "ends"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code or 0) == status
