@@ -136,6 +136,7 @@ class Session:
         order = bench.Order(
             name=name, topology=read_topology(path), driver=self.driver, image=self.image, directory=None,
             make_directory=partial(make_directory, voter_grace_s=GRACE_S, **dict(scenario.settings)),
+            tuning=scenario.tuning,
         )  # fmt: skip
         self.say(name, f"power on ({scenario.topology})")
         try:
@@ -166,7 +167,7 @@ class Session:
 
 def fits(made: Scenario, scenario: Scenario) -> bool:
     """Whether a scenario can be played on the cluster that was booted for another one."""
-    return (made.topology, made.settings) == (scenario.topology, scenario.settings)
+    return (made.topology, made.settings, made.tuning) == (scenario.topology, scenario.settings, scenario.tuning)
 
 
 def summary(verdict: Verdict) -> str:

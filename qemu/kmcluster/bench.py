@@ -1,7 +1,7 @@
 """Clusters up and down: the order of things, whatever the driver."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ from kmcluster.image import Image, check_image
 from kmcluster.kvm import kvm_works
 from kmcluster.state import Cluster, Machine
 from kmcluster.topology import Role, Topology, count_ports, plug
+from kmcluster.tuning import Tuning
 from kmplan import files, run, seed
 from kmplan.errors import UserError
 
@@ -25,7 +26,8 @@ POWER_OFF_S = {"native": 150.0, "kvm": 150.0, "tcg": 400.0}
 class Order:
     """What `up` is asked for.
 
-    `directory` is a cluster directory; without one `make_directory(folder, name)` makes one in the state folder.
+    `directory` is a cluster directory; without one `make_directory(folder, name)` makes one in the state folder. `tuning` is
+    overridden on every node.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Order:
     image: Image
     directory: Path | None
     make_directory: Callable[[Path, str], None]
+    tuning: Tuning = field(default_factory=dict)
 
 
 def up(order: Order) -> Cluster:
@@ -90,6 +93,7 @@ def create(order: Order) -> Cluster:
         ],
         drawn=order.topology.cables,
         cables=plug(order.topology),
+        tuning=order.tuning,
     )
     if order.directory is None and not directory.exists():
         order.make_directory(directory, order.name)

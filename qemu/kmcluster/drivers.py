@@ -12,6 +12,7 @@ from kmcluster.qemu_argv import mac_address
 from kmcluster.state import Cluster, Machine
 from kmcluster.tuning import EMULATED, Tuning, container_tuning
 from kmplan.errors import UserError
+from kmplan.tuning import merge
 
 NAMES = ("nspawn", "qemu")
 CAP_SYS_RESOURCE = 24
@@ -53,8 +54,9 @@ def may_raise_limits() -> bool:
 
 
 def tuning_of(cluster: Cluster, machine: Machine) -> Tuning:
-    """What the driver overrides on a node; under KVM it only keeps the agent from the port that leads to the host."""
+    """What is overridden on a node; under KVM the driver only keeps the agent from the port that leads to the host."""
     if cluster.driver == "nspawn":
-        return container_tuning(legacy_cgroups=not cgroups.is_unified(), may_raise_limits=may_raise_limits())
-    base = EMULATED if cluster.accelerator == "tcg" else {}
-    return {**base, "ignored_ports": [mac_address(machine)]}
+        base = container_tuning(legacy_cgroups=not cgroups.is_unified(), may_raise_limits=may_raise_limits())
+    else:
+        base = {**(EMULATED if cluster.accelerator == "tcg" else {}), "ignored_ports": [mac_address(machine)]}
+    return merge(base, cluster.tuning)

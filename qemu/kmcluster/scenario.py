@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -11,6 +11,7 @@ from kmcluster import bench, cabling, disk_faults, inside, state, steady
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
+from kmcluster.tuning import Tuning
 from kmplan.errors import UserError
 
 # How long the clusters that are verified wait for a voter.
@@ -110,9 +111,9 @@ class Scene:
         self.tell(f"disk {action}: {self.machine(number).name}")
         disk_faults.change(self.name, str(number), action)
 
-    def kubectl(self, *arguments: str) -> str:
-        """Run kubectl as the administrator."""
-        return steady.kubectl(self.cluster, *arguments)
+    def kubectl(self, *arguments: str, given: str | None = None) -> str:
+        """Run kubectl as the administrator, perhaps with something to read; UserError when it fails."""
+        return steady.kubectl(self.cluster, *arguments, given=given)
 
     def neighbours(self, number: int) -> list[int]:
         """The machines at the other ends of a machine's cables."""
@@ -142,7 +143,7 @@ class Scenario:
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an answered write, until `undo` where the cluster `heals_alone`; everything has to be as before
     `whole_s` after that. `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew
-    elsewhere. `settings` are further keys of the cluster file.
+    elsewhere. `settings` are further keys of the cluster file, `tuning` is overridden on every node.
     """
 
     name: str
@@ -159,3 +160,4 @@ class Scenario:
     heals_alone: bool = True
     topology: str = "ring5"
     settings: tuple[tuple[str, Any], ...] = ()
+    tuning: Tuning = field(default_factory=dict)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,7 +53,7 @@ class Cluster(msgspec.Struct):
     """One cluster on the bench.
 
     `drawn` are the topology's cables, `cables` what became of them; `processes` maps a role ("cables", "relay1") to a
-    process that belongs to no machine.
+    process that belongs to no machine; `tuning` is what this cluster overrides on its nodes besides the driver's.
     """
 
     version: int
@@ -65,6 +66,7 @@ class Cluster(msgspec.Struct):
     machines: list[Machine]
     drawn: list[DrawnCable] = []
     cables: list[Cable] = []
+    tuning: dict[str, Any] = {}
     processes: dict[str, Process] = msgspec.field(default_factory=dict)
 
     @property

@@ -1,6 +1,12 @@
 """Faults of programs: killed, stopped, or deleted by hand."""
 
+import json
+
 from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
+from kmplan.errors import UserError
+
+# etcd's quota where it is reached on purpose; an object of the API server may have 1 MiB.
+QUOTA_MIB, LARGE_BYTES = 48, 1_000_000
 
 VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 
@@ -53,6 +59,27 @@ def delete_addons(scene: Scene, _: list[int]) -> None:
     scene.kubectl("-n", "kube-system", "delete", "daemonset", "kube-proxy", "coredns")
 
 
+def fill_history(scene: Scene, _: list[int]) -> None:
+    """Change a large object again and again, until etcd's database has reached its quota and nothing can be written."""
+    scene.tell("kubectl replace of a large object, again and again")
+    for number in range(QUOTA_MIB):
+        data = {"metadata": {"name": "large"}, "data": {"text": f"{number}".ljust(LARGE_BYTES, "x")}}
+        item = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", **data})
+        try:
+            scene.kubectl("replace" if number else "create", "--filename=-", given=item)
+        except UserError as error:
+            if "database space exceeded" in str(error):
+                scene.tell(f"etcd has no room after {number} changes")
+                return
+            raise
+    raise UserError(f"{QUOTA_MIB} changes of 1 MiB fit into {QUOTA_MIB} MiB: the quota is not in force")
+
+
+def drop_large(scene: Scene, _: list[int]) -> None:
+    """Delete the large object, which takes an etcd that can be written to again."""
+    scene.kubectl("delete", "configmap", "large")
+
+
 def nobody(_: Scene) -> list[int]:
     """No machine is harmed."""
     return []
@@ -93,5 +120,16 @@ SCENARIOS = [
         after_s=GRACE_S + 20,
         whole_s=180,
         replaced=True,
+    ),
+    Scenario(
+        name="etcd-quota",
+        title="an object that changes too often fills etcd's database up to its quota",
+        tags=("process", "disk"),
+        victims=nobody,
+        fault=fill_history,
+        undo=drop_large,
+        after_s=25,
+        outage_s=25,
+        tuning={"arguments": {"etcd": {"quota-backend-bytes": str(QUOTA_MIB * 2**20)}}},
     ),
 ]
