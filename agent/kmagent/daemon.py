@@ -30,6 +30,7 @@ from kmagent import (
     ssh,
     status,
 )
+from kmagent.apply_settings import Applier
 from kmagent.authority import Authority
 from kmagent.etcd import METRICS_PORT, PORT, Etcd
 from kmagent.facts import Facts
@@ -180,6 +181,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         node.run(state, client),
         node.hurry_kubelet(state, paths),
         join_api.run(state, paths, ledger, mesh),
+        Applier(state, paths, me, ledger).run(),
         space.run(state, _etcd(paths, me, 60), me.probe_scale),
         Witness(state, paths, me, orders, peers, own_api, authority).run(),
         Leader(state, paths, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),

@@ -21,7 +21,8 @@ def main() -> int:
 
 def look(paths: Paths) -> dict[str, Any]:
     """Return the revision of the database; UserError when it cannot be read."""
-    with tempfile.TemporaryDirectory(prefix="look-", dir=paths.state) as folder:
+    paths.snapshots.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".look-", dir=paths.snapshots) as folder:
         copy = Path(folder) / "db"
         shutil.copyfile(paths.etcd / "member/snap/db", copy)
         status = json.loads(run.run(["etcdutl", "--write-out=json", "snapshot", "status", copy]).stdout)

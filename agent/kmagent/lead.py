@@ -18,6 +18,7 @@ from kmagent.node import is_barred, is_ready_now, missing
 from kmagent.outages import Outages
 from kmagent.paths import Paths
 from kmagent.registry import Node, Registry
+from kmagent.rollout import Rollout
 from kmagent.snapshots import Snapshots
 from kmagent.state import State
 from kmplan.errors import UserError
@@ -40,6 +41,7 @@ class Leader:
         self._snapshots = Snapshots(paths, facts)
         self._membership = Membership(ledger, facts, self._snapshots.take_before_change)
         self._outages = Outages(client)
+        self._rollout = Rollout(client, ledger, paths, facts)
         self._barred: frozenset[int] = frozenset()
         self._said: dict[str, str] = {}
         self._rolled = (0, 0.0)
@@ -61,6 +63,7 @@ class Leader:
                 await self._try("mesh keys", self._end_old_keys())
                 if self._state.conditions["addons"]:
                     busy |= await self._try("nodes", self._objects())
+                    await self._try("settings", self._settings())
             quiet = 0 if busy or seen != self._picture() else quiet + 1
             seen = self._picture()
             pause = BUSY_S if busy else SETTLED_S if quiet > SETTLED_TURNS else PERIOD_S
@@ -129,6 +132,10 @@ class Leader:
         busy = await self._watch_outages(registry, objects)
         ready = {name: is_ready_now(item) for name, item in objects.items()}
         return await self._nodes.reconcile(ready, self._reachable(registry), time.time()) or busy
+
+    async def _settings(self) -> None:
+        registry, _ = await self._ledger.registry()
+        await self._rollout.reconcile(registry, self._reachable(registry))
 
     async def _watch_outages(self, registry: Registry, objects: dict[str, dict[str, Any]]) -> bool:
         reachable = self._reachable(registry)

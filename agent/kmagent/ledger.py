@@ -4,15 +4,16 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from kmagent import candidates
+from kmagent import candidates, settings
 from kmagent import registry as registries
 from kmagent.authority import Authority
 from kmagent.candidates import Report
 from kmagent.etcd import Etcd, Value
 from kmagent.registry import Node, Registry
+from kmagent.settings import Plan
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ ASKED = "/kubermesh/asked/"
 IDENTITIES = "/kubermesh/identities/"
 MESH_KEYS = "/kubermesh/mesh-keys"
 REPORTS = "/kubermesh/reports/"
+SETTINGS_PLAN, SETTINGS = "/kubermesh/settings-plan", "/kubermesh/settings/"
 MAX_ASKED = 64
 ATTEMPTS = 20
 EPOCH_SERIALS = 1000
@@ -115,7 +117,12 @@ class Ledger:
             node = old.find(number=number)
             if node is None:
                 return
-            theirs = [IDENTITIES + node.fingerprint, ASKED + node.fingerprint, REPORTS + str(number)]
+            theirs = [
+                IDENTITIES + node.fingerprint,
+                ASKED + node.fingerprint,
+                REPORTS + str(number),
+                SETTINGS + str(number),
+            ]
             if await self._roll(old.drop(number), value, theirs):
                 log.info("removed node %d, %s", number, node.name)
                 return
@@ -171,6 +178,23 @@ class Ledger:
     async def note_report(self, number: int, report: Report) -> None:
         """Keep what a node says of itself."""
         await self.etcd.put(REPORTS + str(number), candidates.to_text(report))
+
+    async def settings_plan(self) -> Plan:
+        """Return which settings of the control plane which nodes shall have."""
+        return settings.plan_from_text((await self.etcd.get(SETTINGS_PLAN)).text)
+
+    async def note_settings_plan(self, plan: Plan) -> None:
+        """Say it."""
+        await self.etcd.put(SETTINGS_PLAN, settings.plan_to_text(plan))
+
+    async def settings_reports(self) -> dict[int, settings.Report]:
+        """Return what became of the settings on each node, by number."""
+        found = await self.etcd.read_all(SETTINGS)
+        return {int(key.removeprefix(SETTINGS)): settings.Report(**json.loads(one.text)) for key, one in found.items()}
+
+    async def note_settings(self, number: int, report: settings.Report) -> None:
+        """Tell what became of the settings on a node."""
+        await self.etcd.put(SETTINGS + str(number), json.dumps(asdict(report)))
 
     async def reports(self) -> dict[int, Report]:
         """Return what the nodes said of themselves last, by number."""

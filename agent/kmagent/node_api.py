@@ -29,6 +29,7 @@ from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import NODE_PORT, Peers
 from kmagent.registry import Registry
+from kmagent.relay import Bucket
 from kmagent.state import State
 from kmplan import recovery
 
@@ -39,6 +40,7 @@ MAX_BODY = 64 * 1024
 # etcd's data are 8 GiB at most.
 MAX_UPLOAD = 9 * 2**30
 MAX_CONNECTIONS = 24
+ORDERS_PER_S, ORDERS_BURST = 1.0, 10.0
 SNAPSHOTS = "/v1/snapshots/"
 
 
@@ -50,8 +52,8 @@ class NodeApi:
     ) -> None:
         self._state, self._paths, self._facts = state, paths, facts
         self._orders, self._peers, self._etcd = orders, peers, etcd
-        # When the database that was looked at last was written, and what revision it had.
-        self._looked: tuple[int, int | None] = (0, None)
+        self._bucket = Bucket(ORDERS_PER_S, ORDERS_BURST)
+        self._looked: tuple[int, int | None] = (0, None)  # when the database was written, and what revision it had then
 
     async def handle(self, request: Request) -> Answer:
         """Answer one request."""
@@ -118,6 +120,9 @@ class NodeApi:
         }
 
     async def _take_order(self, request: Request, registry: Registry, *, is_admin: bool) -> Answer:
+        # Who has a certificate may not make this node check signatures without end.
+        if not self._bucket.take():
+            return answer_text(429, "too many orders\n")
         packed = request.body.decode()
         if not await self._orders.take(packed):
             return answer_text(400, "this is no order for this cluster, or not a newer one\n")

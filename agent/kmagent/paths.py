@@ -59,6 +59,11 @@ class Paths:
         return self.state / "order.json"
 
     @property
+    def settings(self) -> Path:
+        """Settings of the control plane on this node, and which of them are on trial."""
+        return self.state / "settings.json"
+
+    @property
     def etcd(self) -> Path:
         """etcd's data."""
         return self.state / "etcd"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, facts, identity, machine, render, ssh
+from kmagent import certificates, clock, facts, identity, machine, render, settings, ssh
 from kmagent.components import UIDS
 from kmagent.facts import Facts
 from kmagent.identity import Identity
@@ -56,7 +56,8 @@ def prepare(paths: Paths) -> dict[str, Any]:
     _make_folders(paths, node)
     due = _issue(paths, me, node, tuning, datetime.datetime.fromtimestamp(now, datetime.UTC))
     secrets = {name: identity.read_secret(paths, name) for name in (SECRET_FILES if node.controls else ())}
-    inputs = render.Inputs(node, me.cluster, tuning, versions, secrets, me.role.initial_cluster, run=paths.run)
+    current = settings.load(paths.settings).current.arguments
+    inputs = render.Inputs(node, me.cluster, tuning, versions, secrets, current, me.role.initial_cluster, run=paths.run)
     for file in render.render_all(paths.templates, inputs):
         _place(paths, file)
     ssh.prepare(paths, me.cluster.ssh_authorized_keys)

@@ -4,7 +4,7 @@ import hashlib
 import ipaddress
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from kmagent.components import CONTROL_PLANE, UIDS
 from kmagent.facts import Facts
+from kmagent.settings import Arguments
 from kmplan.cluster import ClusterFile
 from kmplan.tuning import Tuning, merge, merge_arguments
 
@@ -27,6 +28,7 @@ Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 @dataclass(frozen=True)
 class Inputs:
     """Everything that rendering depends on; `secrets` maps names of the cluster's secret files to their content.
+    `settings` are the components' arguments that admins set.
 
     `initial_cluster` is what etcd is told when it joins others; empty on the node that began the cluster.
     """
@@ -36,6 +38,7 @@ class Inputs:
     tuning: Tuning
     versions: dict[str, str]
     secrets: dict[str, str]
+    settings: Arguments = field(default_factory=dict)
     initial_cluster: str = ""
     run: Path = Path("/run/kubermesh")
 
@@ -64,7 +67,7 @@ def render_all(templates: Path, inputs: Inputs) -> list[File]:
     return [
         *common,
         *configs,
-        *(_manifest(environment, component, inputs.tuning) for component in CONTROL_PLANE),
+        *(_manifest(environment, component, inputs) for component in CONTROL_PLANE),
         _addons(environment),
     ]
 
@@ -157,12 +160,13 @@ def _kubelet_arguments(inputs: Inputs) -> str:
     return f'KUBELET_ARGUMENTS="{" ".join(merge_arguments(arguments, inputs.tuning.arguments.get("kubelet", {})))}"\n'
 
 
-def _manifest(environment: jinja2.Environment, component: str, tuning: Tuning) -> File:
+def _manifest(environment: jinja2.Environment, component: str, inputs: Inputs) -> File:
     text = environment.get_template(f"manifests/{component}.yaml.j2").render()
     pod = yaml.load(text, Loader)  # noqa: S506
     container = pod["spec"]["containers"][0]
-    container["command"] = merge_arguments(container["command"], tuning.arguments.get(component, {}))
-    extra = [{"name": name, "value": value} for name, value in sorted(tuning.environment.items())]
+    for arguments in (inputs.settings, inputs.tuning.arguments):
+        container["command"] = merge_arguments(container["command"], arguments.get(component, {}))
+    extra = [{"name": name, "value": value} for name, value in sorted(inputs.tuning.environment.items())]
     if extra:
         container["env"] = container.get("env", []) + extra
     return File(f"manifests/{component}.yaml", _dump(pod), 0o600)

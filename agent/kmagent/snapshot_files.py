@@ -38,4 +38,4 @@ def prune(folder: Path, keep: int = KEPT) -> None:
         (folder / snapshot.name).unlink(missing_ok=True)
     for path in folder.glob(".*"):
         if time.time() - path.stat().st_mtime > ABANDONED_S:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

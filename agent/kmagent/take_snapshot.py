@@ -39,7 +39,7 @@ def take(paths: Paths, nodes: list[dict[str, str]]) -> dict[str, Any]:
         raise UserError("this machine is no node")
     paths.snapshots.mkdir(mode=0o700, exist_ok=True)
     snapshot_files.prune(paths.snapshots)
-    with tempfile.TemporaryDirectory(prefix="snapshot-", dir=paths.state) as folder:
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=paths.snapshots) as folder:
         plain = Path(folder) / "db"
         pki = paths.pki / "agent"
         tls = [

@@ -1,5 +1,6 @@
 """What a test bench may override on a node, and how it is merged."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -45,7 +46,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def merge_arguments(command: list[str], over: dict[str, str]) -> list[str]:
+def merge_arguments(command: list[str], over: Mapping[str, str]) -> list[str]:
     """Put `--name=value` arguments into a command line: a known one is replaced in its place, a new one appended."""
     left = dict(over)
     merged = []

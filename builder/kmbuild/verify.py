@@ -21,7 +21,7 @@ from kmcluster import bench, steady, verdict_page, verdict_table, waiting
 from kmcluster.drivers import NAMES
 from kmcluster.image import check_image
 from kmcluster.scenario import GRACE_S, Scenario
-from kmcluster.scenarios import ALL, TAGS, choose
+from kmcluster.scenarios import ALL, TAGS, choose, part_of
 from kmcluster.topology import find_topology, read_topology
 from kmcluster.verdict import Run, Verdict, junit
 from kmcluster.verify import Stage, play
@@ -34,6 +34,7 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 @click.command()
 @click.argument("names", metavar="[SCENARIO]...", nargs=-1)
 @click.option("--tag", "tags", multiple=True, type=click.Choice(TAGS), help="All scenarios with this tag; repeatable.")
+@click.option("--part", metavar="N/M", help="Of these every M-th, from the Nth on: all of them in M parts.")
 @click.option("--list", "only_list", is_flag=True, help="List the scenarios and do nothing.")
 @click.option("--driver", type=click.Choice(NAMES), default="nspawn", show_default=True, help="What runs the machines.")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="How often each is played.")
@@ -58,8 +59,8 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def verify(
-    names: Sequence[str], tags: Sequence[str], only_list: bool, driver: str, repeat: int, seed: int | None, keep: bool,
-    stop: bool, output: Path, compare: Path | None, publish: Path | None, image: Path, as_json: bool,
+    names: Sequence[str], tags: Sequence[str], part: str | None, only_list: bool, driver: str, repeat: int, seed: int | None,
+    keep: bool, stop: bool, output: Path, compare: Path | None, publish: Path | None, image: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Break a cluster of the image on purpose, and prove that it heals: all scenarios, or those that are named.
 
@@ -67,6 +68,7 @@ def verify(
     there in the end, once. Ends with status 1 when something did not hold.
     """
     chosen = choose(names, tags)
+    chosen = part_of(chosen, part) if part else chosen
     if only_list:
         rows = [("SCENARIO", "TAGS", "WHAT HAPPENS"), *((one.name, ", ".join(one.tags), one.title) for one in chosen)]
         click.echo(json.dumps([one.name for one in chosen]) if as_json else table(rows))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -324,7 +325,12 @@ def test_only_the_newest_snapshots_stay(tmp_path: Path) -> None:
     names = [Snapshot(1, revision, 1000 + revision).name for revision in range(20)] + [Snapshot(2, 1, 5).name]
     for name in [*names, "other", "a.sealed"]:
         (tmp_path / name).write_bytes(b"")
+    for name in (".old", ".new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "db").write_bytes(b"half")
+    os.utime(tmp_path / ".old", (0, 0))
     snapshot_files.prune(tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [".new"]
     assert [one.name for one in snapshot_files.find(tmp_path)] == names[-snapshot_files.KEPT :]
     assert (tmp_path / "other").exists()
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from kmbuild.cli import kmbuild
 from kmcluster import scenario, verdict_page, verdict_table, verify, witness
 from kmcluster.cable import Cable, Port
-from kmcluster.scenarios import ALL, choose
+from kmcluster.scenarios import ALL, choose, part_of
 from kmcluster.scenarios.nodes import are_joined, two
 from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
 from kmcluster.writer import Count, Entry, judge, longest_outage
@@ -200,6 +200,18 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert len(choose([], [])) == len(ALL)
     with pytest.raises(UserError, match="nonsense: no such scenario or tag"):
         choose(["nonsense"], [])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 100])
+def test_all_parts_together_are_all_scenarios_once(parts: int) -> None:
+    played = [one.name for number in range(parts) for one in part_of(list(ALL.values()), f"{number + 1}/{parts}")]
+    assert sorted(played) == sorted(ALL)
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1/0", "1", "a/b", "-1/3", ""])
+def test_what_is_no_part_is_refused(part: str) -> None:
+    with pytest.raises(UserError, match="no part of a whole"):
+        part_of(list(ALL.values()), part)
 
 
 def test_the_list_says_what_happens() -> None:

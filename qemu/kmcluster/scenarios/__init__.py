@@ -1,5 +1,6 @@
 """The catalogue of faults: every scenario by its name."""
 
+import re
 from collections.abc import Sequence
 
 from kmcluster.scenario import Scenario
@@ -17,3 +18,12 @@ def choose(names: Sequence[str], tags: Sequence[str]) -> list[Scenario]:
         raise UserError(f"{', '.join(unknown)}: no such scenario or tag", "`kmbuild verify --list` shows them")
     chosen = [one for one in ALL.values() if one.name in names or set(tags) & set(one.tags)]
     return chosen if names or tags else list(ALL.values())
+
+
+def part_of(scenarios: Sequence[Scenario], part: str) -> list[Scenario]:
+    """Every M-th scenario from the Nth on, as `part` says, N/M; so that all are played in M parts. UserError when it is none."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", part)
+    number, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= number <= parts:
+        raise UserError(f"{part}: no part of a whole", "write 1/3, 2/3 or 3/3")
+    return list(scenarios[number - 1 :: parts])

@@ -1,12 +1,16 @@
 """Faults of programs: killed, stopped, or deleted by hand."""
 
+import contextlib
 import json
+import time
 
+from kmcluster import inside
 from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
 from kmplan.errors import UserError
 
 # etcd's quota where it is reached on purpose; an object of the API server may have 1 MiB.
 QUOTA_MIB, LARGE_BYTES = 48, 1_000_000
+SETTINGS, SAYS, SETTINGS_S = "kubermesh-control-plane", "kubermesh\\.io/state", 300.0
 
 VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 
@@ -80,6 +84,54 @@ def drop_large(scene: Scene, _: list[int]) -> None:
     scene.kubectl("delete", "configmap", "large")
 
 
+def set_badly_then_well(scene: Scene, _: list[int]) -> None:
+    """Set an argument that the API server does not know, and when that was refused one that it does."""
+    before = manifests(scene)
+    configure(scene, {"kube-apiserver.no-such-argument": "1"}, "refused by node")
+    if manifests(scene) != before:
+        raise UserError("what was refused is still in force somewhere")
+    configure(scene, {"kube-apiserver.event-ttl": "2h0m0s", "etcd.snapshot-count": "20000"}, "applied")
+    missing = [
+        name for name, text in manifests(scene).items() if "event-ttl=2h0m0s" not in text or "count=20000" not in text
+    ]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: without the settings")
+
+
+def unset(scene: Scene, _: list[int]) -> None:
+    """Go back to what the image has."""
+    configure(scene, {}, "applied")
+    left = [name for name, text in manifests(scene).items() if "event-ttl=2h0m0s" in text or "count=20000" in text]
+    if left:
+        raise UserError(f"{', '.join(left)}: still with the settings")
+    scene.kubectl("-n", "kube-system", "delete", "configmap", SETTINGS)
+
+
+def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
+    """Write the control plane's settings, and wait for what becomes of them; UserError with what is said when it is not that."""
+    metadata = {"name": SETTINGS, "namespace": "kube-system"}
+    item = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+    scene.kubectl("-n", "kube-system", "delete", "configmap", SETTINGS, "--ignore-not-found")
+    scene.kubectl("create", "--filename=-", given=json.dumps(item))
+    scene.tell(f"kubectl create configmap {SETTINGS}: {data or 'empty'}")
+    deadline, said = time.monotonic() + SETTINGS_S, ""
+    while not said.startswith(wanted):
+        time.sleep(2)
+        with contextlib.suppress(UserError):
+            output = f"--output=jsonpath={{.metadata.annotations.{SAYS}}}"
+            said = scene.kubectl("-n", "kube-system", "get", "configmap", SETTINGS, output)
+        if time.monotonic() > deadline:
+            raise UserError(f"the settings are not {wanted} after {SETTINGS_S:g} s; last seen: {said or 'nothing'}")
+    scene.tell(f"settings: {said}")
+
+
+def manifests(scene: Scene) -> dict[str, str]:
+    """What kubelet was given of etcd and the API server, on each voter."""
+    paths = [f"/run/kubernetes/manifests/{name}.yaml" for name in ("etcd", "kube-apiserver")]
+    machines = [scene.machine(number) for number in scene.with_role("voter")]
+    return {machine.name: inside.run(scene.driver, machine, ["cat", *paths]).stdout for machine in machines}
+
+
 def nobody(_: Scene) -> list[int]:
     """No machine is harmed."""
     return []
@@ -120,6 +172,16 @@ SCENARIOS = [
         after_s=GRACE_S + 20,
         whole_s=180,
         replaced=True,
+    ),
+    Scenario(
+        name="settings",
+        title="the control plane's settings are changed, to what does not work and then to what does",
+        tags=("process", "settings"),
+        victims=nobody,
+        fault=set_badly_then_well,
+        undo=unset,
+        after_s=5,
+        outage_s=15,
     ),
     Scenario(
         name="etcd-quota",

@@ -1,0 +1,72 @@
+"""Has settings of the control plane applied node by node, by the node that leads; its own components come last.
+
+What one node refuses is taken back on all, and the ConfigMap says why.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kmagent import kubernetes_api, settings
+from kmagent.facts import Facts
+from kmagent.http import Client
+from kmagent.ledger import Ledger
+from kmagent.paths import Paths
+from kmagent.registry import Registry
+from kmagent.settings import Plan, Report, Settings
+
+log = logging.getLogger(__name__)
+
+PATH = "/api/v1/namespaces/kube-system/configmaps/kubermesh-control-plane"
+SAYS = "kubermesh.io/state"
+PERIOD_S = 5.0
+
+
+def advance(plan: Plan, wanted: Settings, voters: Sequence[int], reports: Mapping[int, Report]) -> tuple[Plan, str]:
+    """Return the next plan, and in words how far it is; `voters` are in the order in which they take their turn."""
+    said_no = [number for number in voters if wanted.id and number in reports and reports[number].refused == wanted.id]
+    target = plan.good if said_no else wanted
+    done = [number for number in voters if reports.get(number, Report()).id == target.id]
+    waiting = [number for number in voters if number not in done]
+    good = target if not waiting else plan.good
+    said = f"applied to {len(done)} of {len(voters)} voters" if waiting else "applied"
+    if said_no:
+        said = f"refused by node {said_no[0]}, the settings before are in force: {reports[said_no[0]].why}"
+    return Plan(target, tuple(sorted(done + waiting[:1])), good), said
+
+
+class Rollout:
+    """The leading node's part."""
+
+    def __init__(self, client: Client, ledger: Ledger, paths: Paths, facts: Facts) -> None:
+        self._client, self._ledger, self._paths, self._facts = client, ledger, paths, facts
+        self._next = 0.0
+
+    async def reconcile(self, registry: Registry, reachable: frozenset[int]) -> None:
+        """Do what is due. A voter that is away waits: it takes its turn when it is back."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + PERIOD_S * self._facts.probe_scale
+        item = await kubernetes_api.get(self._client, PATH)
+        plan = await self._ledger.settings_plan()
+        try:
+            current = settings.load(self._paths.settings).current
+            wanted = settings.parse((item or {}).get("data") or {}, settings.own_arguments(self._paths.staged, current))
+        except ValueError as error:
+            await self._say(item, f"refused: {error}")
+            return
+        voters = [node.number for node in registry.nodes if node.role == "voter" and node.number in reachable]
+        voters.sort(key=lambda number: (number == self._facts.number, number))
+        following, said = advance(plan, wanted, voters, await self._ledger.settings_reports())
+        if following != plan:
+            log.info("settings %s for nodes %s", following.target.id or "of the image", following.nodes)
+            await self._ledger.note_settings_plan(following)
+        await self._say(item, said)
+
+    async def _say(self, item: dict[str, Any] | None, text: str) -> None:
+        """Show it where the settings are edited."""
+        if item is None or item["metadata"].get("annotations", {}).get(SAYS) == text:
+            return
+        log.info("settings: %s", text)
+        await kubernetes_api.merge(self._client, PATH, {"metadata": {"annotations": {SAYS: text}}})
