@@ -2,22 +2,27 @@
 
 import contextlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from subprocess import Popen
+from typing import TypeVar
 
 import msgspec
 
-from kmcluster import bundle, steady, witness
+from kmcluster import bundle, steady, watcher, witness
 from kmcluster.scenario import Scenario, Scene
 from kmcluster.state import Cluster, Machine
 from kmcluster.verdict import Mark, Outage, Run
+from kmcluster.watcher import Sight
 from kmcluster.writer import Entry, judge, longest_outage
 from kmplan.errors import UserError
 from kmplan.run import spawn
+
+T = TypeVar("T")
 
 COUNTER = "kubermesh-verify"
 WRITERS = 2
@@ -51,7 +56,12 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     steady.kubectl(scene.cluster, "create", "configmap", COUNTER, "--from-literal=value=0")
     pods = witness.place(scene.cluster)
     faults: list[str] = []
-    with writing(scene.cluster, homes(scene, chosen), stage.folder) as logs:
+    with (
+        writing(scene.cluster, homes(scene, chosen), stage.folder) as logs,
+        watching(
+            scene.cluster, [scene.machine(number) for number in before if number not in chosen], stage.folder
+        ) as sights,
+    ):
         time.sleep(CALM_S)
         begin = time.monotonic()
         scenario.fault(scene, chosen)
@@ -65,7 +75,8 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
             faults.append(str(error))
         whole = time.monotonic()
         time.sleep(CALM_S)
-    entries = [read(log) for log in logs]
+    entries = [read(log, Entry) for log in logs]
+    faults += watcher.judge([read(log, Sight) for log in sights])
     count = judge(entries, value(scene.cluster))
     outages = [
         Outage(round(out[0] - begin, 2), round(out[1] - begin, 2))
@@ -117,14 +128,33 @@ def homes(scene: Scene, chosen: Sequence[int]) -> list[Machine]:
 @contextlib.contextmanager
 def writing(cluster: Cluster, machines: Sequence[Machine], folder: Path) -> Iterator[list[Path]]:
     """Have a writer in each machine's network; yields their logs, which are whole when the block has ended."""
-    logs = [folder / f"writer-{number}.jsonl" for number in range(len(machines))]
     config = cluster.directory / "admin.kubeconfig"
+    with inside_of(machines, "writer", folder, str(config), COUNTER) as logs:
+        yield logs
+
+
+@contextlib.contextmanager
+def watching(cluster: Cluster, machines: Sequence[Machine], folder: Path) -> Iterator[list[Path]]:
+    """Have a watcher in each of these voters' networks; yields their logs, which are whole when the block has ended.
+
+    One that is harmed would take several steps at once when it catches up.
+    """
+    with tempfile.TemporaryDirectory() as papers:
+        watcher.prepare(cluster, Path(papers))
+        with inside_of(machines, "watcher", folder, papers) as logs:
+            yield logs
+
+
+@contextlib.contextmanager
+def inside_of(machines: Sequence[Machine], oracle: str, folder: Path, *arguments: str) -> Iterator[list[Path]]:
+    """Have an oracle run in each machine's network; yields their logs."""
+    logs = [folder / f"{oracle}-{number}.jsonl" for number in range(len(machines))]
     children: list[Popen[bytes]] = []
     try:
         for machine, log in zip(machines, logs, strict=True):
             log.write_bytes(b"")
             inside = ["nsenter", f"--net=/proc/{machine.processes['forward'].pid}/ns/net", "--"]
-            argv = [*inside, sys.executable, "-P", "-m", "kmcluster.writer", str(config), COUNTER]
+            argv = [*inside, sys.executable, "-P", "-m", f"kmcluster.{oracle}", *arguments]
             children.append(spawn(argv, log=log, tied=True))
         yield logs
     finally:
@@ -135,13 +165,13 @@ def writing(cluster: Cluster, machines: Sequence[Machine], folder: Path) -> Iter
             child.wait()
 
 
-def read(log: Path) -> list[Entry]:
-    """Read what a writer noted; UserError when it said something else, as it does when it breaks."""
+def read(log: Path, kind: type[T]) -> list[T]:
+    """Read what an oracle noted; UserError when it said something else, as it does when it breaks."""
     lines = log.read_text().splitlines()
     try:
-        return [msgspec.json.decode(line, type=Entry) for line in lines]
+        return [msgspec.json.decode(line, type=kind) for line in lines]
     except msgspec.DecodeError as error:
-        raise UserError(f"{log}: a writer broke: {lines[-1] if lines else error}") from error
+        raise UserError(f"{log}: an oracle broke: {lines[-1] if lines else error}") from error
 
 
 def value(cluster: Cluster) -> int:

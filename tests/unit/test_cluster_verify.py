@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from kmbuild.cli import kmbuild
-from kmcluster import scenario, verdict_page, verdict_table, verify, witness
+from kmcluster import scenario, verdict_page, verdict_table, verify, watcher, witness
 from kmcluster.cable import Cable, Port
 from kmcluster.scenarios import ALL, choose, part_of
 from kmcluster.scenarios.nodes import are_joined, two
@@ -255,3 +255,31 @@ def test_choices_follow_from_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = [scenario.Scene("x", Random(seed), print) for seed in (1, 1, 2, 3, 4, 5)]  # noqa: S311 - no secret
     chosen = [scene.follower() for scene in scenes]
     assert chosen[0] == chosen[1] and len(set(chosen)) > 1 and 1 not in chosen
+
+
+def sight(at: float, members: str, leads: str = "", term: int = 1, me: str = "1") -> watcher.Sight:
+    """`members` are ids, a learner's in capitals."""
+    found = {one.lower(): one.isupper() for one in members}
+    return watcher.Sight(at, found, me, leads == me, term)
+
+
+@pytest.mark.parametrize(
+    ("log", "wrong"),
+    [
+        ([], []),
+        ([sight(0, "abc"), sight(0.1, "abcD"), sight(0.2, "abcd"), sight(0.3, "bcd")], []),
+        ([sight(0, "abc"), sight(0.1, "bcd")], ["2 members of etcd changed at once"]),
+        ([sight(0, "abcD"), sight(0.1, "bcd")], ["2 members of etcd changed at once"]),
+        # It did not answer for a while: whatever was between is not seen.
+        ([sight(0, "abc"), sight(3.0, "bcd")], []),
+        ([sight(0, "abcD"), sight(0.1, "abcDE"), sight(0.2, "abcDE")], ["etcd had two learners"]),
+    ],
+)
+def test_members_change_one_at_a_time(log: list[watcher.Sight], wrong: list[str]) -> None:
+    assert watcher.judge([log, []]) == wrong
+
+
+def test_one_member_leads_in_a_term() -> None:
+    one = [sight(0, "12", "1", 4, "1"), sight(9, "12", "1", 6, "1")]
+    assert watcher.judge([one, [sight(5, "12", "2", 5, "2")]]) == []
+    assert watcher.judge([one, [sight(5, "12", "2", 4, "2")]]) == ["two members of etcd led in term 4"]
