@@ -189,6 +189,7 @@ def test_a_page_without_a_place_is_refused_before_anything_is_played(tmp_path: P
 def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert [one.name for one in choose(["cable-cut"], [])] == ["cable-cut"]
     assert {one.name for one in choose([], ["members"])} == {
+        "agents-killed",
         "corrupt-etcd",
         "leader-gone",
         "majority-cut-off",

@@ -18,6 +18,8 @@ PRESSURE_S = 300.0
 RECOVER_S, ALONE_S = 120.0, 20
 # After how long without the others a voter begins anew by itself where that is played.
 WITNESS_S = 60.0
+# How long agents are killed after the grace of a voter is over.
+REPLACING_S = 20.0
 
 
 def each(act: Callable[[Scene, int], None], pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
@@ -121,6 +123,16 @@ def join_fenced(scene: Scene, chosen: list[int]) -> None:
     scene.plug_all()
 
 
+def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
+    """Cut a voter's power for good, and kill the agents of the others again and again while they replace it."""
+    cut(scene, chosen)
+    end = time.monotonic() + GRACE_S + REPLACING_S
+    left = [number for number in scene.with_role("voter") if number not in chosen]
+    while time.monotonic() < end:
+        scene.signal(scene.random.choice(left), "kmagent")
+        time.sleep(scene.random.uniform(0.5, 4.0))
+
+
 def stay_fenced(scene: Scene, chosen: list[int]) -> None:
     """Look for a while whether victims serve data of the epoch before; UserError when one does."""
     for _ in range(ALONE_S):
@@ -159,6 +171,9 @@ SCENARIOS = [
              fill, repair, after_s=GRACE_S + 20, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
              leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True, evicts=True),
+    Scenario("agents-killed", "a voter is gone, and the agents of the others are killed again and again while they replace it",
+             ("power", "members"), follower, cut_and_kill_agents, power_on, after_s=40, outage_s=10, whole_s=180, replaced=True,
+             evicts=True),
     Scenario("link-and-voter", "a cable is cut, and a voter loses its power", ("power", "link"), follower, cut_with_a_cable,
              mend, after_s=15, evicts=True, topology="mesh5"),
     Scenario("quorum-lost", "two of three voters are lost, the cluster is begun anew, and they return: alone, then joined",
