@@ -14,7 +14,7 @@ from kmplan import pki
 from kmplan.cluster import read_cluster
 from kmplan.run import spawn
 
-RELAY, JOIN, HELLO = 9442, 9443, 9441
+RELAY, JOIN, NODE, HELLO = 9442, 9443, 9444, 9441
 
 # Sends one HTTP request through TLS to anyone; shows status and body. Arguments: address, port, method, path, body.
 REQUEST = """
@@ -245,8 +245,14 @@ def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:
     """Every port that listens on a node, asked by a node's own address without a certificate."""
     listed = ring[1].output("ss", "-Hlnt") if ring[1].run("which", "ss").code == 0 else ""
     ports = sorted({int(line.split()[3].rpartition(":")[2]) for line in listed.splitlines() if public(line.split()[3])})
-    assert ports == [2379, 2380, 6443, RELAY, JOIN, 10250], ports
-    for port, path in ((2379, "/v3/kv/range"), (6443, "/api/v1/secrets"), (10250, "/pods"), (JOIN, "/v1/registry")):
+    assert ports == [2379, 2380, 6443, RELAY, JOIN, NODE, 10250], ports
+    for port, path in (
+        (2379, "/v3/kv/range"),
+        (6443, "/api/v1/secrets"),
+        (10250, "/pods"),
+        (JOIN, "/v1/registry"),
+        (NODE, "/v1/state"),
+    ):
         argv = ("python3", "-c", REQUEST, ring[2].address, str(port), "GET", path, "")
         result = ring[1].run(*argv)
         refused = result.code != 0 and "CERTIFICATE_REQUIRED" in result.stderr.upper()
