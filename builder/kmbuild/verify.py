@@ -137,7 +137,7 @@ class Session:
         path = find_topology(scenario.topology)
         order = bench.Order(
             name=name, topology=read_topology(path), driver=self.driver, image=self.image, directory=None,
-            make_directory=partial(make_directory, voter_grace_s=GRACE_S, **dict(scenario.settings)),
+            make_directory=partial(make_directory, **{"voter_grace_s": GRACE_S, **dict(scenario.settings)}),
             tuning=scenario.tuning,
         )  # fmt: skip
         self.say(name, f"power on ({scenario.topology})")

@@ -64,8 +64,11 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     ):
         time.sleep(CALM_S)
         begin = time.monotonic()
-        scenario.fault(scene, chosen)
-        time.sleep(scenario.after_s)
+        try:
+            scenario.fault(scene, chosen)
+            time.sleep(scenario.after_s)
+        except UserError as error:
+            faults.append(str(error))
         undone = time.monotonic()
         try:
             if scenario.undo:

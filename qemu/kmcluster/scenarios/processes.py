@@ -87,7 +87,7 @@ def drop_large(scene: Scene, _: list[int]) -> None:
 def set_badly_then_well(scene: Scene, _: list[int]) -> None:
     """Set an argument that the API server does not know, and when that was refused one that it does."""
     before = manifests(scene)
-    configure(scene, {"kube-apiserver.no-such-argument": "1"}, "refused by node")
+    configure(scene, {"kube-apiserver.no-such-argument": "1"}, "refused by")
     if manifests(scene) != before:
         raise UserError("what was refused is still in force somewhere")
     configure(scene, {"kube-apiserver.event-ttl": "2h0m0s", "etcd.snapshot-count": "20000"}, "applied")
@@ -115,7 +115,7 @@ def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
     scene.kubectl("create", "--filename=-", given=json.dumps(item))
     scene.tell(f"kubectl create configmap {SETTINGS}: {data or 'empty'}")
     deadline, said = time.monotonic() + SETTINGS_S, ""
-    while not said.startswith(wanted):
+    while said != wanted and said.partition(" node ")[0] != wanted:
         time.sleep(2)
         with contextlib.suppress(UserError):
             output = f"--output=jsonpath={{.metadata.annotations.{SAYS}}}"
@@ -182,6 +182,8 @@ SCENARIOS = [
         undo=unset,
         after_s=5,
         outage_s=15,
+        # An etcd that is started anew with other arguments is away for about as long as the others are waited for here.
+        settings=(("voter_grace_s", 120.0),),
     ),
     Scenario(
         name="etcd-quota",
