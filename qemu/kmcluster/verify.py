@@ -80,7 +80,10 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         time.sleep(CALM_S)
     entries = [read(log, Entry) for log in logs]
     faults += watcher.judge([read(log, Sight) for log in sights])
-    count = judge(entries, value(scene.cluster))
+    try:
+        count = judge(entries, value(scene.cluster))
+    except UserError as error:
+        raise UserError("; ".join([*faults, str(error)])) from error
     outages = [
         Outage(round(out[0] - begin, 2), round(out[1] - begin, 2))
         for since, until in ((begin, undone), (undone, whole))

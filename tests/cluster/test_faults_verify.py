@@ -23,13 +23,3 @@ def test_a_scenario_is_played_and_reported(bench_home: Path, tmp_path: Path) -> 
     assert run["acked"] > 20 and run["lost"] == 0 and run["faults"] == []
     assert 'failures="0"' in (tmp_path / "junit.xml").read_text()
     assert kmbuild("cluster", "list").stdout.count("verify-") == 0
-
-
-def test_a_cluster_that_lost_its_quorum_is_begun_anew_and_the_old_majority_is_fenced(
-    bench_home: Path, tmp_path: Path
-) -> None:
-    done = played(tmp_path, "quorum-lost", "--json")
-    assert done.returncode == 0, done.stderr
-    (run,) = json.loads(done.stdout)["runs"]
-    assert run["lost"] == 0 and run["faults"] == []
-    assert "the old majority is fenced" in [mark["what"] for mark in run["marks"]]
