@@ -6,7 +6,6 @@ It needs nobody for that: settings that stop etcd or the API server here are tak
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,14 +117,14 @@ def command_lines(proc: Path = Path("/proc")) -> dict[str, frozenset[str]]:
     return found
 
 
-def last_words(pods: Path, component: str, is_word: Callable[[str], bool] = str.isprintable) -> str:
+def last_words(pods: Path, component: str) -> str:
     """Return what a component's container said last, for people; empty when there is nothing."""
     logs = sorted(pods.glob(f"kube-system_{component}-*/{component}/*.log"), key=lambda path: path.stat().st_mtime)
     for path in reversed(logs[-2:]):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))
             lines = [line.split(" ", 3)[-1].strip() for line in file.read().decode(errors="replace").splitlines()]
-        spoken = [line for line in lines if line and is_word(line)]
+        spoken = [line for line in lines if line and line.isprintable()]
         errors = [line for line in spoken if "rror" in line]
         if errors or spoken:
             return (errors or spoken)[-1][:200]

@@ -95,7 +95,7 @@ def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -
 
 def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> identity.Role:
     """Become what the registry says; a control-plane node only once it has the secrets."""
-    initial_cluster, epoch = me.role.initial_cluster, me.role.epoch
+    initial_cluster = me.role.initial_cluster
     if answer.get("sealed"):
         key = identity.read_secret(paths, "identity.key")
         files = json.loads(seal.unseal(str(answer["sealed"]), key))
@@ -112,7 +112,7 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
         role=msgspec.convert(role, identity.RoleName),
         initial_cluster=initial_cluster,
         member=str(answer.get("member", "")) if role != "worker" else "",
-        epoch=max(epoch, int(answer.get("epoch", 1))),
+        epoch=max(me.role.epoch, int(answer.get("epoch", 1))),
     )
     if changed != me.role:
         identity.write_role(paths, changed)

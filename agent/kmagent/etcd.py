@@ -135,15 +135,12 @@ class Etcd:
 
     async def has_no_space(self) -> bool:
         """Tell whether a member has raised the alarm that its database has reached its quota."""
-        answer = await self._call("maintenance/alarm", {"action": "GET"})
-        return any(alarm.get("alarm") == NO_SPACE for alarm in answer.get("alarms", []))
+        return bool(await self._no_space_alarms())
 
     async def end_no_space(self) -> None:
         """End that alarm of all members."""
-        answer = await self._call("maintenance/alarm", {"action": "GET"})
-        for alarm in answer.get("alarms", []):
-            if alarm.get("alarm") == NO_SPACE:
-                await self._call("maintenance/alarm", {"action": "DEACTIVATE", **alarm})
+        for alarm in await self._no_space_alarms():
+            await self._call("maintenance/alarm", {"action": "DEACTIVATE", **alarm})
 
     async def compact(self, revision: int) -> None:
         """Drop the history before a revision; nothing happens when that was done before."""
@@ -162,6 +159,10 @@ class Etcd:
         answer = await self._metrics.request("GET", "/metrics")
         found = ACTIVE_PEER.findall(answer.body.decode(errors="replace"))
         return frozenset(str(int(remote, 16)) for remote in found)
+
+    async def _no_space_alarms(self) -> list[dict[str, Any]]:
+        answer = await self._call("maintenance/alarm", {"action": "GET"})
+        return [alarm for alarm in answer.get("alarms", []) if alarm.get("alarm") == NO_SPACE]
 
     async def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = await self._client.request("POST", f"/v3/{path}", json.dumps(body).encode())
