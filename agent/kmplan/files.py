@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write(path: Path, data: bytes | str, mode: int = 0o644, owner: int | None = None) -> None:
@@ -12,14 +15,21 @@ def write(path: Path, data: bytes | str, mode: int = 0o644, owner: int | None = 
     """
     if isinstance(data, str):
         data = data.encode()
+    with whole(path) as file:
+        file.write(data)
+        if owner is not None:
+            os.fchown(file.fileno(), owner, owner)
+        os.fchmod(file.fileno(), mode)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file, readable by its owner only, that gets its name when all of it is on the disk; none when the block fails."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
-            if owner is not None:
-                os.fchown(descriptor, owner, owner)
-            os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         Path(temporary).replace(path)
     except BaseException:

@@ -6,11 +6,7 @@ AES-256-GCM in chunks (STREAM, Hoang et al., https://eprint.iacr.org/2015/189), 
 
 import base64
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from cryptography import x509
 from cryptography.exceptions import InvalidTag
@@ -20,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from kmplan.files import sync_folder
+from kmplan.files import whole
 
 INFO = b"kubermesh seal 1"
 POINT_BYTES, NONCE_BYTES = 65, 12
@@ -59,7 +55,7 @@ def seal_file(source: Path, target: Path, secret: bytes) -> None:
     """Encrypt a file; `target` is written as a whole or not at all, and readable by its owner only."""
     salt = os.urandom(SALT_BYTES)
     cipher = AESGCM(_file_key(secret, salt))
-    with source.open("rb") as plain, _whole(target) as sealed:
+    with source.open("rb") as plain, whole(target) as sealed:
         sealed.write(FILE_MAGIC + salt)
         chunk, number = plain.read(CHUNK_BYTES), 0
         while chunk or number == 0:
@@ -70,7 +66,7 @@ def seal_file(source: Path, target: Path, secret: bytes) -> None:
 
 def unseal_file(source: Path, target: Path, secret: bytes) -> None:
     """Decrypt it; `target` is whole or not there. Raises ValueError when it was not sealed with this or was changed."""
-    with source.open("rb") as sealed, _whole(target) as plain:
+    with source.open("rb") as sealed, whole(target) as plain:
         head = sealed.read(len(FILE_MAGIC) + SALT_BYTES)
         if not head.startswith(FILE_MAGIC):
             raise ValueError(f"{source}: not a sealed file")
@@ -83,22 +79,6 @@ def unseal_file(source: Path, target: Path, secret: bytes) -> None:
             except InvalidTag:
                 raise ValueError(f"{source}: not sealed with this key, or changed since") from None
             chunk, number = following, number + 1
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when all of it is on the disk."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def _file_key(secret: bytes, salt: bytes) -> bytes:
