@@ -199,7 +199,7 @@ def _etcd(paths: Paths, me: Facts, timeout_s: float) -> Etcd:
 
 def _self(paths: Paths, me: Facts) -> Self:
     keys = {int(generation): key for generation, key in json.loads(paths.mesh_keys.read_text()).items()}
-    known = registry.load(paths.registry) or registry.Registry(me.cluster)
+    known = registry.load_or_empty(paths.registry, me.cluster)
     good = {generation: key for generation, key in keys.items() if generation >= known.oldest_key} or keys
     return Self(me.cluster, me.number, me.name, good, known.serial, known.numbers)
 

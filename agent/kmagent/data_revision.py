@@ -25,5 +25,10 @@ def look(paths: Paths) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=".look-", dir=paths.snapshots) as folder:
         copy = Path(folder) / "db"
         shutil.copyfile(paths.etcd / "member/snap/db", copy)
-        status = json.loads(run.run(["etcdutl", "--write-out=json", "snapshot", "status", copy]).stdout)
-    return {"state": "ok", "revision": int(status["revision"])}
+        return {"state": "ok", "revision": revision_of(copy)}
+
+
+def revision_of(database: Path) -> int:
+    """Read it of a database that no etcd has open, or of a snapshot; CommandError when it is none."""
+    status = json.loads(run.run(["etcdutl", "--write-out=json", "snapshot", "status", database]).stdout)
+    return int(status["revision"])

@@ -110,4 +110,4 @@ class Fence:
         return not registry.nodes or enough(me, epoch, registry, heard)
 
     def _registry(self) -> Registry:
-        return registries.load(self._paths.registry) or Registry(self._facts.cluster)
+        return registries.load_or_empty(self._paths.registry, self._facts.cluster)

@@ -57,7 +57,7 @@ class NodeApi:
 
     async def handle(self, request: Request) -> Answer:
         """Answer one request."""
-        registry = registries.load(self._paths.registry) or Registry(self._facts.cluster)
+        registry = registries.load_or_empty(self._paths.registry, self._facts.cluster)
         is_admin = bool(request.organizations & ADMINS)
         node = registry.find(certificate=request.certificate)
         if node is None and not is_admin:

@@ -10,7 +10,6 @@ from kmagent.joining import child
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
-from kmagent.registry import Registry
 from kmagent.state import State
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
         if order is None or order.number != facts.number or order.epoch <= facts.epoch:
             await changed.wait()
             continue
-        registry = registries.load(paths.registry) or Registry(facts.cluster)
+        registry = registries.load_or_empty(paths.registry, facts.cluster)
         keeping = await peers.give_order(registry, orders.packed)
         if not order.force and 2 * (len(keeping) + 1) <= len(registry.numbers):
             state.fail(

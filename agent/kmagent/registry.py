@@ -111,5 +111,10 @@ def load(path: Path) -> Registry | None:
         return None
 
 
+def load_or_empty(path: Path, cluster: str) -> Registry:
+    """Read what this node keeps; a registry without nodes when there is nothing of use."""
+    return load(path) or Registry(cluster)
+
+
 # Returns the next registry, or None to leave it as it is.
 Change = Callable[[Registry], Registry | None]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kmagent import http, identity, snapshot_files
+from kmagent.data_revision import revision_of
 from kmagent.paths import Paths
 from kmagent.peers import NODE_PORT
 from kmplan import run, seal
@@ -48,8 +49,7 @@ def take(paths: Paths, nodes: list[dict[str, str]]) -> dict[str, Any]:
             f"--key={pki / 'etcd-client.key'}",
         ]
         run.run(["etcdctl", f"--endpoints={ETCD}", *tls, "snapshot", "save", plain])
-        status = json.loads(run.run(["etcdutl", "--write-out=json", "snapshot", "status", plain]).stdout)
-        snapshot = Snapshot(role.epoch, int(status["revision"]), int(time.time()))
+        snapshot = Snapshot(role.epoch, revision_of(plain), int(time.time()))
         seal.seal_file(plain, paths.snapshots / snapshot.name, secret(paths))
     kept_by: list[str] = []
     for node in nodes:

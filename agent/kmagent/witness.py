@@ -17,7 +17,6 @@ from kmagent.node_api import NodeApi
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
-from kmagent.registry import Registry
 from kmagent.state import State
 from kmplan import recovery
 from kmplan.recovery import OWN_DATA, Order
@@ -62,7 +61,8 @@ class Witness:
 
     async def _order(self) -> bool:
         """Give the order if a majority of all nodes is here, and no other voter is better off."""
-        facts, registry = self._facts, registries.load(self._paths.registry) or Registry(self._facts.cluster)
+        facts = self._facts
+        registry = registries.load_or_empty(self._paths.registry, facts.cluster)
         states = {**await self._peers.states(registry), facts.number: await self._api.describe()}
         heard = {number: int(state["epoch"]) for number, state in states.items()}
         if not has_majority(facts.number, facts.epoch, registry, heard) or not is_best(facts.number, states):
