@@ -91,20 +91,25 @@ def set_badly_then_well(scene: Scene, _: list[int]) -> None:
     if manifests(scene) != before:
         raise UserError("what was refused is still in force somewhere")
     configure(scene, {"kube-apiserver.event-ttl": "2h0m0s", "etcd.snapshot-count": "20000"}, "applied")
-    missing = [
-        name for name, text in manifests(scene).items() if "event-ttl=2h0m0s" not in text or "count=20000" not in text
-    ]
-    if missing:
-        raise UserError(f"{', '.join(missing)}: without the settings")
+    check_arguments(scene, wanted=True)
 
 
 def unset(scene: Scene, _: list[int]) -> None:
     """Go back to what the image has."""
     configure(scene, {}, "applied")
-    left = [name for name, text in manifests(scene).items() if "event-ttl=2h0m0s" in text or "count=20000" in text]
-    if left:
-        raise UserError(f"{', '.join(left)}: still with the settings")
+    check_arguments(scene, wanted=False)
     scene.kubectl("-n", "kube-system", "delete", "configmap", SETTINGS)
+
+
+def check_arguments(scene: Scene, *, wanted: bool) -> None:
+    """UserError when what was set is not in force on every voter, or still is on any."""
+    wrong = [
+        name
+        for name, text in manifests(scene).items()
+        if any((argument in text) != wanted for argument in ("event-ttl=2h0m0s", "snapshot-count=20000"))
+    ]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: {'without' if wanted else 'still with'} the settings")
 
 
 def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
