@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kmagent import (
@@ -37,6 +38,7 @@ from kmagent.facts import Facts
 from kmagent.fence import Fence
 from kmagent.follow import Follower, RestartError
 from kmagent.http import Client, Tls
+from kmagent.http_server import serve
 from kmagent.lead import Leader
 from kmagent.ledger import Ledger
 from kmagent.mesh import Mesh, Self
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 PREPARE_AGAIN_S = 3600.0
 SET_UP_AGAIN_S = 15.0
 SOON_S = 5.0
+THREADS = 32
 
 
 def main() -> int:
@@ -66,6 +69,8 @@ def main() -> int:
 async def _main(paths: Paths) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    # One for each server that may be silent, and some for files: asyncio's own measure is the number of processors.
+    loop.set_default_executor(ThreadPoolExecutor(THREADS))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     state = State(version=_image_version(paths), events=earlier_events(paths.status))
@@ -214,9 +219,7 @@ async def _relay(mesh: Mesh, me: Facts) -> None:
     def is_port(index: int) -> bool:
         return any(port.index == index and name not in mesh.gateways for name, port in mesh.ports.items())
 
-    server = await Relay(me.join, me.address, is_port).serve()
-    async with server:
-        await server.serve_forever()
+    await serve(await Relay(me.join, me.address, is_port).serve())
 
 
 async def _prepare_again(state: State, paths: Paths, renew_in_s: float) -> None:

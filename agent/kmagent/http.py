@@ -1,6 +1,7 @@
 """The one HTTP client: a kept connection, used from a thread so that the event loop never waits."""
 
 import asyncio
+import contextlib
 import hashlib
 import http.client
 import socket
@@ -52,13 +53,22 @@ class Client:
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
         self._made_at = 0
+        # Who waits for the answer to somebody else's question waits without a thread; the lock is between threads.
+        self._turn = asyncio.Lock()
         self._lock = threading.Lock()
 
     async def request(
         self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
     ) -> Response:
-        """Ask the server; raises OSError when it does not answer."""
-        return await asyncio.to_thread(self._request, method, path, body, content_type)
+        """Ask the server; raises OSError when it does not answer. Cancelled, it hangs up: no thread goes on waiting."""
+        given_up = threading.Event()
+        async with self._turn:
+            try:
+                return await asyncio.to_thread(self._request, method, path, body, content_type, given_up)
+            except asyncio.CancelledError:
+                given_up.set()
+                self._hang_up()
+                raise
 
     def close(self) -> None:
         """Close the connection; the next request makes another."""
@@ -72,20 +82,29 @@ class Client:
         except OSError:
             return False
 
-    def _request(self, method: str, path: str, body: bytes | None, content_type: str) -> Response:
+    def _hang_up(self) -> None:
+        socket_ = self._connection.sock if self._connection else None
+        if socket_:
+            with contextlib.suppress(OSError):
+                # Not TLS's own: another thread is reading.
+                socket.socket.shutdown(socket_, socket.SHUT_RDWR)
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, content_type: str, given_up: threading.Event
+    ) -> Response:
         with self._lock:
             if self._connection is not None and self._made_at != self._certificate_time():
                 self._close()
             fresh = self._connection is None
             try:
-                return self._ask(method, path, body, content_type)
+                return self._ask(method, path, body, content_type, given_up)
             except (OSError, http.client.HTTPException) as error:
                 self._close()
-                if fresh:
+                if fresh or given_up.is_set():
                     raise error if isinstance(error, OSError) else OSError(str(error)) from error
             # The server may close a kept connection at any time: only a new one's failure counts.
             try:
-                return self._ask(method, path, body, content_type)
+                return self._ask(method, path, body, content_type, given_up)
             except http.client.HTTPException as error:
                 self._close()
                 raise OSError(str(error)) from error
@@ -93,9 +112,15 @@ class Client:
                 self._close()
                 raise
 
-    def _ask(self, method: str, path: str, body: bytes | None, content_type: str) -> Response:
+    def _ask(
+        self, method: str, path: str, body: bytes | None, content_type: str, given_up: threading.Event
+    ) -> Response:
         connection = self._connection or self._connect()
         self._connection = connection
+        if connection.sock is None:
+            connection.connect()
+        if given_up.is_set():
+            raise OSError("given up")
         headers = {"Content-Type": content_type} if body is not None else {}
         connection.request(method, path, body, headers)
         answer = connection.getresponse()

@@ -29,7 +29,7 @@ REASONS = {
 class Request:
     """What was asked; `peer` is the address it came from, `certificate` the SHA-256 (hex) of the client's, if it has one.
 
-    `organizations` are those that the client's certificate names. The body of a PUT is not read yet: `upload` is.
+    `pem` is that certificate itself, and `organizations` are those that it names. The body of a PUT is not read yet: `upload` is.
     """
 
     method: str
@@ -38,6 +38,7 @@ class Request:
     peer: str
     certificate: str = ""
     organizations: frozenset[str] = frozenset()
+    pem: str = ""
     upload: "Upload | None" = None
 
 
@@ -91,6 +92,14 @@ def encode(answer: Answer) -> bytes:
         f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + answer.body
+
+
+async def serve(listening: asyncio.Server) -> None:
+    """Serve until cancelled. Connections that are open then are not waited for, as asyncio's own `serve_forever` does."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        listening.close()
 
 
 class Server:
@@ -160,8 +169,8 @@ class Server:
             else:
                 body = await asyncio.wait_for(reader.readexactly(int(length)), self._timeout_s)
         peer = str(writer.get_extra_info("peername")[0])
-        certificate, organizations = _client(writer)
-        request = Request(method, path.partition("?")[0], body, peer, certificate, organizations, upload)
+        certificate, organizations, pem = _client(writer)
+        request = Request(method, path.partition("?")[0], body, peer, certificate, organizations, pem, upload)
         try:
             return await self._handler(request)
         except Exception:
@@ -170,14 +179,15 @@ class Server:
             return answer_text(500, "this request cannot be answered\n")
 
 
-def _client(writer: asyncio.StreamWriter) -> tuple[str, frozenset[str]]:
-    """The client's certificate, which TLS has checked: SHA-256 (hex), and the organizations in its subject."""
+def _client(writer: asyncio.StreamWriter) -> tuple[str, frozenset[str], str]:
+    """The client's certificate, which TLS has checked: SHA-256 (hex), the organizations in its subject, and PEM."""
     tls = writer.get_extra_info("ssl_object")
     data = tls.getpeercert(binary_form=True) if tls else None
     if not data:
-        return "", frozenset()
+        return "", frozenset(), ""
     parts = [part for group in tls.getpeercert()["subject"] for part in group]
-    return hashlib.sha256(data).hexdigest(), frozenset(text for key, text in parts if key == "organizationName")
+    organizations = frozenset(text for key, text in parts if key == "organizationName")
+    return hashlib.sha256(data).hexdigest(), organizations, ssl.DER_cert_to_PEM_cert(data)
 
 
 def _sync(file: BinaryIO) -> None:

@@ -176,13 +176,15 @@ class JoinApi:
             peer = network.peer_url(self._facts.prefix, node.number)
             answer["member"] = next((member.id for member in members if peer in member.peer_urls), "")
             if asked.get("secrets") and answer["member"]:
-                answer |= await self._secrets(node, members)
+                answer |= await self._secrets(node, members, request.pem)
         return answer_json(200, answer)
 
-    async def _secrets(self, node: Node, members: Sequence[Member]) -> dict[str, Any]:
-        """What a control-plane node needs, once etcd knows it as a member; only it can read it."""
+    async def _secrets(self, node: Node, members: Sequence[Member], certificate: str) -> dict[str, Any]:
+        """What a control-plane node needs, once etcd knows it as a member; only it can read it.
+
+        They are sealed to the certificate that it shows: of a seed's no record is kept.
+        """
         files = json.dumps({name: self._read(name) for name in SECRET_FILES}).encode()
-        certificate = await self._ledger.identity(node.fingerprint)
         named = {member.peer_urls[0]: member.name or node.name for member in members if member.peer_urls}
         log.info("%s is given the control plane's secrets, sealed", node.name)
         return {

@@ -23,7 +23,7 @@ from kmagent import registry as registries
 from kmagent import snapshot_files
 from kmagent.etcd import Etcd
 from kmagent.facts import Facts
-from kmagent.http_server import Answer, Request, Server, Upload, answer_json, answer_text
+from kmagent.http_server import Answer, Request, Server, Upload, answer_json, answer_text, serve
 from kmagent.joining import child
 from kmagent.orders import Orders
 from kmagent.paths import Paths
@@ -161,5 +161,4 @@ async def run(paths: Paths, api: NodeApi, scale: float) -> None:
     server = Server(
         api.handle, max_body=MAX_BODY, max_upload=MAX_UPLOAD, max_connections=MAX_CONNECTIONS, timeout_s=10 * scale
     )
-    async with await server.start(None, NODE_PORT, context) as listening:
-        await listening.serve_forever()
+    await serve(await server.start(None, NODE_PORT, context))

@@ -18,7 +18,7 @@ from cryptography import x509
 
 from kmagent import clock
 from kmagent.http import Client, Tls
-from kmagent.http_server import Answer, Handler, Request, Server, answer_json
+from kmagent.http_server import Answer, Handler, Request, Server, answer_json, serve
 from kmplan import pki
 
 
@@ -32,6 +32,7 @@ async def served(handler: Handler, context: ssl.SSLContext | None = None, **limi
 
 async def repeat(request: Request) -> Answer:
     """Answer with what was asked."""
+    assert (pki.fingerprint(request.pem) if request.pem else "") == request.certificate
     return answer_json(200, [request.method, request.path, request.body.decode(), request.peer, request.certificate])
 
 
@@ -328,5 +329,75 @@ def test_a_server_that_does_not_answer_properly_is_one_that_cannot_be_asked(answ
             assert not await client.is_ok("/")
         with pytest.raises(OSError):
             await client.request("GET", "/")
+
+    live(scenario())
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_request_that_is_given_up_is_hung_up_and_the_next_one_goes_on(papers: Papers, encrypted: bool) -> None:
+    async def scenario() -> None:
+        asked: asyncio.Queue[bytes] = asyncio.Queue()
+        ended = asyncio.Event()
+
+        async def silent_at_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asked.put(await reader.readuntil(b"\r\n\r\n"))
+            if asked.qsize() > 1:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            await everything(reader)
+            ended.set()
+            writer.close()
+
+        context = papers.context() if encrypted else None
+        async with listening(await asyncio.start_server(silent_at_first, HOST, 0, ssl=context)) as port:
+            client = Client(HOST, port, tls=papers.tls("node") if encrypted else None, timeout_s=3600)
+            first = asyncio.create_task(client.request("GET", "/first"))
+            await eventually(lambda: asyncio.sleep(0, bool(asked.qsize())))
+            first.cancel()
+            # The server sees it at once, though the client would have waited for an hour: no thread does.
+            await ended.wait()
+            assert (await client.request("GET", "/second")).body == b"ok"
+            assert [(await asked.get()).split()[1] for _ in range(2)] == [b"/first", b"/second"]
+            await asyncio.to_thread(client.close)
+
+    live(scenario())
+
+
+def test_who_waits_for_a_silent_server_takes_no_thread_from_others() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await everything(reader)
+        writer.close()
+
+    async def scenario() -> None:
+        async with listening(await asyncio.start_server(silent, HOST, 0)) as port:
+            client = Client(HOST, port, timeout_s=3600)
+            waiting = [asyncio.create_task(client.request("GET", "/")) for _ in range(100)]
+            await asyncio.sleep(0)
+            assert await asyncio.to_thread(int) == 0
+            for one in waiting:
+                one.cancel()
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(isinstance(one, asyncio.CancelledError) for one in outcomes)
+
+    live(scenario())
+
+
+def test_a_server_ends_without_waiting_for_who_is_connected() -> None:
+    async def never(_: Request) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def scenario() -> None:
+        listening_ = await Server(never).start(HOST, 0)
+        serving = asyncio.create_task(serve(listening_))
+        port = listening_.sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection(HOST, port)
+        writer.write(b"GET" + LINES + b"\r\n")
+        await asyncio.sleep(0.05)
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        with pytest.raises(OSError):
+            await asyncio.open_connection(HOST, port)
+        writer.close()
 
     live(scenario())

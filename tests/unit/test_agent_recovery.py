@@ -290,7 +290,7 @@ class Api:
             reader.feed_eof()
             upload = Upload(len(body), reader, 1.0) if method == "PUT" else None
             groups = frozenset({group} if group else ())
-            return await self.api.handle(Request(method, path, body, "::1", certificate, groups, upload))
+            return await self.api.handle(Request(method, path, body, "::1", certificate, groups, upload=upload))
 
         return asyncio.run(scenario())
 
