@@ -84,6 +84,9 @@ def keep(paths: Paths, me: Identity, answer: dict[str, Any], kubelet_key: str) -
     node = registry.find(number=me.role.number, name=me.role.name)
     if node is None:
         raise UserError("the registry does not know this node")
+    if registry.epoch < me.role.epoch:
+        # Its etcd has just begun anew: what is said of this node is from before.
+        raise UserError(f"the registry is still that of epoch {registry.epoch}")
     write_if_changed(paths.registry, str(answer["registry"]), 0o600)
     write_if_changed(paths.mesh_keys, json.dumps(answer["mesh_keys"]), 0o600)
     if kubelet_key and answer.get("kubelet"):

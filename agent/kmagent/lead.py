@@ -102,7 +102,7 @@ class Leader:
         registry, _ = await self._ledger.registry()
         if registry.epoch < self._facts.epoch:
             me = self._mesh.me
-            registry = await self._ledger.begin_epoch(self._facts.epoch, me.serial, me.keys)
+            registry = await self._ledger.begin_epoch(self._facts.epoch, first.nodes[0], me.serial, me.keys)
         reachable = self._reachable(registry)
         self._snapshots.take_if_due(registry, reachable)
         return await self._membership.reconcile(Seen(reachable, self._barred), time.monotonic())

@@ -64,8 +64,8 @@ class Ledger:
                 return new
         raise OSError("the registry changes faster than it can be written")
 
-    async def begin_epoch(self, epoch: int, serial: int, known_keys: Mapping[int, str]) -> Registry:
-        """Go on in a new epoch, perhaps with older data than the nodes know of.
+    async def begin_epoch(self, epoch: int, voter: Node, serial: int, known_keys: Mapping[int, str]) -> Registry:
+        """Go on in a new epoch, perhaps with older data than the nodes know of, and with `voter` as the one that votes.
 
         `serial` is that of the registry this node had, `known_keys` the mesh keys (hex, by generation) that it has: with
         those the mesh runs.
@@ -77,8 +77,13 @@ class Ledger:
             kept, kept_value = await self.mesh_keys()
             keys = {**kept, **known_keys}
             ahead = max(old.serial, serial) + EPOCH_SERIALS
+            known = old.find(number=voter.number, certificate=voter.certificate) or voter
             new = replace(
-                old, epoch=epoch, serial=ahead, mesh_key=max(keys), oldest_key=max(old.oldest_key, min(known_keys))
+                old.put(replace(known, role="voter")),
+                epoch=epoch,
+                serial=ahead,
+                mesh_key=max(keys),
+                oldest_key=max(old.oldest_key, min(known_keys)),
             )
             packed = await self.authority.sign(new)
             puts = {REGISTRY: packed, MESH_KEYS: json.dumps(keys)}

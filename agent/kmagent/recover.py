@@ -11,6 +11,7 @@ from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
 from kmagent.state import State
+from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
             if answer["state"] == "done":
                 state.fail("")
                 log.warning("epoch %d of the cluster begins here, from %s", order.epoch, order.source)
+                # It may be waiting for an API server that is gone, up to a minute, and starts nothing meanwhile.
+                await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
                 raise RestartError
             state.fail(f"epoch {order.epoch} does not begin: {answer['message']}")
         await asyncio.sleep(AGAIN_S * facts.probe_scale)

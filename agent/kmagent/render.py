@@ -140,7 +140,7 @@ def _node_files(environment: jinja2.Environment, inputs: Inputs) -> list[File]:
     kubelet = yaml.load(environment.get_template("kubelet/config.yaml.j2").render(), Loader)  # noqa: S506
     files = [
         File("kubelet/config.yaml", _dump(merge(kubelet, tuning.kubelet))),
-        File("kubelet/environment", _kubelet_arguments(inputs)),
+        File("kubelet/environment", _kubelet_environment(inputs)),
         File("environment", "".join(f'{name}="{value}"\n' for name, value in sorted(tuning.environment.items()))),
         File("containerd/config.toml", environment.get_template("containerd/config.toml.j2").render()),
         File("cni/10-kubermesh.conflist", environment.get_template("cni/10-kubermesh.conflist.j2").render()),
@@ -149,15 +149,18 @@ def _node_files(environment: jinja2.Environment, inputs: Inputs) -> list[File]:
     return [*files, File("containerd/tuning.toml", tuning.containerd)] if tuning.containerd else files
 
 
-def _kubelet_arguments(inputs: Inputs) -> str:
-    facts = inputs.facts
+def _kubelet_environment(inputs: Inputs) -> str:
+    facts, scaled = inputs.facts, _scaler(inputs.tuning.probe_scale)
     arguments = [
         f"--config={inputs.run}/kubelet/config.yaml",
         f"--kubeconfig={inputs.run}/kubelet/kubeconfig",
         f"--hostname-override={facts.name}",
         f"--node-ip={facts.address},{facts.address4}",
     ]
-    return f'KUBELET_ARGUMENTS="{" ".join(merge_arguments(arguments, inputs.tuning.arguments.get("kubelet", {})))}"\n'
+    words = " ".join(merge_arguments(arguments, inputs.tuning.arguments.get("kubelet", {})))
+    # A connection to an API server that is gone without a word is given up after these, not after 30 and 15 s.
+    idle = f"HTTP2_READ_IDLE_TIMEOUT_SECONDS={scaled(10)}\nHTTP2_PING_TIMEOUT_SECONDS={scaled(5)}\n"
+    return f'KUBELET_ARGUMENTS="{words}"\n{idle}'
 
 
 def _manifest(environment: jinja2.Environment, component: str, inputs: Inputs) -> File:

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from agent_fakes import FACTS, MESH_KEY, Shop
 
@@ -263,11 +264,28 @@ def test_a_new_epoch_goes_on_with_the_mesh_keys_that_are_in_use_and_a_serial_tha
     """The data may be those of a snapshot from before the mesh key was changed."""
     shop = node.shop
     asyncio.run(shop.begin())
+    me = shop.node(3)
     for _ in range(2):
-        found = asyncio.run(shop.ledger.begin_epoch(2, 500, {3: "ab" * 32}))
+        found = asyncio.run(shop.ledger.begin_epoch(2, me, 500, {3: "ab" * 32}))
+    # With it this node votes: whoever asks is told so from the first moment, and a snapshot may be older than this node.
+    assert found.find(number=3) == replace(me, role="voter")
     assert (found.epoch, found.mesh_key, found.oldest_key) == (2, 3, 3) and found.serial > 500
     assert asyncio.run(shop.ledger.mesh_keys())[0] == {1: MESH_KEY, 3: "ab" * 32}
     assert check_registry(shop.changes[-1], shop.authority.certificate) == found and len(shop.changes) == 2
+
+
+def test_what_a_registry_says_from_before_the_cluster_was_begun_anew_is_not_taken(node: Node) -> None:
+    """A standby that began it anew is none any more, though etcd's data say so until the first registry is written."""
+    registry = Registry("shop").put(replace(Shop.node(3), role="standby"))
+    identity.write_role(node.paths, msgspec.structs.replace(node.role, role="voter", epoch=2))
+    me = identity.load(node.paths, time.time())
+    assert me
+    for epoch, fails in ((1, True), (2, False)):
+        packed = asyncio.run(node.shop.ledger.authority.sign(replace(registry, epoch=epoch)))
+        answer = {"registry": packed, "mesh_keys": {"1": MESH_KEY}, "epoch": 2}
+        with pytest.raises(UserError, match="epoch 1") if fails else contextlib.nullcontext():
+            enrol.keep(node.paths, me, answer, "")
+        assert (node.paths.state / "encryption.key").exists() is fails
 
 
 class Api:
