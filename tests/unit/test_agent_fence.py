@@ -1,0 +1,48 @@
+"""Who may still be served when the cluster may have been begun anew."""
+
+from random import Random
+
+import pytest
+from agent_recoveries import registry_of
+
+from kmagent import fence
+
+
+@pytest.mark.parametrize(
+    ("nodes", "voters", "heard", "current"),
+    [
+        (1, {1}, {}, True),
+        # A single voter cannot have been left behind by others.
+        (5, {1}, {}, True),
+        (3, {1, 2, 3}, {}, False),
+        (3, {1, 2, 3}, {2: 1}, True),
+        (5, {1, 2, 3}, {2: 1}, False),
+        (5, {1, 2, 3}, {2: 1, 4: 1}, True),
+        # All voters are here, and few others.
+        (9, {1, 2, 3}, {2: 1, 3: 1}, True),
+        (9, {1, 2, 3}, {2: 1, 3: 2}, False),
+        (9, {1, 2, 3}, {2: 1}, False),
+        (5, {1, 2, 3}, {2: 1, 3: 2, 4: 2, 5: 2}, False),
+        # One alone that was told of an epoch which a majority never kept.
+        (5, {1, 2, 3}, {2: 1, 3: 1, 5: 2}, True),
+        # Who is not registered has no say.
+        (5, {1, 2, 3}, {2: 1, 8: 1, 9: 1}, False),
+    ],
+)
+def test_etcd_is_served_when_nothing_newer_can_have_begun(
+    nodes: int, voters: set[int], heard: dict[int, int], current: bool
+) -> None:
+    assert fence.is_current(1, 1, registry_of(nodes, voters), heard) is current
+
+
+def test_no_old_voter_is_served_once_a_majority_keeps_the_order() -> None:
+    """Whoever of the others it hears, and whichever voter began anew."""
+    random = Random(7)  # noqa: S311 - no secret
+    for _ in range(5000):
+        nodes = random.randint(3, 11)
+        voters = set(random.sample(range(1, nodes + 1), random.choice([3, 5]) if nodes >= 5 else 3))
+        survivor = random.choice(sorted(voters))
+        keep = {survivor, *random.sample(range(1, nodes + 1), nodes // 2 + 1)}
+        for me in voters - keep:
+            heard = {one: 2 if one in keep else 1 for one in range(1, nodes + 1) if random.random() < 0.7 and one != me}
+            assert not fence.is_current(me, 1, registry_of(nodes, voters), heard), (nodes, voters, keep, heard)
