@@ -60,7 +60,9 @@ class Applier:
             self._told = self._kept.report
         plan = await self._ledger.settings_plan()
         wanted = plan.target
-        if self._facts.number in plan.nodes and wanted.id not in (self._kept.good.id, self._kept.refused):
+        # None at all is what the image has, and has no id: that is never refused.
+        refused = bool(wanted.id) and wanted.id == self._kept.refused
+        if self._facts.number in plan.nodes and wanted.id != self._kept.good.id and not refused:
             log.info("settings %s are tried", wanted.id or "of the image")
             await self._become(replace(self._kept, trying=wanted, refused="", why=""))
 

@@ -217,3 +217,10 @@ def test_the_configmap_says_what_became_of_it(
     plan = asyncio.run(voter.shop.ledger.settings_plan())
     assert plan.target.id == target and (not target or plan.nodes == (2,))
     assert leading._next > time.monotonic()
+
+
+def test_settings_are_given_up_for_what_the_image_has(voter: Voter) -> None:
+    settings.save(voter.paths.settings, Kept(WANTED))
+    voter.want(Plan(Settings(), (1,), WANTED))
+    voter.live()
+    assert voter.report == Report() and settings.load(voter.paths.settings) == Kept()
