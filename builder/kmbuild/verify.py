@@ -174,8 +174,9 @@ def fits(made: Scenario, scenario: Scenario) -> bool:
 
 def summary(verdict: Verdict) -> str:
     """All runs as a table."""
-    rows = [("SCENARIO", "OUTAGE", "AS BEFORE", "ACKED", "FAILED", "LOST", "")]
+    rows: list[tuple[str, ...]] = [("SCENARIO", "OUTAGE", "SERVICE", "AS BEFORE", "ACKED", "FAILED", "LOST", "")]
     for run in verdict.runs:
-        figures = (f"{run.outage_s:.1f} s", f"{run.whole_s:.1f} s", str(run.acked), str(run.failed), str(run.lost))
-        rows.append((run.scenario, *figures, "; ".join(run.faults) or "ok"))
+        times = (f"{seconds:.1f} s" for seconds in (run.outage_s, run.silence_s, run.whole_s))
+        counts = (str(number) for number in (run.acked, run.failed, run.lost))
+        rows.append((run.scenario, *times, *counts, "; ".join(run.faults) or "ok"))
     return table(rows)

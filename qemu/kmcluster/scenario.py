@@ -141,9 +141,10 @@ class Scenario:
     """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle.
 
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
-    `outage_s` without an answered write, until `undo` where the cluster `heals_alone`; everything has to be as before
-    `whole_s` after that. `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew
-    elsewhere. `settings` are further keys of the cluster file, `tuning` is overridden on every node.
+    `outage_s` without an answered write, nor than `silence_s` without a connection to a service whose pod is on a victim, if
+    there is one: until `undo` where the cluster `heals_alone`. Everything has to be as before `whole_s` after that.
+    `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew elsewhere.
+    `settings` are further keys of the cluster file, `tuning` is overridden on every node.
     """
 
     name: str
@@ -154,6 +155,7 @@ class Scenario:
     undo: Callable[[Scene, list[int]], None] | None = None
     after_s: float = 5.0
     outage_s: float = 10.0
+    silence_s: float = 5.0
     whole_s: float = 120.0
     replaced: bool = False
     evicts: bool = False

@@ -15,7 +15,7 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """A time without an answered write: seconds since the fault began."""
+    """A time without an answered write, or without a connection to the service: seconds since the fault began."""
 
     since_s: float
     until_s: float
@@ -25,9 +25,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One time that a scenario was played; seconds count from the fault's begin.
 
     `faults` says what did not hold, nothing when all did. `outages` are the longest of the fault, and the longest after it was
-    undone (at `undone_s`), where they were long enough to be noticed. All was as before at `whole_s`. `acked`, `failed` and
-    `lost` count writes; `evicted` names the nodes whose pods were made anew elsewhere. A cluster that does not heal alone is in
-    service again only after the fault was undone.
+    undone (at `undone_s`), where they were long enough to be noticed; `silences` are the same of the service. All was as
+    before at `whole_s`. `acked`, `failed` and `lost` count writes; `evicted` names the nodes whose pods were made anew
+    elsewhere. A cluster that does not heal alone is in service again only after the fault was undone.
     """
 
     scenario: str
@@ -35,6 +35,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[str]
     marks: list[Mark]
     outages: list[Outage] = []
+    silences: list[Outage] = []
     heals_alone: bool = True
     undone_s: float = 0.0
     whole_s: float = 0.0
@@ -48,7 +49,15 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def outage_s(self) -> float:
         """For how long no write was acknowledged, at the longest: by the fault, or until service was back after `undo`."""
-        felt = [one for one in self.outages if one.since_s < self.undone_s or not self.heals_alone]
+        return self._longest(self.outages)
+
+    @property
+    def silence_s(self) -> float:
+        """For how long no connection to the service was opened, in the same way."""
+        return self._longest(self.silences)
+
+    def _longest(self, outages: list[Outage]) -> float:
+        felt = [one for one in outages if one.since_s < self.undone_s or not self.heals_alone]
         return max((one.until_s - one.since_s for one in felt), default=0.0)
 
 

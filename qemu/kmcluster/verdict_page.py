@@ -8,13 +8,17 @@ from kmcluster.scenario import Scenario
 from kmcluster.verdict import Mark, Run, Verdict, quantile
 
 WIDTH, LEFT, RIGHT, TOP, BAR, FOOT = 760.0, 16.0, 16.0, 24.0, 16.0, 26.0
+# The service's silences are a narrower line, below the one of writes.
+SERVICE_BAR = 6.0
 TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2933; --faint: #66727f; --line: #d5dbe1;
-        --good: #2e9e5b; --bad: #d43c3c; --less: #d99a00; }
+        --good: #2e9e5b; --bad: #d43c3c; --less: #d99a00;
+        --pods: #7a4fbf; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #12181f; --ink: #e6ebf0; --faint: #9aa7b4; --line: #2b3641; --good: #3fbf74; --bad: #ef6461; --less: #e7b030; }
+  :root { --paper: #12181f; --ink: #e6ebf0; --faint: #9aa7b4; --line: #2b3641; --good: #3fbf74; --bad: #ef6461; --less: #e7b030;
+          --pods: #b295ea; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
        background: var(--paper); }
@@ -25,15 +29,16 @@ td:first-child, th:first-child { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); } .wrap { overflow-x: auto; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
 .whole { fill: var(--good); opacity: .35; } .waiting { fill: var(--less); opacity: .45; } .out { fill: var(--bad); }
+.silent { fill: var(--pods); }
 .key i { display: inline-block; width: 1.6em; height: .8em; margin: 0 .3em 0 1em; } .key i:first-child { margin-left: 0; }
-i.out { background: var(--bad); } i.waiting { background: var(--less); opacity: .6; }
+i.out { background: var(--bad); } i.silent { background: var(--pods); } i.waiting { background: var(--less); opacity: .6; }
 i.whole { background: var(--good); opacity: .5; }
 .axis, .mark { stroke: var(--faint); stroke-width: 1; } .mark { stroke-dasharray: 3 3; }
 """
 
 LEGEND = (
-    '<p class="key"><i class="out"></i> no write is acknowledged <i class="waiting"></i> something is not as before yet '
-    '<i class="whole"></i> as before; from when the fault began</p>'
+    '<p class="key"><i class="out"></i> no write is acknowledged <i class="silent"></i> a service does not answer '
+    '<i class="waiting"></i> something is not as before yet <i class="whole"></i> as before; from when the fault began</p>'
 )
 
 
@@ -59,18 +64,32 @@ def page(verdict: Verdict, known: dict[str, Scenario], earlier: Verdict | None =
 
 def table(runs: dict[str, list[Run]], before: dict[str, list[Run]]) -> str:
     """All scenarios in a line each."""
-    head = ["scenario", "runs", "failed", "outage, median", "p95", "as before, median", "p95", "lost"]
+    head = [
+        "scenario",
+        "runs",
+        "failed",
+        "outage, median",
+        "p95",
+        "service, median",
+        "p95",
+        "as before, median",
+        "p95",
+        "lost",
+    ]
     rows = ["".join(f"<th>{name}</th>" for name in head)]
     for name, of_one in runs.items():
         bad = sum(bool(run.faults) for run in of_one)
         old = before.get(name, [])
-        outage, whole = [run.outage_s for run in of_one], [run.whole_s for run in of_one]
+        outage, silence = [run.outage_s for run in of_one], [run.silence_s for run in of_one]
+        whole = [run.whole_s for run in of_one]
         cells = [
             f'<a href="#{name}">{name}</a>',
             str(len(of_one)),
             f'<span class="{"bad" if bad else "good"}">{bad}</span>',
             seconds(median(outage), [run.outage_s for run in old]),
             f"{quantile(outage, 0.95):.1f} s",
+            seconds(median(silence), [run.silence_s for run in old]),
+            f"{quantile(silence, 0.95):.1f} s",
             seconds(median(whole), [run.whole_s for run in old]),
             f"{quantile(whole, 0.95):.1f} s",
             str(sum(run.lost for run in of_one)),
@@ -101,14 +120,15 @@ def timeline(run: Run) -> str:
     end = max(run.whole_s, run.undone_s, 1.0) * 1.05
     scale = (WIDTH - LEFT - RIGHT) / end
 
-    def bar(kind: str, since: float, until: float) -> str:
+    def bar(kind: str, since: float, until: float, top: float = TOP, height: float = BAR) -> str:
         x, width = LEFT + since * scale, max(0.0, until - since) * scale
-        return f'<rect class="{kind}" x="{x:.1f}" y="{TOP}" width="{width:.1f}" height="{BAR}"/>'
+        return f'<rect class="{kind}" x="{x:.1f}" y="{top}" width="{width:.1f}" height="{height}"/>'
 
     height = TOP + BAR + FOOT
     parts = [f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(describe(run))}">']
     parts += [bar("waiting", 0, run.whole_s), bar("whole", run.whole_s, end)]
-    parts += [bar("out", one.since_s, one.until_s) for one in run.outages]
+    parts += [bar("out", one.since_s, one.until_s, height=BAR - SERVICE_BAR) for one in run.outages]
+    parts += [bar("silent", one.since_s, one.until_s, TOP + BAR - SERVICE_BAR, SERVICE_BAR) for one in run.silences]
     tick = next((one for one in TICKS if end / one <= 12), TICKS[-1])
     for number in range(int(end // tick) + 1):
         x = LEFT + number * tick * scale
@@ -139,7 +159,11 @@ def mark(at_s: float, what: str, scale: float) -> str:
 
 def describe(run: Run) -> str:
     """A run in words."""
-    felt = "; ".join(f"no write from {one.since_s:.1f} s to {one.until_s:.1f} s" for one in run.outages)
+    felt = "; ".join(
+        f"no {what} from {one.since_s:.1f} s to {one.until_s:.1f} s"
+        for what, outages in (("write", run.outages), ("service", run.silences))
+        for one in outages
+    )
     counts = f"{run.acked} writes acknowledged, {run.failed} failed, {run.lost} lost"
     moved = f"; pods evicted from {', '.join(run.evicted)}" if run.evicted else ""
-    return f"{felt or 'no outage of writes'}; as before after {run.whole_s:.1f} s; {counts}{moved}; seed {run.seed}"
+    return f"{felt or 'no outage'}; as before after {run.whole_s:.1f} s; {counts}{moved}; seed {run.seed}"

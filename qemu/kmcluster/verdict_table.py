@@ -8,8 +8,11 @@ from kmcluster.verdict import Run, Verdict, quantile
 from kmplan.errors import UserError
 
 BEGIN, END = "<!-- figures of kmbuild verify -->", "<!-- end of figures -->"
-HEAD = "| scenario | no write for (median, p95) | allowed | as before after (median, p95) | runs | failed | writes lost | date |"
-RULE = "|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    "scenario", "no write for (median, p95)", "allowed", "no service for (median, p95)", "allowed",
+    "as before after (median, p95)", "runs", "failed", "writes lost", "date",
+)  # fmt: skip
+HEAD, RULE = f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"
 
 
 def publish(page: str, verdict: Verdict, known: dict[str, Scenario]) -> str:
@@ -48,6 +51,8 @@ def row(scenario: Scenario, runs: Sequence[Run], verdict: Verdict) -> str:
         f"[`{scenario.name}`](verify.md) {scenario.title}",
         spread([run.outage_s for run in runs]),
         f"{scenario.outage_s:g} s",
+        spread([run.silence_s for run in runs]),
+        f"{scenario.silence_s:g} s",
         spread([run.whole_s for run in runs]),
         str(len(runs)),
         str(sum(bool(run.faults) for run in runs)),

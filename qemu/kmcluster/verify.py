@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from subprocess import Popen
@@ -13,7 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
-from kmcluster import bundle, steady, watcher, witness
+from kmcluster import bundle, prober, steady, watcher, witness
+from kmcluster.prober import Probe
 from kmcluster.scenario import Scenario, Scene
 from kmcluster.state import Cluster, Machine
 from kmcluster.verdict import Mark, Outage, Run
@@ -61,6 +63,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         watching(
             scene.cluster, [scene.machine(number) for number in before if number not in chosen], stage.folder
         ) as sights,
+        probing(scene, chosen, stage.folder) as probes,
     ):
         time.sleep(CALM_S)
         begin = time.monotonic()
@@ -80,18 +83,22 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         time.sleep(CALM_S)
     entries = [read(log, Entry) for log in logs]
     faults += watcher.judge([read(log, Sight) for log in sights])
+    probed = [read(log, Probe) for log in probes]
+    faults += ["the service did not answer before the fault" for log in probed if not prober.answered(log, begin)]
     try:
         count = judge(entries, value(scene.cluster))
     except UserError as error:
         raise UserError("; ".join([*faults, str(error)])) from error
-    outages = [
-        Outage(round(out[0] - begin, 2), round(out[1] - begin, 2))
-        for since, until in ((begin, undone), (undone, whole))
-        if (out := longest_outage(entries, since, until))[1] - out[0] > NOTICEABLE_S
-    ]
+
+    def longest(find: Callable[[float, float], tuple[float, float]]) -> list[Outage]:
+        found = [find(begin, undone), find(undone, whole)]
+        return [Outage(round(a - begin, 2), round(b - begin, 2)) for a, b in found if b - a > NOTICEABLE_S]
+
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(round(at - begin, 2), what) for at, what in notes],
-        outages=outages, undone_s=round(undone - begin, 2), whole_s=round(whole - begin, 2), acked=count.acked,
+        outages=longest(partial(longest_outage, entries)),
+        silences=[out for log in probed for out in longest(partial(prober.longest_outage, log))],
+        undone_s=round(undone - begin, 2), whole_s=round(whole - begin, 2), acked=count.acked,
         failed=count.failed, lost=len(count.lost), evicted=witness.evicted(pods, witness.where(scene.cluster)),
         heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
     )  # fmt: skip
@@ -107,6 +114,8 @@ def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
     faults = []
     if played.outage_s > scenario.outage_s:
         faults.append(f"no write was acknowledged for {played.outage_s:.1f} s, {scenario.outage_s:g} s are allowed")
+    if played.silence_s > scenario.silence_s:
+        faults.append(f"a service did not answer for {played.silence_s:.1f} s, {scenario.silence_s:g} s are allowed")
     if played.acked == 0:
         faults.append("no write was acknowledged at all")
     if played.lost:
@@ -127,15 +136,19 @@ def members(scene: Scene) -> list[int]:
 
 def homes(scene: Scene, chosen: Sequence[int]) -> list[Machine]:
     """Machines that the writers live on: none that is harmed, as long as there are others."""
-    machines = scene.cluster.machines
-    return [*(one for one in machines if one.number not in chosen), *machines][:WRITERS]
+    return [*spared(scene, chosen), *scene.cluster.machines][:WRITERS]
+
+
+def spared(scene: Scene, chosen: Sequence[int]) -> list[Machine]:
+    """Machines that are not harmed."""
+    return [one for one in scene.cluster.machines if one.number not in chosen]
 
 
 @contextlib.contextmanager
 def writing(cluster: Cluster, machines: Sequence[Machine], folder: Path) -> Iterator[list[Path]]:
     """Have a writer in each machine's network; yields their logs, which are whole when the block has ended."""
     config = cluster.directory / "admin.kubeconfig"
-    with inside_of(machines, "writer", folder, str(config), COUNTER) as logs:
+    with inside_of(networks(machines), "writer", folder, str(config), COUNTER) as logs:
         yield logs
 
 
@@ -147,19 +160,37 @@ def watching(cluster: Cluster, machines: Sequence[Machine], folder: Path) -> Ite
     """
     with tempfile.TemporaryDirectory() as papers:
         watcher.prepare(cluster, Path(papers))
-        with inside_of(machines, "watcher", folder, papers) as logs:
+        with inside_of(networks(machines), "watcher", folder, papers) as logs:
             yield logs
 
 
 @contextlib.contextmanager
-def inside_of(machines: Sequence[Machine], oracle: str, folder: Path, *arguments: str) -> Iterator[list[Path]]:
-    """Have an oracle run in each machine's network; yields their logs."""
-    logs = [folder / f"{oracle}-{number}.jsonl" for number in range(len(machines))]
+def probing(scene: Scene, chosen: Sequence[int], folder: Path) -> Iterator[list[Path]]:
+    """Probe a service from a pod on a machine that is not harmed, if there is one; yields the log."""
+    homes = spared(scene, chosen)[:1]
+    if not homes:
+        yield []
+        return
+    address = prober.place(scene.cluster, homes[0], [scene.machine(number) for number in chosen])
+    network = prober.network_of(scene.cluster, homes[0])
+    with inside_of([network], "prober", folder, address) as logs:
+        yield logs
+
+
+def networks(machines: Sequence[Machine]) -> list[Path]:
+    """The machines' network namespaces."""
+    return [Path(f"/proc/{machine.processes['forward'].pid}/ns/net") for machine in machines]
+
+
+@contextlib.contextmanager
+def inside_of(places: Sequence[Path], oracle: str, folder: Path, *arguments: str) -> Iterator[list[Path]]:
+    """Have an oracle run in each of these network namespaces; yields their logs."""
+    logs = [folder / f"{oracle}-{number}.jsonl" for number in range(len(places))]
     children: list[Popen[bytes]] = []
     try:
-        for machine, log in zip(machines, logs, strict=True):
+        for place, log in zip(places, logs, strict=True):
             log.write_bytes(b"")
-            inside = ["nsenter", f"--net=/proc/{machine.processes['forward'].pid}/ns/net", "--"]
+            inside = ["nsenter", f"--net={place}", "--"]
             argv = [*inside, sys.executable, "-P", "-m", f"kmcluster.{oracle}", *arguments]
             children.append(spawn(argv, log=log, tied=True))
         yield logs

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from kmbuild.cli import kmbuild
-from kmcluster import scenario, verdict_page, verdict_table, verify, watcher, witness
+from kmcluster import prober, scenario, verdict_page, verdict_table, verify, watcher, witness
 from kmcluster.cable import Cable, Port
 from kmcluster.scenarios import ALL, choose, part_of
 from kmcluster.scenarios.nodes import are_joined, two
@@ -73,6 +73,27 @@ def test_the_longest_outage_is_the_worst_of_any_writer() -> None:
     assert longest_outage([steady, log(("acked", 1, 1))], 2.5, 15) == (2.5, 15)
 
 
+def test_a_service_that_is_silent_is_so_from_answer_to_answer() -> None:
+    log = [prober.Probe(0.02 * step, 0.02 * step + 0.001, not 100 <= step < 200) for step in range(500)]
+    begin, end = prober.longest_outage(log, 1.0, 8.0)
+    assert (begin, end) == pytest.approx((1.981, 4.001))
+    assert prober.answered(log, 0.1) and not prober.answered(log, 0.0) and not prober.answered(log[100:200], 8.0)
+    # Nothing before, and nothing after, is a silence too; probes are noted in the order in which they end.
+    assert prober.longest_outage([], 1.0, 8.0) == (1.0, 8.0)
+    assert prober.longest_outage(list(reversed(log)), 9.0, 20.0) == pytest.approx((9.981, 20.0))
+
+
+def test_the_service_is_where_the_harm_is_and_not_where_it_is_asked_from() -> None:
+    one, two = (SimpleNamespace(name=f"shop-{number}") for number in (1, 2))
+    spec = prober.deployment("coredns", one, [two])["spec"]["template"]["spec"]  # type: ignore[arg-type, list-item]
+    affinity = spec["affinity"]["nodeAffinity"]
+    (required,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert required["matchExpressions"][0]["operator"] == "NotIn"
+    assert required["matchExpressions"][0]["values"] == ["shop-1"]
+    (preferred,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["preference"]["matchExpressions"][0]["values"] == ["shop-2"]
+
+
 def run(**changes: object) -> Run:
     values = {
         "scenario": "power-leader",
@@ -100,6 +121,12 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
             {"outages": [Outage(1.0, 99.0)]},
             False,
             "no write was acknowledged for 98.0 s, 10 s are allowed",
+        ),
+        (
+            "cable-cut",
+            {"outages": [], "silences": [Outage(1.0, 9.0)]},
+            False,
+            "a service did not answer for 8.0 s, 5 s are allowed",
         ),
         ("power-leader", {"lost": 2}, False, "2 acknowledged writes are lost"),
         ("power-leader", {"acked": 0}, False, "no write was acknowledged at all"),
@@ -170,9 +197,14 @@ PAGE = f"Before.\n\n{verdict_table.BEGIN}\n{verdict_table.END}\n\nAfter.\n"
 
 def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
     first = verdict_table.publish(PAGE, verdict(run(scenario="leader-gone", lost=1, faults=["lost"])), ALL)
-    both = verdict_table.publish(first, verdict(run(), run(outages=[Outage(0.0, 5.0)], whole_s=40.0)), ALL)
+    both = verdict_table.publish(
+        first, verdict(run(silences=[Outage(0.0, 3.0)]), run(outages=[Outage(0.0, 5.0)], whole_s=40.0)), ALL
+    )
     leader, gone = [line for line in both.splitlines() if line.startswith("| [`")]
-    assert "`power-leader`" in leader and "| 4.0 s, 5.0 s | 10 s | 35.5 s, 40.0 s | 2 | 0 | 0 | 2026-11-25 |" in leader
+    assert (
+        "`power-leader`" in leader
+        and "| 4.0 s, 5.0 s | 10 s | 1.5 s, 3.0 s | 30 s | 35.5 s, 40.0 s | 2 | 0 | 0 |" in leader
+    )
     assert "`leader-gone`" in gone and "| 1 | 1 | 1 |" in gone
     assert both.startswith("Before.") and both.endswith("After.\n")
     assert verdict_table.publish(both, verdict(), ALL) == both
