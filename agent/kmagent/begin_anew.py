@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from kmagent import identity, network, take_snapshot
+from kmagent import identity, network, removed_data, take_snapshot
 from kmagent.components import UIDS
 from kmagent.identity import Identity
 from kmagent.paths import Paths
@@ -59,6 +59,7 @@ def begin(paths: Paths) -> dict[str, Any]:
     changed = msgspec.structs.replace(me.role, role="voter", epoch=order.epoch, initial_cluster="", member="")
     identity.write_role(paths, changed)
     source.unlink()
+    removed_data.prune(paths.state)
     return {"state": "done", "epoch": order.epoch}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, http, identity, relay
+from kmagent import certificates, clock, http, identity, relay, removed_data
 from kmagent.identity import Identity
 from kmagent.join import check_registry
 from kmagent.paths import Paths
@@ -143,3 +143,4 @@ def retire(paths: Paths) -> None:
     data = paths.state / "etcd"
     if data.exists():
         data.rename(paths.state / f"etcd.removed-{int(time.time())}")
+        removed_data.prune(paths.state)

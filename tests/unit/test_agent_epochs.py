@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +14,7 @@ import pytest
 from agent_fakes import MESH_KEY, Shop
 from agent_recoveries import Node
 
-from kmagent import enrol, identity
+from kmagent import enrol, identity, removed_data
 from kmagent.identity import Role
 from kmagent.join import check_registry
 from kmagent.registry import Registry
@@ -60,6 +62,16 @@ def test_a_standby_of_another_id_begins_anew_and_remembers_the_new_one(node: Nod
     sealed = seal.seal(json.dumps(files).encode(), (node.paths.state / "identity.crt").read_text())
     assert take({"member": "8", "epoch": 2, "sealed": sealed, "initial_cluster": "a=b"}) == "standby"
     assert (node.role.member, node.role.epoch, node.role.initial_cluster) == ("8", 2, "a=b")
+
+
+def test_of_data_that_were_put_aside_the_last_two_are_kept(tmp_path: Path) -> None:
+    for number in (3, 1, 4, 2):
+        data = tmp_path / f"etcd.removed-epoch-{number}"
+        data.mkdir()
+        (data / "db").touch()
+        os.utime(data, (number, number))
+    removed_data.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["etcd.removed-epoch-3", "etcd.removed-epoch-4"]
 
 
 def test_a_new_epoch_goes_on_with_the_mesh_keys_that_are_in_use_and_a_serial_that_is_newer(node: Node) -> None:
