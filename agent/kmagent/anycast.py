@@ -18,6 +18,8 @@ PERIOD_S = 2.0
 ANSWER_S = 2.0
 GOOD_TO_ANNOUNCE = 2
 BAD_TO_WITHDRAW = 3
+# How long the mesh has to lead clients elsewhere.
+ELSEWHERE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,23 @@ async def run(state: State, paths: Paths) -> None:
         await state.wait_for("etcd")
     while True:
         ok = await client.is_ok("/readyz")
-        health = step(health, ok)
+        health = Health(ready=ok) if state.aside else step(health, ok)
         await _follow(state, facts.api, health)
         pause = PERIOD_S if health.ready else STARTING_S
         await asyncio.sleep(pause * facts.probe_scale)
+
+
+async def step_aside(state: State) -> None:
+    """Lead clients to other nodes' API servers, until `state.aside` is taken back: this one is about to be started anew."""
+    assert state.facts is not None  # noqa: S101 - configured
+    state.aside = True
+    try:
+        await withdraw(state.facts.api)
+    except UserError as error:
+        log.error("the API address: %s", error)
+        return
+    state.set("announced", False)
+    await asyncio.sleep(ELSEWHERE_S * state.facts.probe_scale)
 
 
 async def withdraw(address: str) -> None:

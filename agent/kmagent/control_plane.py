@@ -3,17 +3,20 @@
 import asyncio
 import logging
 
+from kmagent import anycast
 from kmagent.components import CONTROL_PLANE
 from kmagent.etcd import METRICS_PORT
 from kmagent.http import Client
 from kmagent.paths import Paths
 from kmagent.state import State
-from kmplan.files import write_if_changed
+from kmplan.files import write
 
 log = logging.getLogger(__name__)
 
 ETCD_STARTING_S = 0.2
 ETCD_RUNNING_S = 5.0
+# What the API needs here, and how long kubelet may take to end it when it was given another manifest.
+SERVING, KUBELET_S = ("etcd", "kube-apiserver"), 3.0
 
 
 def wanted_manifests(etcd: bool, api: bool, present: frozenset[str]) -> list[str]:
@@ -26,15 +29,18 @@ def wanted_manifests(etcd: bool, api: bool, present: frozenset[str]) -> list[str
     return [name for name in CONTROL_PLANE if name in due]
 
 
-def place(paths: Paths, etcd: bool, api: bool) -> list[str]:
-    """Give kubelet the manifests that are due; returns those that were new or changed."""
-    present = frozenset(path.stem for path in paths.manifests.glob("*.yaml"))
-    placed = []
-    for name in wanted_manifests(etcd, api, present):
-        content = (paths.staged / f"{name}.yaml").read_text()
-        if write_if_changed(paths.manifests / f"{name}.yaml", content, 0o600):
-            placed.append(name)
-    return placed
+def changes(paths: Paths, etcd: bool, api: bool) -> dict[str, str]:
+    """Return the manifests that are due and that kubelet does not have as they are now, by component."""
+    given = {path.stem: path.read_text() for path in paths.manifests.glob("*.yaml")}
+    wanted = wanted_manifests(etcd, api, frozenset(given))
+    staged = {name: (paths.staged / f"{name}.yaml").read_text() for name in wanted}
+    return {name: text for name, text in staged.items() if given.get(name) != text}
+
+
+def place(paths: Paths, manifests: dict[str, str]) -> None:
+    """Give kubelet manifests."""
+    for name, text in manifests.items():
+        write(paths.manifests / f"{name}.yaml", text, 0o600)
 
 
 def withdraw(paths: Paths) -> list[str]:
@@ -60,9 +66,16 @@ async def run(state: State, paths: Paths) -> None:
             await changed.wait()
             continue
         etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))
-        placed = await asyncio.to_thread(place, paths, etcd, api)
-        if placed:
-            log.info("kubelet was given %s", ", ".join(placed))
+        due = await asyncio.to_thread(changes, paths, etcd, api)
+        if state.conditions["announced"] and not due.keys().isdisjoint(SERVING):
+            await anycast.step_aside(state)
+        if due:
+            await asyncio.to_thread(place, paths, due)
+            log.info("kubelet was given %s", ", ".join(due))
+        if state.aside:
+            await asyncio.sleep(KUBELET_S * state.facts.probe_scale)
+            state.aside = False
+            continue
         await changed.wait()
 
 

@@ -34,7 +34,8 @@ class State:
     `on_change` are called after every change, in the event loop; they must not block. `asking` says how far a machine is
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
     the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
-    `fenced` says why the control plane must not run here, and is empty when it may.
+    `fenced` says why the control plane must not run here, and is empty when it may; `aside` whether other nodes' API servers
+    shall be asked though this one's is well, as it is about to be started anew.
     """
 
     version: str = ""
@@ -44,6 +45,7 @@ class State:
     serial: int = 0
     leads: bool = False
     fenced: str = ""
+    aside: bool = False
     mesh: Callable[[], list[dict[str, Any]]] = list
     routes: Callable[[], int] = int
     conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))

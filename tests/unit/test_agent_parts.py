@@ -58,10 +58,72 @@ def test_manifests_that_do_not_change_are_not_written_again(tmp_path: Path) -> N
     paths.manifests.mkdir()
     for name in ALL:
         (paths.staged / f"{name}.yaml").write_text(name)
-    assert control_plane.place(paths, etcd=True, api=False) == ALL[:2]
-    assert control_plane.place(paths, etcd=False, api=False) == []
+    first = control_plane.changes(paths, etcd=True, api=False)
+    assert list(first) == ALL[:2]
+    control_plane.place(paths, first)
+    assert control_plane.changes(paths, etcd=False, api=False) == {}
     (paths.staged / "etcd.yaml").write_text("new")
-    assert control_plane.place(paths, etcd=False, api=False) == ["etcd"]
+    assert control_plane.changes(paths, etcd=False, api=False) == {"etcd": "new"}
+
+
+class Address:
+    """The API's anycast address, and a local API server that answers well all the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.there = False
+        self.taken_away: list[str] = []
+        self.look = lambda: ""
+
+        async def has(_: str) -> bool:
+            return self.there
+
+        async def batch(commands: list[str]) -> None:
+            self.there = commands[0].startswith("address replace")
+            if not self.there:
+                self.taken_away.append(self.look())
+
+        async def ok(*_: object) -> bool:
+            return True
+
+        monkeypatch.setattr(network, "has_address", has)
+        monkeypatch.setattr(network, "ip_batch", batch)
+        monkeypatch.setattr(anycast.Client, "is_ok", ok)
+        for module, names in ((anycast, ("STARTING_S", "PERIOD_S", "ELSEWHERE_S")), (control_plane, ("KUBELET_S",))):
+            for name in names:
+                monkeypatch.setattr(module, name, 0.01)
+
+
+def test_clients_are_led_elsewhere_before_etcd_or_the_api_server_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(run=tmp_path, manifests=tmp_path / "kubelet")
+    paths.staged.mkdir()
+    paths.manifests.mkdir()
+    for name in ALL:
+        (paths.staged / f"{name}.yaml").write_text("old")
+    address, state = Address(monkeypatch), State(facts=replace(FACTS, role="voter"))
+    address.look = lambda: (paths.manifests / "etcd.yaml").read_text()
+
+    async def scenario() -> None:
+        state.set("etcd", True)
+        parts = [asyncio.create_task(anycast.run(state, paths)), asyncio.create_task(control_plane.run(state, paths))]
+        await state.wait_for("announced")
+        while not all((paths.manifests / f"{name}.yaml").exists() for name in ALL):
+            await asyncio.sleep(0.001)
+        # What clients do not need is started anew without a word.
+        for names, texts in ((["kube-scheduler"], []), (["etcd"], ["old"]), (["kube-apiserver"], ["old", "new"])):
+            for name in names:
+                (paths.staged / f"{name}.yaml").write_text("new")
+            state.notify()
+            while (paths.manifests / f"{names[0]}.yaml").read_text() != "new":
+                await asyncio.sleep(0.001)
+            assert address.taken_away == texts
+            await state.wait_for("announced")
+            assert address.there and not state.aside
+        for part in parts:
+            part.cancel()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
 
 
 @pytest.mark.parametrize(
