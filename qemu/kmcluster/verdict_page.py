@@ -10,6 +10,8 @@ from kmcluster.verdict import Mark, Run, Verdict, quantile
 WIDTH, LEFT, RIGHT, TOP, BAR, FOOT = 760.0, 16.0, 16.0, 24.0, 16.0, 26.0
 # The service's silences are a narrower line, below the one of writes.
 SERVICE_BAR = 6.0
+# How wide a letter of a mark is at most.
+LETTER = 7.0
 TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 
 STYLE = """
@@ -141,10 +143,20 @@ def timeline(run: Run) -> str:
 def spaced(run: Run, scale: float) -> list[Mark]:
     """The marks that have room for their words: the first of those that would stand on each other."""
     found: list[Mark] = []
+    free = 0.0
     for one in run.marks:
-        if not found or (one.at_s - found[-1].at_s) * scale > 7 * len(found[-1].what):
+        begin, end = extent(one, scale)
+        if not found or begin >= free:
             found.append(one)
+            free = end
     return found
+
+
+def extent(one: Mark, scale: float) -> tuple[float, float]:
+    """From where to where a mark's words reach: those near the end stand before it."""
+    x = LEFT + max(0.0, one.at_s) * scale
+    width = LETTER * len(one.what)
+    return (x - width, x) if x > WIDTH * 2 / 3 else (x, x + width)
 
 
 def mark(at_s: float, what: str, scale: float) -> str:

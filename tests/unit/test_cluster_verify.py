@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -184,6 +185,16 @@ def test_a_line_of_time_is_to_scale() -> None:
     left = verdict_page.LEFT
     assert bars["out"][1] == pytest.approx(bars["waiting"][1] / 4, abs=0.2)
     assert bars["out"][0] - left == pytest.approx(bars["waiting"][1] / 4, abs=0.2)
+
+
+def test_words_of_marks_do_not_stand_on_each_other() -> None:
+    marks = [Mark(float(at), "x" * length) for at, length in ((0, 20), (5, 20), (26, 23), (40, 20), (49, 27), (60, 5))]
+    played = run(marks=marks, undone_s=20.0, whole_s=63.0)
+    scale = (verdict_page.WIDTH - verdict_page.LEFT - verdict_page.RIGHT) / (63.0 * 1.05)
+    shown = verdict_page.spaced(played, scale)
+    extents = [verdict_page.extent(one, scale) for one in shown]
+    assert shown[0] == marks[0] and len(shown) > 2
+    assert all(before[1] <= after[0] for before, after in pairwise(extents))
 
 
 def test_a_pod_that_is_gone_tells_of_its_node() -> None:
