@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from kmcluster import state
+from kmcluster import inotify, state
 from kmcluster.drivers import check_host, driver_of, tuning_of
 from kmcluster.image import Image, check_image
 from kmcluster.kvm import kvm_works
@@ -52,6 +52,8 @@ def up(order: Order) -> Cluster:
             check_same(cluster, order)
         else:
             try:
+                if order.driver == "nspawn":
+                    inotify.check(len(order.topology.nodes))
                 cluster = create(order)
             except BaseException:
                 state.remove(folder)

@@ -14,7 +14,20 @@ import pytest
 import yaml
 from test_cluster_state import make_cluster
 
-from kmcluster import access, cgroups, channel, console, forward, process, qmp, starter, testimage, tuning, waiting
+from kmcluster import (
+    access,
+    cgroups,
+    channel,
+    console,
+    forward,
+    inotify,
+    process,
+    qmp,
+    starter,
+    testimage,
+    tuning,
+    waiting,
+)
 from kmcluster.launch import Spec
 from kmcluster.state import Machine
 from kmcluster.topology import Node, Role
@@ -245,6 +258,18 @@ def test_faults_on_a_console_are_found(tmp_path: Path, line: str) -> None:
 def test_a_quiet_console_has_no_faults(tmp_path: Path) -> None:
     (tmp_path / "console.log").write_text("[  OK  ] Started kubelet.service.\npanic=10 rd.shell=0\n")
     assert console.find_faults(console.read_lines(tmp_path / "console.log")) == []
+
+
+def test_containers_need_inotify_instances_of_the_host(tmp_path: Path) -> None:
+    limit, files = tmp_path / "limit", tmp_path / "1/fd"
+    limit.write_text("128\n")
+    files.mkdir(parents=True)
+    for number in range(40):
+        (files / str(number)).symlink_to("anon_inode:inotify" if number < 20 else "/dev/null")
+    inotify.check(9, tmp_path, limit)
+    with pytest.raises(UserError, match=r"^20 of 128 inotify instances of this host are in use") as raised:
+        inotify.check(10, tmp_path, limit)
+    assert "sysctl -w fs.inotify.max_user_instances=1024" in raised.value.hint
 
 
 def test_a_process_that_stays_in_the_host_network_is_not_taken_for_a_machine_holder(tmp_path: Path) -> None:
