@@ -52,11 +52,13 @@ class Leader:
         while True:
             if not self._state.conditions["etcd"]:
                 self._note(leads=False)
+                self._membership.forget()
             await self._state.wait_for("etcd")
             news, busy = self._mesh.news, False
             self._note(leads=await self._leads())
             if not self._state.leads:
-                self._membership.forget()
+                known = self._mesh.me.registered
+                self._membership.stand_by(known, self._reachable(known), time.monotonic())
                 self._outages.forget()
             else:
                 busy = await self._try("members", self._members(first, mesh_key))
@@ -103,7 +105,7 @@ class Leader:
         if registry.epoch < self._facts.epoch:
             me = self._mesh.me
             registry = await self._ledger.begin_epoch(self._facts.epoch, first.nodes[0], me.serial, me.keys)
-        reachable = self._reachable(registry)
+        reachable = self._reachable(registry.numbers)
         self._snapshots.take_if_due(registry, reachable)
         return await self._membership.reconcile(Seen(reachable, self._barred), time.monotonic())
 
@@ -117,8 +119,8 @@ class Leader:
         if time.monotonic() - self._rolled[1] > OLD_KEY_S * self._facts.probe_scale:
             await self._ledger.drop_old_keys()
 
-    def _reachable(self, registry: Registry) -> frozenset[int]:
-        return frozenset(node.number for node in registry.nodes if self._mesh.reaches(self._facts, node.number))
+    def _reachable(self, numbers: frozenset[int]) -> frozenset[int]:
+        return frozenset(number for number in numbers if self._mesh.reaches(self._facts, number))
 
     async def _objects(self) -> bool:
         registry, _ = await self._ledger.registry()
@@ -131,14 +133,14 @@ class Leader:
         await serving.approve(self._client, self._ledger.authority, registry, self._facts)
         busy = await self._watch_outages(registry, objects)
         ready = {name: is_ready_now(item) for name, item in objects.items()}
-        return await self._nodes.reconcile(ready, self._reachable(registry), time.time()) or busy
+        return await self._nodes.reconcile(ready, self._reachable(registry.numbers), time.time()) or busy
 
     async def _settings(self) -> None:
         registry, _ = await self._ledger.registry()
-        await self._rollout.reconcile(registry, self._reachable(registry))
+        await self._rollout.reconcile(registry, self._reachable(registry.numbers))
 
     async def _watch_outages(self, registry: Registry, objects: dict[str, dict[str, Any]]) -> bool:
-        reachable = self._reachable(registry)
+        reachable = self._reachable(registry.numbers)
         reports = await self._ledger.reports() if registry.numbers - reachable else {}
         return await self._outages.reconcile(registry, objects, reachable, reports, time.monotonic())
 

@@ -5,13 +5,13 @@ Whatever is interrupted is picked up by the next turn, here or on the node that 
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from kmagent import network
 from kmagent.etcd import EtcdError, Member, Value
 from kmagent.facts import Facts
+from kmagent.lasting import longer_than, since
 from kmagent.ledger import Ledger
 from kmagent.members import Action, Add, Assign, Promote, Remove, View, decide
 from kmagent.registry import Registry
@@ -24,7 +24,6 @@ PATIENCE_S = 15.0
 # A learner that has not caught up by then is given up, and its node not asked again for as long.
 LEARNER_S = 600.0
 
-Key = TypeVar("Key", int, str)
 Prepare = Callable[[Registry, frozenset[int]], Awaitable[None]]
 
 
@@ -47,12 +46,21 @@ class Membership:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew: another node led meanwhile."""
+        """Begin anew: what is known is not of this moment."""
         self._away: dict[int, float] = {}
         self._late: dict[str, float] = {}
         self._refused: frozenset[str] = frozenset()
         self._unfit: dict[int, float] = {}
         self._foreign = (0, 0.0)
+
+    def stand_by(self, registered: frozenset[int], reachable: frozenset[int], now: float) -> None:
+        """Another node leads: remember since when nodes are away, and nothing else, to go on when it is this one's turn.
+
+        To be called only while etcd has a leader here: who was cut off with the few knows nothing of the many.
+        """
+        away = since(self._away, registered - reachable, now)
+        self.forget()
+        self._away = away
 
     async def reconcile(self, seen: Seen, now: float) -> bool:
         """Do the step that is due; tells whether there was one. `now` is of a clock that only goes forward, in seconds."""
@@ -148,16 +156,6 @@ def _name(member: Member) -> str:
 def _is_late(member: Member, refused: frozenset[str]) -> bool:
     """Whether a learner was never started, or cannot be promoted."""
     return member.learner and (not member.name or member.id in refused)
-
-
-def since(known: Mapping[Key, float], now_so: Iterable[Key], now: float) -> dict[Key, float]:
-    """Return since when each of these has been so, in seconds; `known` is what was returned before."""
-    return {key: known.get(key, now) for key in now_so}
-
-
-def longer_than(seconds: float, known: Mapping[Key, float], now: float) -> frozenset[Key]:
-    """Return what has been so for that long."""
-    return frozenset(key for key, moment in known.items() if now - moment >= seconds)
 
 
 def _assign(registry: Registry, number: int, role: str) -> Registry | None:

@@ -11,7 +11,7 @@ from typing import Any
 from kmagent import kubernetes_api
 from kmagent.candidates import Reports, links_of
 from kmagent.http import Client
-from kmagent.membership import longer_than, since
+from kmagent.lasting import longer_than, since
 from kmagent.registry import Registry
 
 log = logging.getLogger(__name__)

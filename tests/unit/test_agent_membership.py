@@ -120,6 +120,36 @@ def test_a_voter_that_is_away_for_long_is_replaced_and_one_that_returns_in_time_
     assert cluster.is_well()
 
 
+def test_the_grace_goes_on_when_another_node_leads(cluster: Cluster) -> None:
+    cluster.settle()
+    other, everyone = cluster.another(), frozenset({1, 2, 3, 4, 5})
+    cluster.up.remove(3)
+    for _ in range(8):
+        cluster.turn()
+        other.stand_by(everyone, frozenset(cluster.up), cluster.now)
+    assert 3 in cluster.voters
+    cluster.keeper = other
+    # 40 of 60 s are over.
+    for _ in range(6):
+        cluster.turn()
+    assert 4 in cluster.voters
+    cluster.settle()
+    # One that was there again in between is not away any longer; nor does who was cut off itself know anything.
+    cluster.up.add(3)
+    cluster.settle()
+    cluster.up.remove(2)
+    for forgets in (False, True):
+        cluster.keeper = another = cluster.another()
+        another.stand_by(everyone, frozenset(cluster.up), cluster.now)
+        cluster.now += 100
+        if forgets:
+            another.forget()
+        else:
+            another.stand_by(everyone, everyone, cluster.now)
+        cluster.turn()
+        assert 2 in cluster.voters
+
+
 def test_an_etcd_that_does_not_answer_is_away_even_if_its_node_is_there(cluster: Cluster) -> None:
     cluster.settle()
     for _ in range(20):
