@@ -15,7 +15,8 @@ from kmplan.voters import FEW_VOTERS, voters_of, wanted_of
 
 POLL_S = 1.0
 KUBECTL_S = 10.0
-LOST_TAINT = "kubermesh.io/lost"
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+ADDONS = ("kube-proxy", "coredns")
 
 
 def kubectl(cluster: Cluster, *arguments: str, given: str | None = None) -> str:
@@ -44,7 +45,8 @@ def complaints(cluster: Cluster) -> list[str]:
     if wrong:
         return wrong
     try:
-        return [*wrong_nodes(cluster), *wrong_pods(cluster), *wrong_data(cluster)]
+        voters = [node["name"] for node in described["nodes"] if node["role"] == "voter"]
+        return [*wrong_nodes(cluster), *wrong_pods(cluster, voters), *wrong_data(cluster)]
     except (UserError, ValueError, KeyError) as error:
         return [str(error)]
 
@@ -73,10 +75,21 @@ def wrong_nodes(cluster: Cluster) -> list[str]:
     return wrong
 
 
-def wrong_pods(cluster: Cluster) -> list[str]:
-    """Pods that do not run, or start again and again."""
-    wrong = []
-    for item in items(cluster, "pods", "--all-namespaces"):
+def wrong_pods(cluster: Cluster, voters: Sequence[str]) -> list[str]:
+    """Pods that do not run, or start again and again, and those that are not there: of the control plane, and of add-ons."""
+    found = items(cluster, "pods", "--all-namespaces")
+    missing = {f"{component}-{voter}" for component in CONTROL_PLANE for voter in voters}
+    missing -= {item["metadata"]["name"] for item in found}
+    wrong = [f"pod {name} is not there" for name in sorted(missing)]
+    sets = {
+        item["metadata"]["name"]: item["status"] for item in items(cluster, "daemonsets", "--namespace=kube-system")
+    }
+    for name in ADDONS:
+        ready = sets.get(name, {}).get("numberReady", 0)
+        wrong += (
+            [f"{name} is ready on {ready} of {len(cluster.machines)} nodes"] if ready < len(cluster.machines) else []
+        )
+    for item in found:
         ready = next((one["status"] for one in item["status"].get("conditions", []) if one["type"] == "Ready"), "False")
         if ready != "True" and item["status"].get("phase") != "Succeeded":
             wrong.append(f"pod {item['metadata']['name']} is not ready")

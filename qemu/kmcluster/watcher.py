@@ -58,13 +58,14 @@ def differs(member: str, before: Sight, after: Sight) -> bool:
     return before.members.get(member) != after.members.get(member)
 
 
-def prepare(cluster: Cluster, folder: Path) -> None:
-    """Make the certificate."""
+def prepare(cluster: Cluster, folder: Path) -> str:
+    """Make the certificate; returns the folder, as `main` takes it."""
     authority = pki.Pair(*((cluster.directory / f"pki/etcd-ca.{kind}").read_text() for kind in ("crt", "key")))
     pair = pki.issue(authority, pki.Subject("kubermesh:verify"), 1)
     files.write(folder / "watcher.key", pair.key, 0o600)
     files.write(folder / "watcher.crt", pair.certificate)
     files.write(folder / "etcd-ca.crt", authority.certificate)
+    return str(folder)
 
 
 def main(folder: str) -> None:

@@ -20,6 +20,8 @@ RECOVER_S, ALONE_S = 120.0, 20
 WITNESS_S = 60.0
 # How long agents are killed after the grace of a voter is over.
 REPLACING_S = 20.0
+# How long after its grace a voter may take to be replaced.
+REPLACED_S = 60.0
 
 
 def each(act: Callable[[Scene, int], None], pause_s: float = 0.0) -> Callable[[Scene, list[int]], None]:
@@ -123,6 +125,18 @@ def join_fenced(scene: Scene, chosen: list[int]) -> None:
     scene.plug_all()
 
 
+def cut_until_replaced(scene: Scene, chosen: list[int]) -> None:
+    """Cut a voter's power until another one votes in its place; UserError when none does in time after the grace."""
+    wanted, start = len(scene.with_role("voter")), time.monotonic()
+    cut(scene, chosen)
+    while (late := time.monotonic() - start - GRACE_S) < REPLACED_S:
+        if len(scene.with_role("voter")) == wanted:
+            scene.tell(f"replaced {late:.0f} s after the grace")
+            return
+        time.sleep(0.5)
+    raise UserError(f"no voter was replaced {REPLACED_S:g} s after the grace")
+
+
 def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
     """Cut a voter's power for good, and kill the agents of the others again and again while they replace it."""
     cut(scene, chosen)
@@ -170,7 +184,7 @@ SCENARIOS = [
     Scenario("voter-disk-full", "the disk of a voter is full for longer than it is waited for", ("disk", "members"), follower,
              fill, repair, after_s=GRACE_S + 20, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, silence_s=30, evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
-             leader, cut, power_on, after_s=GRACE_S + 40, outage_s=10, replaced=True, silence_s=30, evicts=True),
+             leader, cut_until_replaced, power_on, after_s=20, outage_s=10, replaced=True, silence_s=30, evicts=True),
     Scenario("agents-killed", "a voter is gone, and the agents of the others are killed again and again while they replace it",
              ("power", "members"), follower, cut_and_kill_agents, power_on, after_s=40, outage_s=10,
              # An agent gives a node up when it has missed it for a while, and none lives as long.
