@@ -25,9 +25,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One time that a scenario was played; seconds count from the fault's begin.
 
     `faults` says what did not hold, nothing when all did. `outages` are the longest of the fault, and the longest after it was
-    undone (at `undone_s`), where they were long enough to be noticed; `silences` are the same of the service. All was as
-    before at `whole_s`. `acked`, `failed` and `lost` count writes; `evicted` names the nodes whose pods were made anew
-    elsewhere. A cluster that does not heal alone is in service again only after the fault was undone.
+    undone (at `undone_s`, which is `whole_s` where nobody undoes it), where they were long enough to be noticed; `silences`
+    are the same of the service. All was as before at `whole_s`. `acked`, `failed` and `lost` count writes; `evicted` names the
+    nodes whose pods were made anew elsewhere. A cluster that does not heal alone is in service again only after the fault was
+    undone.
     """
 
     scenario: str

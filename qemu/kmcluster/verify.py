@@ -44,7 +44,8 @@ class Acts:
 
     def longest(self, find: Callable[[float, float], tuple[float, float]]) -> list[Outage]:
         """The longest outage that `find` finds of the fault, and after it was undone, if they are noticeable."""
-        found = [find(self.begin, self.undone), find(self.undone, self.whole)]
+        found = [find(self.begin, self.undone)]
+        found += [find(self.undone, self.whole)] if self.undone < self.whole else []
         return [Outage(self.since_begin(a), self.since_begin(b)) for a, b in found if b - a > NOTICEABLE_S]
 
 
@@ -103,6 +104,9 @@ def act(scenario: Scenario, scene: Scene, chosen: list[int]) -> Acts:
     except UserError as error:
         acts.faults.append(str(error))
     acts.whole = time.monotonic()
+    if not scenario.undo:
+        # It has to mend by itself: all of the time counts.
+        acts.undone = acts.whole
     return acts
 
 
