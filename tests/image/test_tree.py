@@ -233,6 +233,13 @@ def test_etcd_is_one_inode_for_host_and_container(root: Path) -> None:
     assert [path.stat().st_ino for path in places] == [(root / "usr/bin/etcd").stat().st_ino]
 
 
+def test_a_kube_proxy_that_is_started_anew_knows_its_own_rules(root: Path) -> None:
+    """nft shows a protocol by its name only where this file is, and kube-proxy removes what it does not recognise."""
+    snapshots = root / "usr/lib/kubermesh/containerd/snapshots"
+    (place,) = snapshots.glob("*/fs/usr/bin/kube-proxy")
+    assert re.search(r"^tcp\s+6\s", (place.parents[2] / "etc/protocols").read_text(), re.MULTILINE)
+
+
 def test_no_file_of_the_tree_is_there_twice(paths: list[tuple[str, os.stat_result]]) -> None:
     large = {
         status.st_ino: (status.st_size, name)

@@ -86,6 +86,8 @@ def extract_libraries(context: Context, target: Path) -> dict[str, Path]:
     names = sorted(set(re.findall(r"(/lib\S*/\S+\.so\S*) \(", output)))
     wanted = {"usr/sbin/nft", *(f"usr{name}" for name in names if "ld-linux" not in name)}
     wanted.add("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+    # Without it nft shows tcp as 6: a kube-proxy that is started anew takes its own rules for others', and removes them.
+    wanted.add("etc/protocols")
     found: dict[str, Path] = {}
     with tarball.open_piece(context.folder("tree") / "tree.tar") as tar:
         members = {member.name: member for member in tar}
