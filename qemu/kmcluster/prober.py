@@ -8,12 +8,10 @@ Where a scenario harms a machine, the only pod of the service is there: then thi
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,12 @@ import msgspec
 from kmcluster import inside, steady, witness
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
+from kmcluster.writer import longest_gap
 from kmplan.errors import UserError
 
 NAME = "kubermesh-verify-service"
 PORT, POD_PORT = 80, 5300
 PERIOD_S, TIMEOUT_S = 0.02, 1.0
-READY_S = 60
 # Pods' networks have names, given by containerd.
 FIND = """for name in /run/netns/*; do
   nsenter --net=$name ip -oneline address show to "$1" | grep -q . && echo $name
@@ -57,8 +55,7 @@ class Probe(msgspec.Struct, frozen=True):
 
 def longest_outage(log: Sequence[Probe], since: float, until: float) -> tuple[float, float]:
     """When no connection was opened for longest between two moments: its begin and its end."""
-    times = [since, *sorted(one.ended for one in log if one.opened and since < one.ended < until), until]
-    return max(pairwise(times), key=lambda pair: pair[1] - pair[0])
+    return longest_gap((one.ended for one in log if one.opened), since, until)
 
 
 def answered(log: Sequence[Probe], until: float) -> bool:
@@ -71,11 +68,8 @@ def place(cluster: Cluster, home: Machine, harmed: Sequence[Machine]) -> str:
     image = steady.kubectl(
         cluster, "-n", "kube-system", "get", "daemonset", "coredns", "--output=jsonpath={..containers[0].image}"
     )
-    objects = [CONFIG, SERVICE, deployment(image, home, harmed)]
     steady.kubectl(cluster, "delete", "deployment", NAME, "--ignore-not-found")
-    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-    steady.kubectl(cluster, "apply", "--filename=-", given=given)
-    steady.kubectl(cluster, "rollout", "status", f"deployment/{NAME}", f"--timeout={READY_S}s")
+    witness.roll_out(cluster, NAME, [CONFIG, SERVICE, deployment(image, home, harmed)])
     return steady.kubectl(cluster, "get", "service", NAME, "--output=jsonpath={.spec.clusterIP}")
 
 

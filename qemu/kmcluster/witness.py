@@ -21,10 +21,15 @@ def place(cluster: Cluster) -> dict[str, str]:
     # No more than one on any node: so each stands for its own.
     apart = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": NAME}}}
     affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
-    given = json.dumps(deployment(NAME, len(cluster.machines), affinity, CONTAINER))
-    steady.kubectl(cluster, "apply", "--filename=-", given=given)
-    steady.kubectl(cluster, "rollout", "status", f"deployment/{NAME}", f"--timeout={READY_S}s")
+    roll_out(cluster, NAME, [deployment(NAME, len(cluster.machines), affinity, CONTAINER)])
     return where(cluster)
+
+
+def roll_out(cluster: Cluster, name: str, objects: list[dict[str, Any]]) -> None:
+    """Apply objects, and wait for the deployment of this name among them; UserError when it is not ready in time."""
+    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    steady.kubectl(cluster, "apply", "--filename=-", given=given)
+    steady.kubectl(cluster, "rollout", "status", f"deployment/{name}", f"--timeout={READY_S}s")
 
 
 def deployment(name: str, replicas: int, affinity: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -62,13 +62,14 @@ def judge(logs: Sequence[Sequence[Entry]], final: int) -> Count:
 
 def longest_outage(logs: Sequence[Sequence[Entry]], since: float, until: float) -> tuple[float, float]:
     """When writes were not answered for longest between two moments: its begin and its end, for the worst of the writers."""
-    worst = (since, since)
-    for log in logs:
-        times = [since, *(one.ended for one in log if one.kind in SERVED and since < one.ended < until), until]
-        for before, after in pairwise(times):
-            if after - before > worst[1] - worst[0]:
-                worst = (before, after)
-    return worst
+    gaps = [longest_gap((one.ended for one in log if one.kind in SERVED), since, until) for log in logs]
+    return max(gaps, key=lambda gap: gap[1] - gap[0], default=(since, since))
+
+
+def longest_gap(moments: Iterable[float], since: float, until: float) -> tuple[float, float]:
+    """The longest time between two moments, in any order, without one of these: its begin and its end."""
+    times = [since, *sorted(moment for moment in moments if since < moment < until), until]
+    return max(pairwise(times), key=lambda pair: pair[1] - pair[0])
 
 
 def main(kubeconfig: str, name: str) -> None:

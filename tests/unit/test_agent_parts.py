@@ -111,11 +111,11 @@ def test_clients_are_led_elsewhere_before_etcd_or_the_api_server_is_started_anew
         while not all((paths.manifests / f"{name}.yaml").exists() for name in ALL):
             await asyncio.sleep(0.001)
         # What clients do not need is started anew without a word.
-        for names, texts in ((["kube-scheduler"], []), (["etcd"], ["old"]), (["kube-apiserver"], ["old", "new"])):
-            for name in names:
-                (paths.staged / f"{name}.yaml").write_text("new")
+        steps: dict[str, list[str]] = {"kube-scheduler": [], "etcd": ["old"], "kube-apiserver": ["old", "new"]}
+        for name, texts in steps.items():
+            (paths.staged / f"{name}.yaml").write_text("new")
             state.notify()
-            while (paths.manifests / f"{names[0]}.yaml").read_text() != "new":
+            while (paths.manifests / f"{name}.yaml").read_text() != "new":
                 await asyncio.sleep(0.001)
             assert address.taken_away == texts
             await state.wait_for("announced")
