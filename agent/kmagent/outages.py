@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from kmagent import kubernetes_api
+from kmagent import denied_pods, kubernetes_api
 from kmagent.candidates import Reports, links_of
 from kmagent.http import Client
 from kmagent.lasting import longer_than, since
@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 TAINT = {"key": "kubermesh.io/lost", "effect": "NoExecute"}
 # A node that is lost alone; several that are joined to each other may well be alive behind a cable that was cut.
 ALONE_S, GROUP_S = 5.0, 60.0
+# How long the kubelet of a node that is back may take to deny pods, because it has not heard that the taint is gone.
+RETURN_S = 60.0
 
 Object = dict[str, Any]
 
@@ -55,16 +57,22 @@ class Outages:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._lost: dict[int, float] = {}
+        self._returned: float | None = None
 
     def forget(self) -> None:
         """Begin anew: another node led meanwhile."""
-        self._lost = {}
+        self._lost, self._returned = {}, None
 
     async def reconcile(
         self, registry: Registry, objects: Mapping[str, Object], reachable: frozenset[int], reports: Reports, now: float
     ) -> bool:
-        """Put on and take off taints; `objects` are the Node objects by name. Tells whether a decision is near."""
+        """Put on and take off taints, and tidy up behind nodes that are back; `objects` are the Node objects by name.
+
+        Tells whether a decision is near.
+        """
         self._lost = since(self._lost, registry.numbers - reachable, now)
+        # Who begins to lead does not know who has just returned.
+        self._returned = now if self._returned is None else self._returned
         gone = given_up(self._lost, len(registry.nodes), links_of(reports), now)
         for node in registry.nodes:
             item = objects.get(node.name)
@@ -76,4 +84,7 @@ class Outages:
             if change:
                 log.warning("%s is %s", node.name, "lost" if lost else "back")
                 await kubernetes_api.merge(self._client, f"/api/v1/nodes/{node.name}", change)
+                self._returned = self._returned if lost else now
+        if now - self._returned < RETURN_S:
+            await denied_pods.delete(self._client)
         return any(now - moment < GROUP_S for moment in self._lost.values())

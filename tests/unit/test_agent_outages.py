@@ -7,7 +7,7 @@ import pytest
 from agent_fakes import FIRST, KubernetesApi, Shop
 
 from kmagent.candidates import Report
-from kmagent.outages import ALONE_S, GROUP_S, TAINT, Outages, given_up, patch
+from kmagent.outages import ALONE_S, GROUP_S, RETURN_S, TAINT, Outages, given_up, patch
 from kmagent.registry import Registry
 
 RING = {1: {2, 5}, 2: {1, 3}, 3: {2, 4}, 4: {3, 5}, 5: {4, 1}}
@@ -61,7 +61,7 @@ def test_the_taint_comes_and_goes_and_others_stay(
 
 
 class Nodes(KubernetesApi):
-    """The API with three Node objects."""
+    """The API with three Node objects, and pods that failed."""
 
     def __init__(self) -> None:
         names = [f"shop-{number}" for number in (1, 2, 3)]
@@ -69,12 +69,25 @@ class Nodes(KubernetesApi):
             {f"/api/v1/nodes/{name}": {**item(), "metadata": {"name": name, "resourceVersion": "1"}} for name in names}
         )
 
+    def do_get(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        pods = [one for key, one in self.objects.items() if "/pods/" in key]
+        return (200, {"items": pods}) if path == "/api/v1/pods" else super().do_get(path, body)
+
+    def fail(self, name: str, reason: str, *, controlled: bool = True) -> None:
+        owners = [{"kind": "ReplicaSet", "name": name, "controller": controlled}]
+        metadata = {"name": name, "namespace": "default", "ownerReferences": owners}
+        pod = {"metadata": metadata, "status": {"phase": "Failed", "reason": reason}}
+        self.objects[f"/api/v1/namespaces/default/pods/{name}"] = pod
+
+    def failed(self) -> set[str]:
+        return {key.rpartition("/")[2] for key in self.objects if "/pods/" in key}
+
     def do_patch(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.objects[path] = {**self.objects[path], "spec": body["spec"]}
         return 200, self.objects[path]
 
     def tainted(self) -> set[str]:
-        return {name.rpartition("/")[2] for name, one in self.objects.items() if one["spec"].get("taints")}
+        return {one["metadata"]["name"] for one in self.objects.values() if one.get("spec", {}).get("taints")}
 
 
 class Leader:
@@ -118,3 +131,28 @@ def test_a_lost_node_keeps_its_taint_under_a_new_leader(reachable: set[int]) -> 
     assert api.tainted() == {"shop-2"} and len(api.writes) == 1
     new({1, 2, 3}, 101)
     assert api.tainted() == set()
+
+
+def test_pods_that_a_returning_node_denied_are_deleted_and_no_others() -> None:
+    api = Nodes()
+    turn = Leader(api).turn
+    turn({1, 3}, 0)
+    turn({1, 3}, 1000)
+    api.fail("early", "TaintToleration")
+    turn({1, 3}, 1001)
+    assert api.failed() == {"early"}
+    turn({1, 2, 3}, 1002)
+    assert api.failed() == set()
+
+    api.fail("late", "TaintToleration")
+    api.fail("by-hand", "TaintToleration", controlled=False)
+    api.fail("evicted", "Evicted")
+    turn({1, 2, 3}, 1002 + RETURN_S - 1)
+    assert api.failed() == {"by-hand", "evicted"}
+
+    api.fail("of-another-cause", "TaintToleration")
+    turn({1, 2, 3}, 1002 + RETURN_S)
+    assert "of-another-cause" in api.failed()
+    # Who leads from now on does not know when the last one came back.
+    Leader(api).turn({1, 2, 3}, 5000)
+    assert api.failed() == {"by-hand", "evicted"}
