@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 from random import SystemRandom
 
@@ -22,12 +23,15 @@ from kmcluster.drivers import NAMES
 from kmcluster.image import check_image
 from kmcluster.scenario import GRACE_S, Scenario
 from kmcluster.scenarios import ALL, TAGS, choose, part_of
+from kmcluster.scenarios.sabotage import SABOTAGE
 from kmcluster.topology import find_topology, read_topology
 from kmcluster.verdict import Run, Verdict, junit
 from kmcluster.verify import Stage, play
 from kmplan import document
 from kmplan.errors import UserError
 
+# How long a cluster whose nodes are Ready may take until nothing is wrong with it.
+STEADY_S = 240.0
 FORMATS = "verdict.json, junit.xml and verdict.html"
 
 
@@ -41,6 +45,7 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 @click.option("--seed", type=int, help="Random choices follow from it.  [default: another one each time]")
 @click.option("--keep", is_flag=True, help="Leave the cluster of a failure on, for you to look at; ends there.")
 @click.option("--stop", is_flag=True, help="End with the first failure.")
+@click.option("--sabotage", is_flag=True, help="Undermine what heals first: a scenario fails that does not notice.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -60,29 +65,26 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def verify(
     names: Sequence[str], tags: Sequence[str], part: str | None, only_list: bool, driver: str, repeat: int, seed: int | None,
-    keep: bool, stop: bool, output: Path, compare: Path | None, publish: Path | None, image: Path, as_json: bool,
+    keep: bool, stop: bool, sabotage: bool, output: Path, compare: Path | None, publish: Path | None, image: Path, as_json: bool,
 ) -> None:  # fmt: skip
-    """Break a cluster of the image on purpose, and prove that it heals: all scenarios, or those that are named.
+    """Break a cluster of the image on purpose, and prove that it heals: all scenarios for the driver, or those that are named.
 
     While each fault lasts, two writers count up through the API's anycast address; every write that was acknowledged has to be
     there in the end, once. Ends with status 1 when something did not hold.
     """
-    chosen = choose(names, tags)
+    chosen = choose(names, tags, driver)
     chosen = part_of(chosen, part) if part else chosen
     if only_list:
         rows = [("SCENARIO", "TAGS", "WHAT HAPPENS"), *((one.name, ", ".join(one.tags), one.title) for one in chosen)]
         click.echo(json.dumps([one.name for one in chosen]) if as_json else table(rows))
         return
-    if driver != "nspawn":
-        raise UserError(f"{driver}: scenarios need machines that share this one's network", "use --driver nspawn")
     # Whoever ends this, by Ctrl-C or not, leaves no cluster behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     earlier = document.read(compare, Verdict) if compare else None
     if publish:
         verdict_table.split(publish.read_text())
-    session = Session(driver, image, output, SystemRandom().randrange(2**31) if seed is None else seed)
-    runs = session.play_all(chosen, repeat, keep=keep, stop=stop)
-    verdict = session.write(runs, earlier)
+    session = Session(driver, image, output, SystemRandom().randrange(2**31) if seed is None else seed, earlier)
+    verdict = session.play_all(chosen, repeat, keep=keep, stop=stop, sabotage=sabotage)
     if publish:
         document.write(publish, verdict_table.publish(publish.read_text(), verdict, ALL))
     click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode() if as_json else summary(verdict))
@@ -94,42 +96,54 @@ def verify(
 class Session:
     """One call of `kmbuild verify`: its cluster, and where results go."""
 
-    def __init__(self, driver: str, image: Path, output: Path, seed: int) -> None:
+    def __init__(self, driver: str, image: Path, output: Path, seed: int, earlier: Verdict | None = None) -> None:
         self.driver, self.image, self.output, self.seed = driver, locate_image(image), output, seed
+        self.earlier = earlier
         self.roothash = str(check_image(self.image)["roothash"])
         self.start = time.monotonic()
         output.mkdir(parents=True, exist_ok=True)
 
-    def play_all(self, chosen: Sequence[Scenario], repeat: int, *, keep: bool, stop: bool) -> list[Run]:
-        """Play each scenario so often, on one cluster as long as that is well."""
+    def play_all(
+        self, chosen: Sequence[Scenario], repeat: int, *, keep: bool = False, stop: bool = False, sabotage: bool = False
+    ) -> Verdict:
+        """Play each scenario so often, on one cluster as long as that is well; the reports are written after each run."""
         runs: list[Run] = []
         name = ""
         made: Scenario | None = None
         kept = False
         try:
-            for scenario in chosen:
-                for number in range(repeat):
-                    if name and made and not fits(made, scenario):
-                        bench.down(name)
-                        name = ""
-                    made = scenario
-                    name = name or self.bring_up(scenario)
-                    self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
-                    run = play(scenario, Stage(name, self.output, lambda what: self.say("", what)), self.seed + number)
-                    runs.append(run)
-                    self.say(scenario.name, "; ".join(run.faults) or verdict_page.describe(run))
-                    if run.faults and (keep or stop):
-                        kept = keep
-                        return runs
-                    if run.faults:
-                        bench.down(name)
-                        name = ""
+            for scenario, number in product(grouped(chosen), range(repeat)):
+                played = SABOTAGE[scenario.name](scenario) if sabotage else scenario
+                if name and made and not fits(made, played):
+                    bench.down(name)
+                    name = ""
+                made = played
+                name = name or self.bring_up(played)
+                self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
+                run = self.play(name, played, self.seed + number)
+                run = expect_noticed(run) if sabotage else run
+                runs.append(run)
+                self.say(scenario.name, "; ".join(run.faults or run.noticed) or verdict_page.describe(run))
+                self.write(runs)
+                if run.faults and (keep or stop):
+                    kept = keep
+                    break
+                if run.faults or sabotage:
+                    bench.down(name)
+                    name = ""
         finally:
             if name and not kept:
                 bench.down(name)
             elif name:
                 self.say(name, "stays on: `kmbuild cluster status`, then `kmbuild cluster down`")
-        return runs
+        return self.write(runs)
+
+    def play(self, name: str, scenario: Scenario, seed: int) -> Run:
+        """Play a scenario once; what keeps it from being played is a fault as well."""
+        try:
+            return play(scenario, Stage(name, self.output, lambda what: self.say("", what)), seed)
+        except UserError as error:
+            return Run(scenario=scenario.name, seed=seed, faults=[f"not played: {error}"], marks=[])
 
     def bring_up(self, scenario: Scenario) -> str:
         """Boot a cluster for a scenario, whose voters are replaced soon; returns its name."""
@@ -144,7 +158,7 @@ class Session:
         try:
             made = bench.up(order)
             waiting.wait_ready(made, lambda *_: None)
-            steady.wait_steady(made, 240)
+            steady.wait_steady(made, STEADY_S * steady.pace(made))
         except BaseException:
             bench.down(name)
             raise
@@ -155,7 +169,7 @@ class Session:
         """Show progress."""
         show_line(time.monotonic() - self.start, who, what)
 
-    def write(self, runs: list[Run], earlier: Verdict | None) -> Verdict:
+    def write(self, runs: list[Run]) -> Verdict:
         """Write the reports."""
         verdict = Verdict(
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", machine=f"{os.cpu_count()} cores, Linux {platform.release()}",
@@ -163,8 +177,28 @@ class Session:
         )  # fmt: skip
         document.write(self.output / "verdict.json", msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
         document.write(self.output / "junit.xml", junit(verdict))
-        document.write(self.output / "verdict.html", verdict_page.page(verdict, ALL, earlier))
+        document.write(self.output / "verdict.html", verdict_page.page(verdict, ALL, self.earlier))
         return verdict
+
+
+def grouped(chosen: Sequence[Scenario]) -> list[Scenario]:
+    """The scenarios that can be played on the same cluster one after the other, otherwise in their order."""
+    groups: list[list[Scenario]] = []
+    for scenario in chosen:
+        group = next((one for one in groups if fits(one[0], scenario)), None)
+        if group is None:
+            groups.append([scenario])
+        else:
+            group.append(scenario)
+    return [scenario for group in groups for scenario in group]
+
+
+def expect_noticed(run: Run) -> Run:
+    """The run of a scenario that was undermined: to hold is its only fault, and not to be played."""
+    if run.took_s == 0:
+        return run
+    held = [] if run.faults else ["everything held though what heals was undermined"]
+    return msgspec.structs.replace(run, faults=held, noticed=run.faults)
 
 
 def fits(made: Scenario, scenario: Scenario) -> bool:
@@ -178,5 +212,5 @@ def summary(verdict: Verdict) -> str:
     for run in verdict.runs:
         times = (f"{seconds:.1f} s" for seconds in (run.outage_s, run.silence_s, run.whole_s))
         counts = (str(number) for number in (run.acked, run.failed, run.lost))
-        rows.append((run.scenario, *times, *counts, "; ".join(run.faults) or "ok"))
+        rows.append((run.scenario, *times, *counts, "; ".join(run.faults or run.noticed) or "ok"))
     return table(rows)

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import msgspec
 
-from kmcluster import prober, steady, watcher
+from kmcluster import access, prober, steady, watcher
 from kmcluster.prober import Probe
 from kmcluster.scenario import Scene
 from kmcluster.state import Cluster, Machine
 from kmcluster.watcher import Sight
 from kmcluster.writer import Entry
+from kmplan import files
 from kmplan.errors import UserError
 from kmplan.run import spawn
 
@@ -52,21 +53,32 @@ class Logs:
 
 @contextmanager
 def observing(scene: Scene, chosen: Sequence[int], voters: Sequence[int], folder: Path) -> Iterator[Logs]:
-    """Have all oracles look at the cluster, from machines that are not harmed as long as there are such."""
+    """Have all oracles look at the cluster, from machines that are not harmed as long as there are such.
+
+    Virtual machines do not share their networks with this one: two writers use the port that leads to the API, and that is all.
+    """
     cluster = scene.cluster
-    spared = [one for one in cluster.machines if one.number not in chosen]
-    # A watcher on a machine that is harmed would take several steps at once when it catches up.
-    watched = [machine for machine in spared if machine.number in voters]
     steady.kubectl(cluster, "delete", "configmap", COUNTER, "--ignore-not-found")
     steady.kubectl(cluster, "create", "configmap", COUNTER, "--from-literal=value=0")
-    config = str(cluster.directory / "admin.kubeconfig")
-    with (
-        tempfile.TemporaryDirectory() as papers,
-        inside_of(networks([*spared, *cluster.machines][:WRITERS]), "writer", folder, config, COUNTER) as writers,
-        inside_of(networks(watched), "watcher", folder, watcher.prepare(cluster, Path(papers))) as watchers,
-        probing(cluster, spared[:1], [scene.machine(number) for number in chosen], folder) as probers,
-    ):
-        yield Logs(writers, watchers, probers)
+    pace = str(steady.pace(cluster))
+    with tempfile.TemporaryDirectory() as papers:
+        if cluster.driver != "nspawn":
+            config = Path(papers) / "kubeconfig"
+            files.write(config, access.kubeconfig(cluster), 0o600)
+            with inside_of([None] * WRITERS, "writer", folder, str(config), COUNTER, pace) as writers:
+                yield Logs(writers, [], [])
+            return
+        spared = [one for one in cluster.machines if one.number not in chosen]
+        # A watcher on a machine that is harmed would take several steps at once when it catches up.
+        watched = [machine for machine in spared if machine.number in voters]
+        homes = networks([*spared, *cluster.machines][:WRITERS])
+        config = cluster.directory / "admin.kubeconfig"
+        with (
+            inside_of(homes, "writer", folder, str(config), COUNTER, pace) as writers,
+            inside_of(networks(watched), "watcher", folder, watcher.prepare(cluster, Path(papers))) as watchers,
+            probing(cluster, spared[:1], [scene.machine(number) for number in chosen], folder) as probers,
+        ):
+            yield Logs(writers, watchers, probers)
 
 
 @contextmanager
@@ -88,14 +100,14 @@ def networks(machines: Sequence[Machine]) -> list[Path]:
 
 
 @contextmanager
-def inside_of(places: Sequence[Path], oracle: str, folder: Path, *arguments: str) -> Iterator[list[Path]]:
-    """Have an oracle run in each of these network namespaces; yields their logs."""
+def inside_of(places: Sequence[Path | None], oracle: str, folder: Path, *arguments: str) -> Iterator[list[Path]]:
+    """Have an oracle run in each of these network namespaces, None for this one; yields their logs."""
     logs = [folder / f"{oracle}-{number}.jsonl" for number in range(len(places))]
     children: list[Popen[bytes]] = []
     try:
         for place, log in zip(places, logs, strict=True):
             log.write_bytes(b"")
-            inside = ["nsenter", f"--net={place}", "--"]
+            inside = ["nsenter", f"--net={place}", "--"] if place else []
             argv = [*inside, sys.executable, "-P", "-m", f"kmcluster.{oracle}", *arguments]
             children.append(spawn(argv, log=log, tied=True))
         yield logs

@@ -17,10 +17,15 @@ from kmplan.errors import UserError
 # How long the clusters that are verified wait for a voter.
 GRACE_S = 20.0
 LEAD_S = 30.0
-MOVE_LEADER = """
+ETCDCTL = """
 cd /run/kubermesh/pki/agent && exec etcdctl --endpoints=https://[::1]:2379 --cacert=etcd-ca.crt --cert=etcd-client.crt \\
-  --key=etcd-client.key move-leader "$1"
+  --key=etcd-client.key "$@"
 """
+
+
+def etcdctl(*arguments: str) -> list[str]:
+    """The argv that asks a voter's own etcd something, with its agent's certificate."""
+    return ["sh", "-c", ETCDCTL, "etcdctl", *arguments]
 
 
 class Scene:
@@ -68,7 +73,7 @@ class Scene:
             return
         read = inside.run(self.driver, self.machine(number), ["cat", "/var/lib/kubermesh/role.json"])
         member = f"{int(json.loads(read.stdout)['member']):x}"
-        moved = inside.run(self.driver, self.machine(leader), ["sh", "-c", MOVE_LEADER, "sh", member])
+        moved = inside.run(self.driver, self.machine(leader), etcdctl("move-leader", member))
         if moved.code != 0:
             raise UserError(f"{self.machine(number).name} does not lead: {moved.stderr.strip()[-200:]}")
         deadline = time.monotonic() + LEAD_S
@@ -131,6 +136,11 @@ def follower(scene: Scene) -> list[int]:
     return [scene.follower()]
 
 
+def nobody(_: Scene) -> list[int]:
+    """Harm no machine."""
+    return []
+
+
 def worker(scene: Scene) -> list[int]:
     """Harm a node that has no part in the control plane."""
     return [scene.one("worker")]
@@ -139,12 +149,14 @@ def worker(scene: Scene) -> list[int]:
 @dataclass(frozen=True)
 class Scenario:
     """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle.
+    `before` is what is made ready first, if anything.
 
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an answered write, nor than `silence_s` without a connection to a service whose pod is on a victim, if
     there is one: until `undo` where the cluster `heals_alone`. Everything has to be as before `whole_s` after that.
-    `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew elsewhere.
-    `settings` are further keys of the cluster file, `tuning` is overridden on every node.
+    `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew elsewhere, `elects`
+    whether etcd may elect a leader.
+    `driver` is what its machines take; `settings` are further keys of the cluster file, `tuning` is overridden on every node.
     """
 
     name: str
@@ -153,13 +165,16 @@ class Scenario:
     victims: Callable[[Scene], list[int]]
     fault: Callable[[Scene, list[int]], None]
     undo: Callable[[Scene, list[int]], None] | None = None
+    before: Callable[[Scene], None] | None = None
     after_s: float = 5.0
     outage_s: float = 10.0
     silence_s: float = 5.0
     whole_s: float = 120.0
     replaced: bool = False
     evicts: bool = False
+    elects: bool = True
     heals_alone: bool = True
+    driver: str = "nspawn"
     topology: str = "ring5"
     settings: tuple[tuple[str, Any], ...] = ()
     tuning: Tuning = field(default_factory=dict)

@@ -15,15 +15,22 @@ from kmplan.voters import FEW_VOTERS, voters_of, wanted_of
 
 POLL_S = 1.0
 KUBECTL_S = 10.0
+EMULATED_PACE = 10.0
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 ADDONS = ("kube-proxy", "coredns")
+
+
+def pace(cluster: Cluster) -> float:
+    """By how much everything takes longer on a cluster's machines than on this one."""
+    return EMULATED_PACE if cluster.accelerator == "tcg" else 1.0
 
 
 def kubectl(cluster: Cluster, *arguments: str, given: str | None = None) -> str:
     """Run kubectl as the administrator; UserError when it fails."""
     argv, environment = access.kubectl(cluster)
-    limits = [f"--request-timeout={KUBECTL_S:g}s"]
-    return run([*argv, *limits, *arguments], env=environment, input=given, timeout_s=6 * KUBECTL_S).stdout
+    limit = KUBECTL_S * pace(cluster)
+    limits = [f"--request-timeout={limit:g}s"]
+    return run([*argv, *limits, *arguments], env=environment, input=given, timeout_s=6 * limit).stdout
 
 
 def wait_steady(cluster: Cluster, timeout_s: float) -> float:
@@ -102,7 +109,9 @@ def wrong_data(cluster: Cluster) -> list[str]:
     voters = [one for one in cluster.machines if (driver.read_status(one) or {}).get("role") == "voter"]
 
     def ask(machine: Machine, revision: int) -> dict[str, int]:
-        found: dict[str, int] = inside.run_script(driver, machine, "etcd_hash", str(revision), timeout_s=KUBECTL_S)
+        found: dict[str, int] = inside.run_script(
+            driver, machine, "etcd_hash", str(revision), timeout_s=KUBECTL_S * pace(cluster)
+        )
         return found
 
     common = min((ask(machine, 0)["revision"] for machine in voters), default=0)

@@ -26,9 +26,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     `faults` says what did not hold, nothing when all did. `outages` are the longest of the fault, and the longest after it was
     undone (at `undone_s`, which is `whole_s` where nobody undoes it), where they were long enough to be noticed; `silences`
-    are the same of the service. All was as before at `whole_s`. `acked`, `failed` and `lost` count writes; `evicted` names the
-    nodes whose pods were made anew elsewhere. A cluster that does not heal alone is in service again only after the fault was
-    undone.
+    are the same of the service. All was as before at `whole_s`. `acked`, `failed` and `lost` count writes, `elections` terms of
+    etcd that began; `evicted` names the nodes whose pods were made anew elsewhere. A cluster that does not heal alone is in
+    service again only after the fault was undone. `noticed` is what did not hold where something was undermined on purpose:
+    that is as it has to be.
     """
 
     scenario: str
@@ -43,9 +44,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     acked: int = 0
     failed: int = 0
     lost: int = 0
+    elections: int = 0
     evicted: list[str] = []
     took_s: float = 0.0
     bundle: str = ""
+    noticed: list[str] = []
 
     @property
     def outage_s(self) -> float:

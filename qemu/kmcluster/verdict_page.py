@@ -112,6 +112,7 @@ def section(name: str, runs: Sequence[Run], known: dict[str, Scenario]) -> str:
     for run in runs:
         lines.append(timeline(run))
         lines += [f'<p class="bad">{escape(fault)}</p>' for fault in run.faults]
+        lines += [f'<p class="good">undermined, and noticed: {escape(fault)}</p>' for fault in run.noticed]
         if run.bundle:
             lines.append(f'<p class="faint">everything that tells of it: {escape(run.bundle)}</p>')
     return "\n".join(lines)
@@ -177,5 +178,6 @@ def describe(run: Run) -> str:
         for one in outages
     )
     counts = f"{run.acked} writes acknowledged, {run.failed} failed, {run.lost} lost"
+    elected = f"; elections of etcd: {run.elections}" if run.elections else ""
     moved = f"; pods evicted from {', '.join(run.evicted)}" if run.evicted else ""
-    return f"{felt or 'no outage'}; as before after {run.whole_s:.1f} s; {counts}{moved}; seed {run.seed}"
+    return f"{felt or 'no outage'}; as before after {run.whole_s:.1f} s; {counts}{elected}{moved}; seed {run.seed}"

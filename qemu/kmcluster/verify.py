@@ -59,26 +59,32 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
 
     scene = Scene(stage.cluster, Random(seed), tell)  # noqa: S311 - no secret
     start = time.monotonic()
-    steady.wait_steady(scene.cluster, STEADY_S)
+    steady.wait_steady(scene.cluster, STEADY_S * steady.pace(scene.cluster))
+    if scenario.before:
+        scenario.before(scene)
     chosen, before = scenario.victims(scene), members(scene)
     pods = witness.place(scene.cluster)
     with oracles.observing(scene, chosen, before, stage.folder) as logs:
         time.sleep(CALM_S)
         acts = act(scenario, scene, chosen)
         time.sleep(CALM_S)
-    entries, probes = logs.entries(), logs.probes()
-    faults = [*acts.faults, *watcher.judge(logs.sights())]
+    entries, probes, sights = logs.entries(), logs.probes(), logs.sights()
+    faults = [*acts.faults, *watcher.judge(sights)]
     faults += ["the service did not answer before the fault" for log in probes if not prober.answered(log, acts.begin)]
     try:
-        count = judge(entries, oracles.value(scene.cluster))
+        final = oracles.value(scene.cluster)
+        placed = witness.where(scene.cluster)
     except UserError as error:
-        raise UserError("; ".join([*faults, str(error)])) from error
+        faults.append(f"the API does not answer in the end: {error}")
+        final, placed = max((one.value for log in entries for one in log), default=0), pods
+    count = judge(entries, final)
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(acts.since_begin(at), what) for at, what in notes],
         outages=acts.longest(partial(longest_outage, entries)),
         silences=[out for log in probes for out in acts.longest(partial(prober.longest_outage, log))],
         undone_s=acts.since_begin(acts.undone), whole_s=acts.since_begin(acts.whole), acked=count.acked,
-        failed=count.failed, lost=len(count.lost), evicted=witness.evicted(pods, witness.where(scene.cluster)),
+        failed=count.failed, lost=len(count.lost), elections=watcher.elections(sights, acts.begin, acts.whole),
+        evicted=witness.evicted(pods, placed),
         heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
     )  # fmt: skip
     faults += unfulfilled(scenario, played, changed=members(scene) != before)
@@ -123,6 +129,8 @@ def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
         faults.append(f"{played.lost} acknowledged writes are lost")
     if played.evicted and not scenario.evicts:
         faults.append(f"pods were evicted from {', '.join(played.evicted)}")
+    if played.elections and not scenario.elects:
+        faults.append(f"elections of etcd: {played.elections}, none is allowed")
     if changed and not scenario.replaced:
         faults.append("the voters changed")
     if scenario.replaced and not changed:

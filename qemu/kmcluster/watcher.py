@@ -53,6 +53,13 @@ def judge(logs: Sequence[Sequence[Sight]]) -> list[str]:
     return wrong + [f"two members of etcd led in term {term}" for term, found in leaders.items() if len(found) > 1]
 
 
+def elections(logs: Sequence[Sequence[Sight]], since: float, until: float) -> int:
+    """How many terms began between two moments, as all watchers together saw it."""
+    before = [sight.term for log in logs for sight in log if sight.at < since]
+    terms = [sight.term for log in logs for sight in log if since <= sight.at < until]
+    return max([0, *terms]) - max(before, default=min(terms)) if terms else 0
+
+
 def differs(member: str, before: Sight, after: Sight) -> bool:
     """Whether a member came, went, or was given a vote."""
     return before.members.get(member) != after.members.get(member)

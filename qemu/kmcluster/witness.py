@@ -29,7 +29,7 @@ def roll_out(cluster: Cluster, name: str, objects: list[dict[str, Any]]) -> None
     """Apply objects, and wait for the deployment of this name among them; UserError when it is not ready in time."""
     given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     steady.kubectl(cluster, "apply", "--filename=-", given=given)
-    steady.kubectl(cluster, "rollout", "status", f"deployment/{name}", f"--timeout={READY_S}s")
+    steady.kubectl(cluster, "rollout", "status", f"deployment/{name}", f"--timeout={READY_S * steady.pace(cluster):g}s")
 
 
 def deployment(name: str, replicas: int, affinity: dict[str, Any], container: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """An oracle: a child that counts up in the Kubernetes API, and notes what it was told and when.
 
-`python -m kmcluster.writer KUBECONFIG NAME` reads and replaces the ConfigMap NAME again and again, each time only if nobody
-changed it meanwhile (its resourceVersion). It runs in a machine's network, so that the anycast address is what it talks to.
-Each line on standard output is an `Entry` as JSON. It ends with its standard input.
+`python -m kmcluster.writer KUBECONFIG NAME PACE` reads and replaces the ConfigMap NAME again and again, each time only if
+nobody changed it meanwhile (its resourceVersion). It runs in a machine's network, so that the anycast address is what it talks
+to. It waits PACE times as long as usual for an answer. Each line on standard output is an `Entry` as JSON. It ends with its
+standard input.
 """
 
 import os
@@ -72,7 +73,7 @@ def longest_gap(moments: Iterable[float], since: float, until: float) -> tuple[f
     return max(pairwise(times), key=lambda pair: pair[1] - pair[0])
 
 
-def main(kubeconfig: str, name: str) -> None:
+def main(kubeconfig: str, name: str, pace: str) -> None:
     """Write until standard input ends."""
     from kubernetes import client
     from kubernetes import config as kubeconfigs
@@ -81,20 +82,21 @@ def main(kubeconfig: str, name: str) -> None:
     settings.proxy, settings.retries = None, False
     kubeconfigs.load_kube_config(kubeconfig, client_configuration=settings)
     api = client.CoreV1Api(client.ApiClient(settings))
+    limits = tuple(limit * float(pace) for limit in TIMEOUT_S)
     while not select.select([sys.stdin], [], [], PERIOD_S)[0]:
-        for entry in count_up(api, name):
+        for entry in count_up(api, name, limits):
             os.write(1, msgspec.json.encode(entry) + b"\n")
 
 
-def count_up(api: Any, name: str) -> list[Entry]:
+def count_up(api: Any, name: str, limits: tuple[float, ...]) -> list[Entry]:
     """Read and write once."""
     begun = time.monotonic()
     try:
-        item = api.read_namespaced_config_map(name, "default", _request_timeout=TIMEOUT_S)
+        item = api.read_namespaced_config_map(name, "default", _request_timeout=limits)
         value = int(item.data["value"])
         read = Entry("read", begun, time.monotonic(), value)
         begun, item.data = time.monotonic(), {"value": str(value + 1)}
-        api.replace_namespaced_config_map(name, "default", item, _request_timeout=TIMEOUT_S)
+        api.replace_namespaced_config_map(name, "default", item, _request_timeout=limits)
     except Exception as error:  # whatever goes wrong is what is to be seen
         if getattr(error, "status", 0) == CONFLICT:
             return [read, Entry("conflict", begun, time.monotonic(), value + 1)]

@@ -47,12 +47,22 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def alone(bench_home: Path) -> None:
+    """No other cluster is up: two would have to share what this machine has.
+
+    Tests that use it have names that come after those of all others, so that no cluster is booted twice.
+    """
+    done = kmbuild("cluster", "down", "--all")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
 def nspawn_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
     yield from boot("nspawn", busybox)
 
 
 @pytest.fixture(scope="session")
-def qemu_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
+def qemu_node(alone: None, busybox: Path) -> Iterator[Node]:
     """The seed of a pair; the other machine joins it over a cable."""
     yield from boot("qemu", busybox, "pair")
 

@@ -14,10 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from kmbuild.cli import kmbuild
+from kmbuild.verify import expect_noticed, fits, grouped
 from kmcluster import prober, scenario, verdict_page, verdict_table, verify, watcher, witness
 from kmcluster.cable import Cable, Port
 from kmcluster.scenarios import ALL, choose, part_of
+from kmcluster.scenarios.links import spanning_tree
 from kmcluster.scenarios.nodes import are_joined, two
+from kmcluster.scenarios.sabotage import SABOTAGE, agents_with
 from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
 from kmcluster.writer import Count, Entry, judge, longest_outage
 from kmplan.errors import UserError
@@ -134,6 +137,8 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
         ("power-leader", {}, True, "the voters changed"),
         ("power-leader", {"evicted": ["shop-1"]}, False, None),
         ("cable-cut", {"outages": [], "evicted": ["shop-1"]}, False, "pods were evicted from shop-1"),
+        ("cable-cut", {"outages": [], "elections": 1}, False, "elections of etcd: 1, none is allowed"),
+        ("power-leader", {"elections": 1}, False, None),
         ("leader-gone", {}, True, None),
         ("leader-gone", {}, False, "no voter was replaced"),
     ],
@@ -230,26 +235,37 @@ def test_a_page_without_a_place_is_refused_before_anything_is_played(tmp_path: P
 
 
 def test_scenarios_are_chosen_by_name_and_tag() -> None:
-    assert [one.name for one in choose(["cable-cut"], [])] == ["cable-cut"]
-    assert {one.name for one in choose([], ["members"])} == {
+    assert [one.name for one in choose(["cable-cut"], [], "nspawn")] == ["cable-cut"]
+    assert {one.name for one in choose([], ["members"], "nspawn")} == {
         "agents-killed",
         "corrupt-etcd",
         "leader-gone",
         "majority-cut-off",
+        "phantom-member",
         "quorum-lost",
         "two-voters-gone",
         "voter-disk-full",
         "voter-disk-lost",
+        "voters-gone-in-turn",
     }
-    assert len(choose([], [])) == len(ALL)
+    assert {one.name for driver in ("nspawn", "qemu") for one in choose([], [], driver)} == ALL.keys()
     with pytest.raises(UserError, match="nonsense: no such scenario or tag"):
-        choose(["nonsense"], [])
+        choose(["nonsense"], [], "nspawn")
+    with pytest.raises(UserError, match="vm-power-worker: not with nspawn; use --driver qemu"):
+        choose(["vm-power-worker", "cable-cut"], [], "nspawn")
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 100])
 def test_all_parts_together_are_all_scenarios_once(parts: int) -> None:
     played = [one.name for number in range(parts) for one in part_of(list(ALL.values()), f"{number + 1}/{parts}")]
     assert sorted(played) == sorted(ALL)
+
+
+def test_what_one_cluster_can_be_used_for_is_played_together() -> None:
+    played = grouped(list(ALL.values()))
+    assert sorted(one.name for one in played) == sorted(ALL)
+    boots = 1 + sum(not fits(before, after) for before, after in pairwise(played))
+    assert boots == len({str((one.topology, one.settings, one.tuning)) for one in played})
 
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1/0", "1", "a/b", "-1/3", ""])
@@ -261,7 +277,9 @@ def test_what_is_no_part_is_refused(part: str) -> None:
 def test_the_list_says_what_happens() -> None:
     result = CliRunner().invoke(kmbuild, ["verify", "--list"])
     assert result.exit_code == 0
-    assert all(name in result.output for name in ALL)
+    assert all((name in result.output) == (one.driver == "nspawn") for name, one in ALL.items())
+    result = CliRunner().invoke(kmbuild, ["verify", "--list", "--driver", "qemu", "--tag", "clock", "--json"])
+    assert json.loads(result.output) == ["vm-clock-ahead", "vm-clock-lost"]
     result = CliRunner().invoke(kmbuild, ["verify", "--list", "--tag", "partition", "--json"])
     assert json.loads(result.output) == ["leader-cut-off", "voter-cut-off"]
 
@@ -277,6 +295,13 @@ def cables_of(pairs: list[tuple[int, int]]) -> list[Cable]:
 )  # fmt: skip
 def test_a_cable_is_cut_only_where_the_others_stay_joined(pairs: list[tuple[int, int]], joined: bool) -> None:
     assert are_joined({1, 2, 3, 5}, cables_of(pairs)) is joined
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_spanning_tree_joins_all_and_has_nothing_to_spare(seed: int) -> None:
+    cables = cables_of([(1, 2), (2, 3), (3, 4), (4, 5), (5, 1), (1, 3), (2, 4)])
+    tree = spanning_tree(cables, Random(seed))  # noqa: S311 - no secret
+    assert len(tree) == 4 and are_joined({1, 2, 3, 4, 5}, tree)
 
 
 def test_two_are_chosen_that_cut_nobody_off() -> None:
@@ -327,3 +352,52 @@ def test_one_member_leads_in_a_term() -> None:
     one = [sight(0, "12", "1", 4, "1"), sight(9, "12", "1", 6, "1")]
     assert watcher.judge([one, [sight(5, "12", "2", 5, "2")]]) == []
     assert watcher.judge([one, [sight(5, "12", "2", 4, "2")]]) == ["two members of etcd led in term 4"]
+
+
+def test_elections_are_counted_from_the_term_before_the_fault() -> None:
+    one, two = [sight(0, "12", term=4), sight(5, "12", term=4)], [sight(1, "12", term=4), sight(6, "12", term=6)]
+    assert watcher.elections([one, two], 2, 9) == 2
+    assert watcher.elections([one, two], 2, 6) == watcher.elections([one], 2, 9) == watcher.elections([], 0, 9) == 0
+    # Nobody saw what was before: the first that is seen counts for it.
+    assert watcher.elections([two[1:]], 2, 9) == 0
+
+
+def test_every_scenario_can_be_undermined() -> None:
+    assert SABOTAGE.keys() == ALL.keys()
+    # Something of it is another then.
+    assert [name for name, one in ALL.items() if SABOTAGE[name](one) == one] == []
+
+
+def test_who_does_not_notice_sabotage_fails() -> None:
+    noticed = expect_noticed(run(faults=["not as before"], took_s=60.0))
+    assert noticed.faults == [] and noticed.noticed == ["not as before"]
+    assert expect_noticed(run(took_s=60.0)).faults == ["everything held though what heals was undermined"]
+    # What was not played has shown nothing.
+    assert expect_noticed(run(faults=["not played: no cluster"])).faults == ["not played: no cluster"]
+
+
+def test_a_line_is_run_before_the_agent_as_systemd_reads_it(tmp_path: Path) -> None:
+    """ExecStart is split as systemd.service(5) says: in single quotes a backslash goes before a quote."""
+    written: dict[str, str] = {}
+    machine = SimpleNamespace(number=1, name="shop-1")
+    driver = SimpleNamespace(
+        power=lambda _: "on", execute=lambda machine, argv, stdin, timeout: written.update(text=stdin.decode()) or Done
+    )
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    cluster = SimpleNamespace(machines=[machine], machine_folder=lambda _: tmp_path)
+    scene = SimpleNamespace(cluster=cluster, driver=driver, machine=lambda _: machine)
+    before = agents_with("import os; os.environ['WHO'] = 'me'")(ALL["cable-cut"]).before
+    assert before is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kmcluster.steady.wait_steady", lambda *_: 0.0)
+        before(scene)  # type: ignore[arg-type]
+    assert (folder / "systemd.unit-dropin.kmagent.service").read_text() == written["text"]
+    line = written["text"].splitlines()[-1]
+    code = re.search(r"-c '(.*)' -m kmagent$", line)
+    assert code and code[1].replace("\\'", "'").startswith("import os; os.environ['WHO'] = 'me'; import runpy")
+    assert "$" not in line and "%" not in line
+
+
+class Done:
+    code, stdout, stderr = 0, "", ""

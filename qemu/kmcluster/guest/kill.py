@@ -16,7 +16,7 @@ def runs(pid: str, program: str) -> bool:
     """Whether a process runs the program."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         words = file.read().decode(errors="replace").split("\0")
-        return os.path.basename(words[0]) == program or "-m\0" + program in "\0".join(words[:5])
+        return os.path.basename(words[0]) == program or "-m\0" + program in "\0".join(words[:6])
     return False
 
 

@@ -4,20 +4,28 @@ import re
 from collections.abc import Sequence
 
 from kmcluster.scenario import Scenario
-from kmcluster.scenarios import links, nodes, processes
+from kmcluster.scenarios import links, nodes, papers, processes, virtual
 from kmplan.errors import UserError
 
-ALL: dict[str, Scenario] = {one.name: one for one in (*processes.SCENARIOS, *links.SCENARIOS, *nodes.SCENARIOS)}
+GROUPS = (processes.SCENARIOS, links.SCENARIOS, papers.SCENARIOS, nodes.SCENARIOS, virtual.SCENARIOS)
+ALL: dict[str, Scenario] = {one.name: one for group in GROUPS for one in group}
 TAGS = sorted({tag for one in ALL.values() for tag in one.tags})
 
 
-def choose(names: Sequence[str], tags: Sequence[str]) -> list[Scenario]:
-    """The scenarios with these names or one of these tags, all when neither is given; UserError for what there is not."""
+def choose(names: Sequence[str], tags: Sequence[str], driver: str) -> list[Scenario]:
+    """The scenarios for a driver with these names or one of these tags, all of its when neither is given.
+
+    Raises UserError for what there is not, and for a name whose scenario takes another driver.
+    """
     unknown = [name for name in names if name not in ALL] + [tag for tag in tags if tag not in TAGS]
     if unknown:
         raise UserError(f"{', '.join(unknown)}: no such scenario or tag", "`kmbuild verify --list` shows them")
-    chosen = [one for one in ALL.values() if one.name in names or set(tags) & set(one.tags)]
-    return chosen if names or tags else list(ALL.values())
+    others = [name for name in names if ALL[name].driver != driver]
+    if others:
+        raise UserError(f"{', '.join(others)}: not with {driver}", f"use --driver {ALL[others[0]].driver}")
+    fitting = [one for one in ALL.values() if one.driver == driver]
+    chosen = [one for one in fitting if one.name in names or set(tags) & set(one.tags)]
+    return chosen if names or tags else fitting
 
 
 def part_of(scenarios: Sequence[Scenario], part: str) -> list[Scenario]:

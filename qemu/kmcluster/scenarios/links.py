@@ -1,12 +1,18 @@
-"""Faults of cables: cut, silent, lossy, one-way, and a mesh in two parts."""
+"""Faults of cables: cut, silent, lossy, slow, one-way, and a mesh in two parts."""
 
 import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
 
-from kmcluster.scenario import Scenario, Scene, follower, leader
+from kmcluster.cable import Cable
+from kmcluster.scenario import Scenario, Scene, follower, leader, nobody
+from kmcluster.topology import reach
 
 FLAPS, FLAP_S = 5, 1.5
 AWAY_S, BACK_S = 10.0, 5.0
 SOAK_S, SOAK_LOSS, SOAK_DELAY_MS = 90.0, 1.0, 15.0
+SLOW_MS = 500.0
 
 
 def cut_one(scene: Scene, chosen: list[int]) -> None:
@@ -22,6 +28,11 @@ def lossy(scene: Scene, chosen: list[int]) -> None:
 def silent(scene: Scene, chosen: list[int]) -> None:
     """One cable of the victim loses everything, and keeps its carrier."""
     scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "lossy", loss=100)
+
+
+def slow(scene: Scene, chosen: list[int]) -> None:
+    """One cable of the victim takes longer than anybody waits."""
+    scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "slow", delay=SLOW_MS)
 
 
 def one_way(scene: Scene, chosen: list[int]) -> None:
@@ -48,6 +59,24 @@ def one_after_another(scene: Scene, chosen: list[int]) -> None:
     scene.cable(chosen[0], near, "cut")
 
 
+def spanning_tree(cables: Sequence[Cable], random: Random) -> list[Cable]:
+    """Cables of which none can be spared, and that still join all machines that these join."""
+    left = list(cables)
+    for cable in random.sample(left, len(left)):
+        less = [one for one in left if one != cable]
+        if cable.b.node in reach(cable.a.node, less):
+            left = less
+    return left
+
+
+def cut_to_a_tree(scene: Scene, _: list[int]) -> None:
+    """Cut every cable that can be spared, one right after the other."""
+    kept = spanning_tree(scene.cluster.cables, scene.random)
+    for cable in scene.cluster.cables:
+        if cable not in kept:
+            scene.cable(cable.a.node, cable.b.node, "cut")
+
+
 def soak(scene: Scene, _: list[int]) -> None:
     """Every cable is as bad as a long radio link."""
     for cable in scene.cluster.cables:
@@ -71,17 +100,24 @@ def plug(scene: Scene, chosen: list[int]) -> None:
         scene.cable(chosen[0], other, "plug")
 
 
+def link(name: str, what: str, fault: Callable[[Scene, list[int]], None], **more: Any) -> Scenario:
+    """A fault of a cable of the leading node: traffic goes another way, so soon that etcd elects nobody."""
+    values = {"undo": plug, "outage_s": 3.0, "elects": False, "tags": ("link",), **more}
+    return Scenario(name, f"a cable of the leading node {what}", victims=leader, fault=fault, **values)
+
+
 SCENARIOS = [
-    Scenario("cable-cut", "a cable of the leading node is cut", ("link", "quick"), leader, cut_one, plug, outage_s=3),
-    Scenario("cable-silent", "a cable of the leading node loses everything", ("link",), leader, silent, plug, outage_s=3),
-    Scenario("cable-lossy", "a cable of the leading node loses 30 %", ("link",), leader, lossy, plug, after_s=20, outage_s=3),
-    Scenario("cable-one-way", "a cable of the leading node goes one way", ("link",), leader, one_way, plug,
-             after_s=10, outage_s=3),
-    Scenario("cable-flapping", "a cable of the leading node comes and goes", ("link",), leader, flap, outage_s=3),
-    Scenario("cable-after-cable", "a cable of the leading node returns, and the other one is cut", ("link",), leader,
-             one_after_another, plug, outage_s=3),
+    link("cable-cut", "is cut", cut_one, tags=("link", "quick")),
+    link("cable-silent", "loses everything", silent),
+    link("cable-lossy", "loses 30 %", lossy, after_s=20),
+    link("cable-slow", f"takes {SLOW_MS:g} ms longer", slow, after_s=20),
+    link("cable-one-way", "goes one way", one_way, after_s=10),
+    link("cable-flapping", "comes and goes", flap, undo=None),
+    link("cable-after-cable", "returns, and the other one is cut", one_after_another),
+    Scenario("spanning-tree", "every cable that can be spared is cut", ("link",), nobody, cut_to_a_tree, plug_all, after_s=10,
+             outage_s=3, elects=False, topology="mesh5"),
     Scenario("soak", f"all cables lose {SOAK_LOSS:g} % and take {SOAK_DELAY_MS:g} ms longer", ("link", "soak"), leader, soak,
-             plug_all, after_s=SOAK_S, outage_s=5),
+             plug_all, after_s=SOAK_S, outage_s=5, elects=False),
     Scenario("leader-cut-off", "the leading node is cut off from all others", ("link", "partition"), leader, cut_off, plug,
              after_s=20, outage_s=15, silence_s=30, evicts=True),
     Scenario("voter-cut-off", "a voter that does not lead is cut off from all others", ("link", "partition"), follower, cut_off,

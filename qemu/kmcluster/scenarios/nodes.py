@@ -137,6 +137,12 @@ def cut_until_replaced(scene: Scene, chosen: list[int]) -> None:
     raise UserError(f"no voter was replaced {REPLACED_S:g} s after the grace")
 
 
+def cut_in_turn(scene: Scene, chosen: list[int]) -> None:
+    """Cut the power of one voter for good, and when another one votes in its place that of the next."""
+    for number in chosen:
+        cut_until_replaced(scene, [number])
+
+
 def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
     """Cut a voter's power for good, and kill the agents of the others again and again while they replace it."""
     cut(scene, chosen)
@@ -185,6 +191,9 @@ SCENARIOS = [
              fill, repair, after_s=GRACE_S + 20, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, silence_s=30, evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
              leader, cut_until_replaced, power_on, after_s=20, outage_s=10, replaced=True, silence_s=30, evicts=True),
+    Scenario("voters-gone-in-turn", "one voter is gone for good, and when it was replaced another one", ("power", "members"),
+             two("voter"), cut_in_turn, power_on, after_s=10, outage_s=10, whole_s=240, replaced=True, silence_s=45, evicts=True,
+             topology="mesh5"),
     Scenario("agents-killed", "a voter is gone, and the agents of the others are killed again and again while they replace it",
              ("power", "members"), follower, cut_and_kill_agents, power_on, after_s=40, outage_s=10,
              # An agent gives a node up when it has missed it for a while, and none lives as long.

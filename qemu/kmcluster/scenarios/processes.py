@@ -3,30 +3,35 @@
 import contextlib
 import json
 import time
+from typing import Any
 
 from kmcluster import inside
-from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
+from kmcluster.scenario import GRACE_S, Scenario, Scene, etcdctl, follower, leader, nobody, worker
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
 # etcd's quota where it is reached on purpose; an object of the API server may have 1 MiB.
+# The number of a node that nobody has, and how long its member of etcd may be there.
+PHANTOM, PHANTOM_S = 99, 60.0
 QUOTA_MIB, LARGE_BYTES = 48, 1_000_000
 SETTINGS, SAYS, SETTINGS_S = "kubermesh-control-plane", "kubermesh\\.io/state", 300.0
 
 VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 
 
-def kill(program: str, role: str) -> Scenario:
+def kill(program: str, role: str, **more: Any) -> Scenario:
     """A program is killed on a node: on the one whose etcd leads (`leader`), on another voter (`follower`), or a worker."""
     where = {"leader": "the leading node", "follower": "a voter that does not lead", "worker": "a worker"}[role]
 
     return Scenario(
-        name=f"kill-{program}-{role}",
+        name=f"kill-{program.removesuffix('-runc-v2')}-{role}",
         title=f"{program} is killed on {where}",
         tags=("process", "quick"),
         victims=VICTIMS[role],
         fault=lambda scene, chosen: scene.signal(chosen[0], program),
         outage_s=10,
         whole_s=90,
+        **more,
     )
 
 
@@ -130,16 +135,27 @@ def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
     scene.tell(f"settings: {said}")
 
 
+def add_phantom(scene: Scene, _: list[int]) -> None:
+    """Add a member to etcd that never comes; UserError when it is still there after a while."""
+    lead = scene.machine(scene.leader())
+    phantom = f"https://[{read_cluster(scene.cluster.directory).plan.node(PHANTOM)}]:2380"
+    scene.tell(f"etcdctl member add phantom --learner: {lead.name}")
+    added = inside.run(scene.driver, lead, etcdctl("member", "add", "phantom", "--learner", f"--peer-urls={phantom}"))
+    if added.code != 0:
+        raise UserError(f"{lead.name}: no phantom: {added.stderr.strip()[-200:]}")
+    deadline = time.monotonic() + PHANTOM_S
+    while phantom in inside.run(scene.driver, lead, etcdctl("member", "list")).stdout:
+        if time.monotonic() > deadline:
+            raise UserError(f"{phantom} is still a member after {PHANTOM_S:g} s")
+        time.sleep(1)
+    scene.tell("it is no member any more")
+
+
 def manifests(scene: Scene) -> dict[str, str]:
     """What kubelet was given of etcd and the API server, on each voter."""
     paths = [f"/run/kubernetes/manifests/{name}.yaml" for name in ("etcd", "kube-apiserver")]
     machines = [scene.machine(number) for number in scene.with_role("voter")]
     return {machine.name: inside.run(scene.driver, machine, ["cat", *paths]).stdout for machine in machines}
-
-
-def nobody(_: Scene) -> list[int]:
-    """No machine is harmed."""
-    return []
 
 
 SCENARIOS = [
@@ -150,6 +166,8 @@ SCENARIOS = [
     stop("kube-apiserver"),
     kill("kubelet", "worker"),
     kill("containerd", "worker"),
+    # A container ends with its shim: the pods' servers begin anew, and a service has to learn where.
+    kill("containerd-shim-runc-v2", "worker", silence_s=20),
     kill("kmagent", "leader"),
     kill("babeld", "follower"),
     Scenario(
@@ -177,6 +195,15 @@ SCENARIOS = [
         after_s=GRACE_S + 20,
         whole_s=180,
         replaced=True,
+    ),
+    Scenario(
+        name="phantom-member",
+        title="etcd is given a member that never comes",
+        tags=("process", "members"),
+        victims=nobody,
+        fault=add_phantom,
+        # etcd takes one learner: where there are three nodes none is kept as the standby.
+        topology="line3",
     ),
     Scenario(
         name="settings",
