@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 
 from kmagent import network
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 STARTING_S = 0.5
 PERIOD_S = 2.0
-# One that stands still is withdrawn after three of these and three periods: 12 s at most.
+# One that stands still is withdrawn after a period and three of these: 8 s at most.
 ANSWER_S = 2.0
 GOOD_TO_ANNOUNCE = 2
 BAD_TO_WITHDRAW = 3
@@ -52,11 +53,12 @@ async def run(state: State, paths: Paths) -> None:
     if not health.announced:
         await state.wait_for("etcd")
     while True:
+        begun = time.monotonic()
         ok = await client.is_ok("/readyz")
         health = Health(ready=ok) if state.aside else step(health, ok)
         await _follow(state, facts.api, health)
-        pause = PERIOD_S if health.ready else STARTING_S
-        await asyncio.sleep(pause * facts.probe_scale)
+        period_s = (PERIOD_S if health.ready else STARTING_S) * facts.probe_scale
+        await asyncio.sleep(begun + period_s - time.monotonic())
 
 
 async def step_aside(state: State) -> None:

@@ -142,8 +142,8 @@ def renewal_time(name: str, start: datetime.datetime, end: datetime.datetime) ->
 
 
 def is_due(name: str, certificate: Path, now: datetime.datetime) -> bool:
-    """Tell whether a certificate is to be renewed."""
-    return now >= _due(name, certificate)
+    """Tell whether a certificate is to be renewed, or begins only later: the clock was ahead when it was made."""
+    return now >= _due(name, certificate) or now < pki.validity(certificate.read_text())[0]
 
 
 def _server(component: str, names: tuple[str, ...]) -> Leaf:
@@ -159,7 +159,7 @@ def _keep_current(paths: Paths, leaf: Leaf, authority: Pair, now: datetime.datet
     certificate = folder / f"{leaf.name}.crt"
     stamp = folder / f".{leaf.name}.made-for"
     digest = hashlib.sha256(f"{leaf}{authority.certificate}{days}".encode()).hexdigest()
-    if not (stamp.exists() and stamp.read_text() == digest and now < _due(name, certificate)):
+    if not (stamp.exists() and stamp.read_text() == digest and not is_due(name, certificate, now)):
         _issue(leaf, authority, now, days, certificate, stamp, digest)
     return _due(name, certificate)
 

@@ -13,6 +13,7 @@ from typing import Any
 from kmagent import (
     addons,
     anycast,
+    clock,
     console,
     containerd_seed,
     control_plane,
@@ -54,8 +55,8 @@ from kmplan.run import CommandError, run_async
 
 log = logging.getLogger(__name__)
 
-# Certificates are looked at no less often, and the clock is remembered.
-PREPARE_AGAIN_S = 3600.0
+# Certificates are looked at no less often, and the clock is remembered; whether somebody has set it is looked at in between.
+PREPARE_AGAIN_S, CLOCK_S = 3600.0, 5.0
 SET_UP_AGAIN_S = 15.0
 SOON_S = 5.0
 THREADS = 32
@@ -224,7 +225,7 @@ async def _relay(mesh: Mesh, me: Facts) -> None:
 
 async def _prepare_again(state: State, paths: Paths, renew_in_s: float) -> None:
     while True:
-        await asyncio.sleep(max(SOON_S, min(renew_in_s, PREPARE_AGAIN_S)))
+        await _pause(max(SOON_S, min(renew_in_s, PREPARE_AGAIN_S)))
         try:
             renew_in_s = float((await _prepare())["renew_in_s"])
         except UserError as error:
@@ -232,6 +233,13 @@ async def _prepare_again(state: State, paths: Paths, renew_in_s: float) -> None:
             renew_in_s = 60.0
         else:
             state.notify()
+
+
+async def _pause(seconds: float) -> None:
+    """Wait, unless somebody sets the clock: certificates may have ended by that, or begin later."""
+    before, end = clock.offset(), time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not clock.has_jumped(before):
+        await asyncio.sleep(min(left, CLOCK_S))
 
 
 async def _prepare() -> dict[str, Any]:

@@ -49,7 +49,7 @@ def enrol(paths: Paths, address: str = "") -> dict[str, Any]:
     try:
         answer = asyncio.run(client.request("POST", "/v1/enrol", json.dumps(body).encode()))
     except OSError as error:
-        if clock.is_behind(error):
+        if clock.is_behind(error) and clock.may_follow(paths):
             with contextlib.suppress(OSError):
                 clock.catch_up(host, port, tls, relay.TIMEOUT_S)
         return {"state": "unreachable", "role": me.role.role, "message": str(error)}

@@ -84,9 +84,9 @@ def read_join(paths: Paths) -> JoinBundle | None:
     return parse_join(kept.read_bytes()) if kept.exists() else None
 
 
-def remember_time(paths: Paths, role: Role, now: float) -> None:
-    """Keep the latest moment seen, so that a lost clock does not go back behind it."""
-    if now > role.last_seen:
+def remember_time(paths: Paths, role: Role, now: float, *, is_back: bool) -> None:
+    """Keep the latest moment seen, so that a lost clock does not go back behind it; one that was set back begins anew."""
+    if now > role.last_seen or is_back:
         write_role(paths, msgspec.structs.replace(role, last_seen=float(int(now))))
 
 

@@ -46,7 +46,7 @@ def ask(paths: Paths, address: str, via: str) -> dict[str, Any]:
     try:
         answer = asyncio.run(client.request("POST", "/v1/join", body))
     except OSError as error:
-        if clock.is_behind(error):
+        if clock.is_behind(error) and clock.may_follow(paths):
             with contextlib.suppress(OSError):
                 clock.catch_up(address, relay.PORT, tls, relay.TIMEOUT_S)
         return {"state": "unreachable", "fingerprint": fingerprint, "message": str(error)}

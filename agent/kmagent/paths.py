@@ -49,6 +49,11 @@ class Paths:
         return self.run / "status.json"
 
     @property
+    def clock(self) -> Path:
+        """What is known of the machine's clock in this boot."""
+        return self.run / "clock.json"
+
+    @property
     def registry(self) -> Path:
         """The signed registry of nodes, as this node knows it."""
         return self.state / "nodes.json"

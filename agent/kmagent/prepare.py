@@ -46,8 +46,9 @@ def prepare(paths: Paths) -> dict[str, Any]:
         assert join is not None  # noqa: S101 - checked by load
         return {"join": join.name, "ignored_ports": tuning.ignored_ports, "probe_scale": tuning.probe_scale}
     versions = read_versions(paths)
-    now = clock_floor(me, paths)
-    identity.remember_time(paths, me.role, now)
+    paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    now, is_back = clock.look(paths, image_time(paths), me.role.last_seen)
+    identity.remember_time(paths, me.role, now, is_back=is_back)
     node = dataclasses.replace(
         make_facts(me, tuning, versions["image"]),
         fingerprint=pki.private_key_fingerprint(identity.read_secret(paths, "identity.key")),
@@ -127,16 +128,12 @@ def read_versions(paths: Paths) -> dict[str, str]:
     return versions
 
 
-def clock_floor(me: Identity, paths: Paths) -> float:
-    """Return the time, not before this image was built or this node last ran; a clock that lost its battery is set."""
-    built = next((path.stat().st_mtime for path in (CLOCK_EPOCH, paths.versions) if path.exists()), 0.0)
-    floor = max(built, me.role.last_seen)
-    clock.set_forward(floor, "what this node has seen")
-    return max(time.time(), floor)
+def image_time(paths: Paths) -> float:
+    """Return when this image was built, in seconds since 1970: that is past."""
+    return next((path.stat().st_mtime for path in (CLOCK_EPOCH, paths.versions) if path.exists()), 0.0)
 
 
 def _make_folders(paths: Paths, node: Facts) -> None:
-    paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     paths.manifests.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not node.controls:
         for path in paths.manifests.glob("*.yaml"):

@@ -1,5 +1,6 @@
 """Plays scenarios on a cluster: steady before, oracles meanwhile, everything as before at the end."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +65,9 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         scenario.before(scene)
     chosen, before = scenario.victims(scene), members(scene)
     pods = witness.place(scene.cluster)
-    with oracles.observing(scene, chosen, before, stage.folder) as logs:
+    folder = stage.folder / f"{scenario.name}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with oracles.observing(scene, chosen, before, folder) as logs:
         time.sleep(CALM_S)
         acts = act(scenario, scene, chosen)
         time.sleep(CALM_S)
@@ -91,6 +94,9 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     if faults:
         path = stage.folder / f"{scenario.name}-{seed}.tar.gz"
         played = msgspec.structs.replace(played, bundle=bundle.collect(scene.cluster, path).name)
+    else:
+        # What the oracles saw is of interest when something did not hold only.
+        shutil.rmtree(folder)
     return played
 
 

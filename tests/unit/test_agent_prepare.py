@@ -1,5 +1,6 @@
 """A node's files, made from a real cluster directory: identity, certificates, configuration."""
 
+import asyncio
 import datetime
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kmagent import clock, components, enrol, identity, identity_files, prepare
+from kmagent import clock, components, daemon, enrol, identity, identity_files, prepare
 from kmagent.paths import Paths
 from kmbuild.init import create
 from kmplan import pki
@@ -171,16 +172,85 @@ def test_secrets_are_private(machine: Machine) -> None:
     assert (machine.paths.state / "etcd").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_clock_that_went_back_does_not_make_certificates_of_the_past(machine: Machine) -> None:
+YEAR = 365 * 86400.0
+
+
+class Clock:
+    """The machine's clock: it can be set, by the agent as well, and what counts since the start goes on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.ahead_s = 0.0
+        real = time.time
+        patch.setattr(clock, "in_container", lambda: False)
+        patch.setattr(time, "time", lambda: real() + self.ahead_s)
+        patch.setattr(time, "clock_settime", lambda _, moment: setattr(self, "ahead_s", moment - real()))
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def last_seen(machine: Machine) -> float:
+    return float(json.loads((machine.paths.state / "role.json").read_text())["last_seen"])
+
+
+def begins(machine: Machine) -> float:
+    return pki.validity((machine.paths.pki / "etcd/server.crt").read_text())[0].timestamp()
+
+
+def reboot(machine: Machine) -> None:
+    shutil.rmtree(machine.paths.run)
+
+
+def test_a_clock_that_was_lost_is_set_to_what_this_node_has_seen(machine: Machine, wall: Clock) -> None:
     prepare.prepare(machine.paths)
-    role = machine.paths.state / "role.json"
-    data = json.loads(role.read_text())
-    data["last_seen"] = time.time() + 400 * 86400
-    role.write_text(json.dumps(data))
-    me = prepare.identity.load(machine.paths, time.time())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clock, "in_container", lambda: True)
-        assert prepare.clock_floor(me, machine.paths) == data["last_seen"]
+    assert not clock.may_follow(machine.paths)
+    seen = last_seen(machine)
+    reboot(machine)
+    wall.ahead_s = -50 * YEAR
+    prepare.prepare(machine.paths)
+    assert abs(wall.ahead_s) < 5 and last_seen(machine) >= seen
+    # It may be behind by as much as the machine was off: others know better.
+    assert clock.may_follow(machine.paths)
+    prepare.prepare(machine.paths)
+    assert clock.may_follow(machine.paths)
+
+
+@pytest.mark.parametrize("while_it_runs", [True, False])
+def test_a_clock_that_was_ahead_leaves_nothing_behind(machine: Machine, wall: Clock, while_it_runs: bool) -> None:
+    prepare.prepare(machine.paths)
+    if not while_it_runs:
+        reboot(machine)
+    wall.ahead_s = YEAR
+    prepare.prepare(machine.paths)
+    # It has to be taken for right: its certificates are of that time.
+    assert last_seen(machine) > time.time() - 60 and begins(machine) > time.time() - 600
+    assert not clock.may_follow(machine.paths)
+    wall.ahead_s = 0.0
+    prepare.prepare(machine.paths)
+    assert wall.ahead_s == 0.0 and abs(last_seen(machine) - time.time()) < 60
+    assert time.time() - 600 < begins(machine) <= time.time()
+    reboot(machine)
+    prepare.prepare(machine.paths)
+    assert wall.ahead_s == 0.0 and begins(machine) <= time.time()
+
+
+@pytest.mark.parametrize("by_s", [YEAR, -YEAR])
+def test_certificates_are_looked_at_when_somebody_sets_the_clock(
+    wall: Clock, monkeypatch: pytest.MonkeyPatch, by_s: float
+) -> None:
+    monkeypatch.setattr(daemon, "CLOCK_S", 0.01)
+
+    async def scenario() -> None:
+        pause = asyncio.create_task(daemon._pause(3600.0))
+        await asyncio.sleep(0.05)
+        assert not pause.done()
+        wall.ahead_s = by_s
+        await asyncio.wait_for(pause, 5.0)
+        await asyncio.wait_for(daemon._pause(0.02), 5.0)
+
+    asyncio.run(scenario())
 
 
 def test_the_bench_may_change_timers(machine: Machine) -> None:
