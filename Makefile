@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 
 # What the build and the bench need of the host, by Debian's and Ubuntu's names.
 HOST_PACKAGES := bubblewrap debian-archive-keyring e2fsprogs file git iproute2 mmdebstrap mount nftables python3 python3-venv systemd-container util-linux
+# What tests look at pages with.
+BROWSER_PACKAGES := chromium-headless-shell fonts-dejavu-core
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: image test test-unit lint format setup bench verify clean help
@@ -15,7 +17,7 @@ help: ## Show this list.
 image: setup ## Build the image into ./out (needs root).
 	$(SUDO) $(BIN)/kmbuild image
 
-test: setup ## Run all tests: units, builds, the image's content, booted clusters (needs root).
+test: setup $(VENV)/.browser ## Run all tests: units, builds, the image's content, booted clusters (needs root).
 	$(SUDO) $(BIN)/kmbuild image
 	$(SUDO) $(BIN)/pytest
 
@@ -44,6 +46,11 @@ $(VENV)/.host: Makefile
 	if [ -n "$$missing" ]; then $(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $$missing; fi
 	@mkdir -p $(VENV) && touch $@
+
+$(VENV)/.browser: $(VENV)/.host
+	@command -v chromium-headless-shell >/dev/null || { $(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(BROWSER_PACKAGES); }
+	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.host
 	$(PYTHON) -m venv $(VENV)

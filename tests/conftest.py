@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 NEED_ROOT = {"build", "cluster", "image"}
+MARKED = NEED_ROOT | {"browser"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if folder in NEED_ROOT:
+        if folder in MARKED:
             item.add_marker(folder)
 
 

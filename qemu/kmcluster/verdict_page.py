@@ -29,7 +29,8 @@ table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 td, th { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
 td:first-child, th:first-child { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); } .wrap { overflow-x: auto; }
-svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
+svg { width: 100%; min-width: 42rem; height: auto; display: block; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
 .whole { fill: var(--good); opacity: .35; } .waiting { fill: var(--less); opacity: .45; } .out { fill: var(--bad); }
 .silent { fill: var(--pods); }
 .key i { display: inline-block; width: 1.6em; height: .8em; margin: 0 .3em 0 1em; } .key i:first-child { margin-left: 0; }
@@ -110,7 +111,7 @@ def section(name: str, runs: Sequence[Run], known: dict[str, Scenario]) -> str:
     title = known[name].title if name in known else ""
     lines = [f'<h2 id="{escape(name)}">{escape(name)}</h2><p class="faint">{escape(title)}</p>']
     for run in runs:
-        lines.append(timeline(run))
+        lines.append(f'<div class="wrap">{timeline(run)}</div><p class="faint">{escape(describe(run))}</p>')
         lines += [f'<p class="bad">{escape(fault)}</p>' for fault in run.faults]
         lines += [f'<p class="good">undermined, and noticed: {escape(fault)}</p>' for fault in run.noticed]
         if run.bundle:
@@ -138,7 +139,7 @@ def timeline(run: Run) -> str:
         parts.append(f'<line class="axis" x1="{x:.1f}" y1="{TOP + BAR}" x2="{x:.1f}" y2="{TOP + BAR + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{TOP + BAR + 17}" text-anchor="middle">{number * tick} s</text>')
     parts += [mark(mark_.at_s, mark_.what, scale) for mark_ in spaced(run, scale)]
-    return "".join([*parts, "</svg>", f'<p class="faint">{escape(describe(run))}</p>'])
+    return "".join([*parts, "</svg>"])
 
 
 def spaced(run: Run, scale: float) -> list[Mark]:
