@@ -1,11 +1,12 @@
 """The API's anycast address: on `lo` while the local API server is ready, so that the mesh leads clients to it."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
 
-from kmagent import network
+from kmagent import babel, network
 from kmagent.http import Client, Tls
 from kmagent.paths import Paths
 from kmagent.state import State
@@ -56,17 +57,17 @@ async def run(state: State, paths: Paths) -> None:
         begun = time.monotonic()
         ok = await client.is_ok("/readyz")
         health = Health(ready=ok) if state.aside else step(health, ok)
-        await _follow(state, facts.api, health)
+        await _follow(state, paths, facts.api, health)
         period_s = (PERIOD_S if health.ready else STARTING_S) * facts.probe_scale
         await asyncio.sleep(begun + period_s - time.monotonic())
 
 
-async def step_aside(state: State) -> None:
+async def step_aside(state: State, paths: Paths) -> None:
     """Lead clients to other nodes' API servers, until `state.aside` is taken back: this one is about to be started anew."""
     assert state.facts is not None  # noqa: S101 - configured
     state.aside = True
     try:
-        await withdraw(state.facts.api)
+        await withdraw(paths, state.facts.api)
     except UserError as error:
         log.error("the API address: %s", error)
         return
@@ -74,21 +75,32 @@ async def step_aside(state: State) -> None:
     await asyncio.sleep(ELSEWHERE_S * state.facts.probe_scale)
 
 
-async def withdraw(address: str) -> None:
-    """Take the address away at once; no harm when it is not there."""
-    if await network.has_address(address):
-        await network.ip_batch(network.anycast_commands(address, present=False))
+async def withdraw(paths: Paths, address: str) -> None:
+    """Take the address away at once; no harm when it is not there.
+
+    babeld 1.13 looks for another way, and tells its neighbours, with the prefix length of the first thing that it announces
+    (`flush_xroute` in its xroute.c): for two seconds nothing would reach the address from here, nor through this node. So
+    the way that it will find is taken meanwhile.
+    """
+    if not await network.has_address(address):
+        return
+    if way := await babel.ask_best_way(paths.babel_socket, f"{address}/128"):
+        with contextlib.suppress(UserError):
+            await network.ip_batch([network.detour_command(address, way.via, way.port)])
+    await network.ip_batch(network.anycast_commands(address, present=False))
 
 
-async def _follow(state: State, address: str, health: Health) -> None:
+async def announce(address: str) -> None:
+    """Have the address here."""
+    await network.ip_batch(network.anycast_commands(address, present=True))
+
+
+async def _follow(state: State, paths: Paths, address: str, health: Health) -> None:
     state.set("api", health.ready)
     if health.announced == state.conditions["announced"]:
         return
     try:
-        if health.announced:
-            await network.ip_batch(network.anycast_commands(address, present=True))
-        else:
-            await withdraw(address)
+        await (announce(address) if health.announced else withdraw(paths, address))
     except UserError as error:
         log.error("the API address: %s", error)
         return

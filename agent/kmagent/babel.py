@@ -17,7 +17,7 @@ UPDATE_S = 2.0
 UNIT = "kubermesh-babeld.service"
 # The metric of a route that leads nowhere.
 INFINITY = 0xFFFF
-RETRY_S = 0.3
+RETRY_S, ASK_S = 0.3, 1.0
 # How often babeld is asked: often for a while after something changed.
 OFTEN_S, BUSY_S, PERIOD_S = 0.3, 8.0, 3.0
 
@@ -47,6 +47,14 @@ class Table:
         """The best neighbour on a port."""
         found = [link for name, link in self.neighbours if name == port]
         return min(found, key=lambda link: link.cost, default=None)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A route that babeld knows, in use or not: the neighbour that it leads to, and by which port."""
+
+    via: str
+    port: str
 
 
 def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, hello_s: float = HELLO_S) -> str:
@@ -117,6 +125,32 @@ def parse(dump: Iterable[str]) -> Table:
             link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16))
             neighbours.append((values["if"], link))
     return Table(tuple(neighbours), frozenset(installed))
+
+
+def best_way(dump: Iterable[str], prefix: str) -> Way | None:
+    """The best route to a prefix among the lines that babeld answers to `dump`; None when there is none."""
+    found: list[tuple[int, Way]] = []
+    for line in dump:
+        action, kind, *words = [*line.split(), "", ""]
+        values = dict(zip(words[1::2], words[2::2], strict=False))
+        if (action, kind, values.get("prefix")) == ("add", "route", prefix):
+            found.append((int(values["metric"]), Way(values["via"], values["if"])))
+    metric, way = min(found, key=lambda one: one[0], default=(INFINITY, None))
+    return way if metric < INFINITY else None
+
+
+async def ask_best_way(socket: Path, prefix: str) -> Way | None:
+    """Ask babeld for its best route to a prefix, also to one that is announced here; None when it does not say."""
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TimeoutError):
+        async with asyncio.timeout(ASK_S):
+            reader, writer = await asyncio.open_unix_connection(socket)
+            try:
+                await _answer(reader)
+                writer.write(b"dump\n")
+                return best_way(await _answer(reader), prefix)
+            finally:
+                writer.close()
+    return None
 
 
 class Babel:

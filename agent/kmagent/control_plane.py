@@ -68,7 +68,7 @@ async def run(state: State, paths: Paths) -> None:
         etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))
         due = await asyncio.to_thread(changes, paths, etcd, api)
         if state.conditions["announced"] and not due.keys().isdisjoint(SERVING):
-            await anycast.step_aside(state)
+            await anycast.step_aside(state, paths)
         if due:
             await asyncio.to_thread(place, paths, due)
             log.info("kubelet was given %s", ", ".join(due))

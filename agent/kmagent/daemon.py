@@ -84,8 +84,8 @@ async def _main(paths: Paths) -> int:
     await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify.send("STOPPING=1")
     if state.facts and stop.is_set():
-        await anycast.withdraw(state.facts.api)
-        await anycast.withdraw(state.facts.join)
+        await anycast.withdraw(paths, state.facts.api)
+        await anycast.withdraw(paths, state.facts.join)
     server.close()
     stopping.cancel()
     if work.done():

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kmagent import admission, candidates, network
+from kmagent import admission, anycast, candidates, network
 from kmagent import registry as registries
 from kmagent.authority import RefusedError
 from kmagent.etcd import Member
@@ -219,14 +219,14 @@ async def run(state: State, paths: Paths, ledger: Ledger, mesh: Mesh) -> None:
             # It may have been renewed: connections from now on are shown the new one. Half renewed, it is read again later.
             with contextlib.suppress(OSError):
                 context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-            await _follow(facts, serves=state.conditions["etcd"])
+            await _follow(paths, facts, serves=state.conditions["etcd"])
             await changed.wait()
     finally:
         listening.close()
         await asyncio.sleep(0)
 
 
-async def _follow(facts: Facts, *, serves: bool) -> None:
+async def _follow(paths: Paths, facts: Facts, *, serves: bool) -> None:
     """Hold the join address, or not."""
     if await network.has_address(facts.join) != serves:
-        await network.ip_batch(network.anycast_commands(facts.join, present=serves))
+        await (anycast.announce(facts.join) if serves else anycast.withdraw(paths, facts.join))

@@ -10,6 +10,9 @@ from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 
+# A routing protocol's number of our own (/etc/iproute2/rt_protos), and how long such a route lasts, in seconds.
+DETOUR, DETOUR_S = 201, 10
+
 
 async def set_up(facts: Facts) -> None:
     """Give this node its name, addresses and routes."""
@@ -44,6 +47,11 @@ def anycast_commands(address: str, present: bool) -> list[str]:
     if present:
         return [f"address replace {address}/128 dev lo preferred_lft 0 nodad"]
     return [f"address del {address}/128 dev lo"]
+
+
+def detour_command(address: str, via: str, port: str) -> str:
+    """Return the command that leads an anycast address to another node for some seconds, if babeld does not."""
+    return f"route replace {address}/128 via {via} dev {port} proto {DETOUR} metric 2048 expires {DETOUR_S}"
 
 
 async def has_address(address: str) -> bool:

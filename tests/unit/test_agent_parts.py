@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from kmagent import anycast, certificates, console, control_plane, kubernetes_api, network, node, ports, status
+from kmagent import anycast, babel, certificates, console, control_plane, kubernetes_api, network, node, ports, status
 from kmagent.facts import Facts, load, save
 from kmagent.paths import Paths
 from kmagent.registry import Node
 from kmagent.state import State, phase
+from kmplan.errors import UserError
 
 FACTS = Facts(
     cluster="one",
@@ -153,6 +154,58 @@ def test_an_address_left_by_a_killed_agent_stays_while_checks_are_good() -> None
     health = anycast.Health(announced=True)
     assert anycast.step(health, True).announced
     assert not anycast.step(anycast.step(anycast.step(health, False), False), False).announced
+
+
+DUMP = """\
+add xroute fd00::a:1/128-::/0 prefix fd00::a:1/128 from ::/0 metric 0
+add route 1 prefix fd00::a:1/128 from ::/0 installed no id a4 metric 288 refmetric 192 via fe80::2 if eth1
+add route 2 prefix fd00::a:1/128 from ::/0 installed no id a4 metric 96 refmetric 0 via fe80::1 if eth0
+add route 3 prefix fd00::a:1/128 from ::/0 installed no id a4 metric 65535 refmetric 65535 via fe80::3 if eth2
+add route 4 prefix fd00::a:2/128 from ::/0 installed yes id a4 metric 65535 refmetric 0 via fe80::3 if eth2
+""".splitlines()
+
+
+def test_an_address_that_is_withdrawn_is_reached_by_the_best_other_way() -> None:
+    assert babel.best_way(DUMP, "fd00::a:1/128") == babel.Way("fe80::1", "eth0")
+    assert babel.best_way(DUMP, "fd00::a:2/128") is babel.best_way(DUMP, "fd00::9/128") is None
+    command = network.detour_command("fd00::a:1", "fe80::1", "eth0")
+    assert command == "route replace fd00::a:1/128 via fe80::1 dev eth0 proto 201 metric 2048 expires 10"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_address_is_withdrawn_whether_there_is_another_way_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    asked: list[list[str]] = []
+
+    async def has(_: str) -> bool:
+        return True
+
+    async def batch(commands: list[str]) -> None:
+        asked.append(commands)
+        if fails and commands[0].startswith("route"):
+            raise UserError("no such device")
+
+    async def babeld(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"BABEL 1.0\nok\n")
+        assert await reader.readline() == b"dump\n"
+        writer.write("".join(f"{line}\n" for line in [*DUMP, "ok"]).encode())
+        writer.close()
+
+    monkeypatch.setattr(network, "has_address", has)
+    monkeypatch.setattr(network, "ip_batch", batch)
+    paths = Paths(run=tmp_path)
+
+    async def scenario() -> None:
+        async with await asyncio.start_unix_server(babeld, paths.babel_socket):
+            await anycast.withdraw(paths, "fd00::a:1")
+        # babeld is not there: nothing is known of another way.
+        paths.babel_socket.unlink(missing_ok=True)
+        await anycast.withdraw(paths, "fd00::a:1")
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    away = ["address del fd00::a:1/128 dev lo"]
+    assert asked == [[network.detour_command("fd00::a:1", "fe80::1", "eth0")], away, away]
 
 
 def test_the_commands_that_make_a_node() -> None:
