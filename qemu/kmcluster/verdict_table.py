@@ -10,7 +10,7 @@ from kmplan.errors import UserError
 BEGIN, END = "<!-- figures of kmbuild verify -->", "<!-- end of figures -->"
 COLUMNS = (
     "scenario", "no write for (median, p95)", "allowed", "no service for (median, p95)", "allowed",
-    "as before after (median, p95)", "runs", "failed", "writes lost", "date",
+    "as before after (median, p95)", "runs", "failed", "writes lost", "driver, date",
 )  # fmt: skip
 HEAD, RULE = f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"
 
@@ -21,14 +21,10 @@ def publish(page: str, verdict: Verdict, known: dict[str, Scenario]) -> str:
     A row whose scenario is not known any more goes. Raises UserError when the page has no place for figures.
     """
     before, old, after = split(page)
-    rows = {name_of(line): line for line in old.splitlines() if line.startswith("| [`")}
+    rows = {name_of(line): line for line in old.splitlines() if line.startswith("| <a id=")}
     rows |= {name: row(known[name], runs, verdict) for name, runs in verdict.by_scenario.items() if name in known}
     kept = [rows[name] for name in known if name in rows]
-    return (
-        f"{before}{BEGIN}\n\n{verdict.machine}, {verdict.driver}:\n\n"
-        + "\n".join([HEAD, RULE, *kept])
-        + f"\n\n{END}{after}"
-    )
+    return f"{before}{BEGIN}\n\n{verdict.machine}:\n\n" + "\n".join([HEAD, RULE, *kept]) + f"\n\n{END}{after}"
 
 
 def split(page: str) -> tuple[str, str, str]:
@@ -40,6 +36,11 @@ def split(page: str) -> tuple[str, str, str]:
     return before, old, after
 
 
+def anchor(name: str) -> str:
+    """What links on the page lead to."""
+    return f'<a id="{name}"></a>'
+
+
 def name_of(line: str) -> str:
     """The scenario of a row."""
     return line.split("`")[1]
@@ -48,7 +49,7 @@ def name_of(line: str) -> str:
 def row(scenario: Scenario, runs: Sequence[Run], verdict: Verdict) -> str:
     """One scenario's figures over all of its runs."""
     cells = [
-        f"[`{scenario.name}`](verify.md) {scenario.title}",
+        f"{anchor(scenario.name)}[`{scenario.name}`](verify.md) {scenario.title}",
         spread([run.outage_s for run in runs]),
         f"{scenario.outage_s:g} s",
         spread([run.silence_s for run in runs]),
@@ -57,7 +58,7 @@ def row(scenario: Scenario, runs: Sequence[Run], verdict: Verdict) -> str:
         str(len(runs)),
         str(sum(bool(run.faults) for run in runs)),
         str(sum(run.lost for run in runs)),
-        verdict.date.split()[0],
+        f"{verdict.driver}, {verdict.date.split()[0]}",
     ]
     return f"| {' | '.join(cells)} |"
 

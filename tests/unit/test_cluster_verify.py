@@ -216,7 +216,7 @@ def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
     both = verdict_table.publish(
         first, verdict(run(silences=[Outage(0.0, 3.0)]), run(outages=[Outage(0.0, 5.0)], whole_s=40.0)), ALL
     )
-    leader, gone = [line for line in both.splitlines() if line.startswith("| [`")]
+    leader, gone = [line for line in both.splitlines() if line.startswith("| <a id=")]
     assert (
         "`power-leader`" in leader
         and "| 4.0 s, 5.0 s | 10 s | 1.5 s, 3.0 s | 30 s | 35.5 s, 40.0 s | 2 | 0 | 0 |" in leader
@@ -226,6 +226,19 @@ def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
     assert verdict_table.publish(both, verdict(), ALL) == both
     with pytest.raises(UserError, match="no place for figures"):
         verdict_table.publish("Before.", verdict(), ALL)
+
+
+def test_every_claim_names_scenarios_and_every_scenario_proves_a_claim() -> None:
+    page = (Path(__file__).parents[2] / "docs/self-healing.md").read_text()
+    linked = re.findall(r"\[([a-z0-9-]+)\]\(#\1\)", page)
+    assert set(linked) == ALL.keys()
+    rows = page.split("| what breaks |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 10 and [row for row in rows if "](#" not in row.rpartition(" | ")[2]] == []
+    # Links lead somewhere as soon as the scenario was played.
+    anchors = re.findall(
+        r'<a id="([a-z0-9-]+)"></a>', verdict_table.publish(PAGE, verdict(run(), run(scenario="soak")), ALL)
+    )
+    assert anchors == ["soak", "power-leader"]
 
 
 def test_a_page_without_a_place_is_refused_before_anything_is_played(tmp_path: Path) -> None:
