@@ -5,8 +5,10 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from kmagent import babel, network
+from kmagent.etcd import METRICS_PORT
 from kmagent.http import Client, Tls
 from kmagent.paths import Paths
 from kmagent.state import State
@@ -19,47 +21,71 @@ PERIOD_S = 2.0
 # One that stands still is withdrawn after a period and three of these: 8 s at most.
 ANSWER_S = 2.0
 GOOD_TO_ANNOUNCE = 2
-BAD_TO_WITHDRAW = 3
+BAD_TO_WITHDRAW, GONE_TO_WITHDRAW = 3, 2
 # How long the mesh has to lead clients elsewhere.
 ELSEWHERE_S = 1.0
+
+# What a check finds: `gone` when the API server, or the etcd without which it is nothing, does not run at all.
+Finding = Literal["good", "bad", "gone"]
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the last checks said: how many good or bad ones in a row, and what follows from them."""
+    """What the last checks said: how many in a row were good, not good, and found nothing; and what follows from them."""
 
     good: int = 0
     bad: int = 0
+    gone: int = 0
     ready: bool = False
     announced: bool = False
 
 
-def step(health: Health, ok: bool) -> Health:
-    """Take in one check. Ready at once; announced after 2 good checks; neither after 3 bad ones (6 s)."""
-    if ok:
+def step(health: Health, found: Finding) -> Health:
+    """Take in one check. Ready at once; announced after 2 good checks; neither after 3 that were not, or 2 of `gone`.
+
+    An etcd that elects a leader makes a check bad, and that on all nodes: they must not all withdraw for it.
+    """
+    if found == "good":
         good = health.good + 1
-        return Health(good, 0, True, health.announced or good >= GOOD_TO_ANNOUNCE)
-    bad = health.bad + 1
-    gone = bad >= BAD_TO_WITHDRAW
-    return Health(0, bad, health.ready and not gone, health.announced and not gone)
+        return Health(good, 0, 0, True, health.announced or good >= GOOD_TO_ANNOUNCE)
+    bad, gone = health.bad + 1, health.gone + 1 if found == "gone" else 0
+    over = bad >= BAD_TO_WITHDRAW or gone >= GONE_TO_WITHDRAW
+    return Health(0, bad, gone, health.ready and not over, health.announced and not over)
+
+
+def period_s(health: Health) -> float:
+    """After how many seconds the next check is due: soon when something came or went."""
+    return PERIOD_S if health.ready and not health.gone else STARTING_S
+
+
+async def look(api: Client, etcd: Client) -> Finding:
+    """Check the local API server once."""
+    try:
+        await etcd.request("GET", "/livez")
+        return "good" if (await api.request("GET", "/readyz")).status == 200 else "bad"
+    except ConnectionRefusedError:
+        return "gone"
+    except OSError:
+        return "bad"
 
 
 async def run(state: State, paths: Paths) -> None:
     """Check the local API server and keep the conditions `api` and `announced`, and the address, accordingly."""
     facts = state.facts
     assert facts is not None  # noqa: S101 - configured
-    client = Client("::1", 6443, tls=Tls(paths.pki / "agent/cluster-ca.crt"), timeout_s=ANSWER_S * facts.probe_scale)
+    limit_s = ANSWER_S * facts.probe_scale
+    api = Client("::1", 6443, tls=Tls(paths.pki / "agent/cluster-ca.crt"), timeout_s=limit_s)
+    etcd = Client("127.0.0.1", METRICS_PORT, timeout_s=limit_s)
     # An agent that was killed left the address where it was: there it stays unless the checks say otherwise.
     health = Health(announced=await network.has_address(facts.api))
     if not health.announced:
         await state.wait_for("etcd")
     while True:
         begun = time.monotonic()
-        ok = await client.is_ok("/readyz")
-        health = Health(ready=ok) if state.aside else step(health, ok)
+        found = await look(api, etcd)
+        health = Health(ready=found == "good") if state.aside else step(health, found)
         await _follow(state, paths, facts.api, health)
-        period_s = (PERIOD_S if health.ready else STARTING_S) * facts.probe_scale
-        await asyncio.sleep(begun + period_s - time.monotonic())
+        await asyncio.sleep(begun + period_s(health) * facts.probe_scale - time.monotonic())
 
 
 async def step_aside(state: State, paths: Paths) -> None:

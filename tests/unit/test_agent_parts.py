@@ -11,6 +11,7 @@ import pytest
 
 from kmagent import anycast, babel, certificates, console, control_plane, kubernetes_api, network, node, ports, status
 from kmagent.facts import Facts, load, save
+from kmagent.http import Response
 from kmagent.paths import Paths
 from kmagent.registry import Node
 from kmagent.state import State, phase
@@ -67,6 +68,9 @@ def test_manifests_that_do_not_change_are_not_written_again(tmp_path: Path) -> N
     assert control_plane.changes(paths, etcd=False, api=False) == {"etcd": "new"}
 
 
+FINDINGS: dict[str, anycast.Finding] = {"+": "good", "-": "bad", "0": "gone"}
+
+
 class Address:
     """The API's anycast address, and a local API server that answers well all the time."""
 
@@ -83,12 +87,12 @@ class Address:
             if not self.there:
                 self.taken_away.append(self.look())
 
-        async def ok(*_: object) -> bool:
-            return True
+        async def look(*_: object) -> anycast.Finding:
+            return "good"
 
         monkeypatch.setattr(network, "has_address", has)
         monkeypatch.setattr(network, "ip_batch", batch)
-        monkeypatch.setattr(anycast.Client, "is_ok", ok)
+        monkeypatch.setattr(anycast, "look", look)
         for module, names in ((anycast, ("STARTING_S", "PERIOD_S", "ELSEWHERE_S")), (control_plane, ("KUBELET_S",))):
             for name in names:
                 monkeypatch.setattr(module, name, 0.01)
@@ -139,6 +143,12 @@ def test_clients_are_led_elsewhere_before_etcd_or_the_api_server_is_started_anew
         ("++--+--", True, True),
         ("++---+", True, False),
         ("---", False, False),
+        # It does not run at all: that needs less proof.
+        ("++0", True, True),
+        ("++00", False, False),
+        ("++0-0", False, False),
+        ("++0+0", True, True),
+        ("++-0", True, True),
     ],
 )
 def test_the_address_is_announced_after_two_good_checks_and_withdrawn_after_three_bad(
@@ -146,14 +156,44 @@ def test_the_address_is_announced_after_two_good_checks_and_withdrawn_after_thre
 ) -> None:
     health = anycast.Health()
     for check in checks:
-        health = anycast.step(health, check == "+")
+        health = anycast.step(health, FINDINGS[check])
     assert (health.ready, health.announced) == (ready, announced)
 
 
 def test_an_address_left_by_a_killed_agent_stays_while_checks_are_good() -> None:
     health = anycast.Health(announced=True)
-    assert anycast.step(health, True).announced
-    assert not anycast.step(anycast.step(anycast.step(health, False), False), False).announced
+    assert anycast.step(health, "good").announced
+    assert not anycast.step(anycast.step(anycast.step(health, "bad"), "bad"), "bad").announced
+
+
+def test_what_came_or_went_is_looked_at_soon() -> None:
+    health = anycast.Health()
+    assert anycast.period_s(health) == anycast.STARTING_S
+    assert anycast.period_s(anycast.step(health, "good")) == anycast.PERIOD_S
+    up = anycast.Health(good=9, ready=True, announced=True)
+    assert anycast.period_s(anycast.step(up, "bad")) == anycast.PERIOD_S
+    assert anycast.period_s(anycast.step(up, "gone")) == anycast.STARTING_S
+
+
+@pytest.mark.parametrize(
+    ("api", "etcd", "found"),
+    [(200, 200, "good"), (500, 200, "bad"), (None, 200, "gone"), (200, None, "gone"), (200, 503, "good"), (0, 200, "bad")],
+)  # fmt: skip
+def test_a_server_that_does_not_run_is_told_from_one_that_is_not_well(
+    api: int | None, etcd: int | None, found: anycast.Finding
+) -> None:
+    """None is a refused connection, 0 one without an answer."""
+
+    class Asked:
+        def __init__(self, status: int | None) -> None:
+            self.status = status
+
+        async def request(self, *_: str) -> Response:
+            if not self.status:
+                raise ConnectionRefusedError if self.status is None else TimeoutError
+            return Response(self.status, b"")
+
+    assert asyncio.run(anycast.look(Asked(api), Asked(etcd))) == found  # type: ignore[arg-type]
 
 
 DUMP = """\
