@@ -25,7 +25,7 @@ class Artefact(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about an image that a program may want to know.
 
-    `artefacts` has the keys raw, uki, erofs, verity and sbom; `stages` maps stages to content ids.
+    `artefacts` has the keys raw, uki, erofs, verity, bmap and sbom; `stages` maps stages to content ids.
     """
 
     version: str
@@ -46,6 +46,7 @@ def file_names(version: str) -> dict[str, str]:
         "uki": f"{base}.efi",
         "erofs": f"{base}.root.erofs",
         "verity": f"{base}.verity",
+        "bmap": f"{base}.raw.bmap",
         "sbom": "sbom.cdx.json",
         "manifest": MANIFEST,
         "sums": "SHA256SUMS",

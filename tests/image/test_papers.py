@@ -11,6 +11,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from kmbuild import bmap
 from kmbuild import lock as locking
 from kmbuild.config import Config
 from kmbuild.lock import Lock
@@ -63,14 +64,31 @@ def test_the_sums_verify(image: Path) -> None:
         ["sha256sum", "--strict", "--check", "SHA256SUMS"], cwd=image, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 7
 
 
 def test_the_manifest_has_the_true_size_and_hash_of_every_artefact(image: Path, manifest: dict[str, Any]) -> None:
-    for kind in ("raw", "uki", "erofs", "verity", "sbom"):
+    for kind in ("raw", "uki", "erofs", "verity", "bmap", "sbom"):
         artefact = manifest["artefacts"][kind]
         assert (image / artefact["name"]).stat().st_size == artefact["size"], kind
         assert file_digest(image / artefact["name"]) == artefact["sha256"], kind
+
+
+def test_the_block_map_has_all_that_is_not_zero(image: Path, manifest: dict[str, Any]) -> None:
+    block_map = bmap.read(image / manifest["artefacts"]["bmap"]["name"])
+    raw = image / manifest["artefacts"]["raw"]["name"]
+    assert block_map.size == raw.stat().st_size
+    assert block_map.mapped < block_map.size / 4
+    assert bmap.make(raw) == block_map
+    with raw.open("rb") as file:
+        position = 0
+        for start, end in [*((one.start, one.end) for one in block_map.ranges), (block_map.size, block_map.size)]:
+            file.seek(position)
+            while position < start:
+                data = file.read(min(1 << 24, start - position))
+                assert not data.strip(b"\0"), f"data at {position} and not in the map"
+                position += len(data)
+            position = end
 
 
 def test_the_manifest_names_every_stage_and_version(manifest: dict[str, Any], lock: Lock) -> None:

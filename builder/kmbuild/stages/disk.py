@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from kmbuild import artefacts, rootfs, sandbox, sbom, source, tarball
+from kmbuild import artefacts, bmap, rootfs, sandbox, sbom, source, tarball
 from kmbuild.artefacts import Artefact, Manifest, as_json, file_names
 from kmbuild.source import file_digest
 from kmbuild.stage import Context, Inputs, Stage
@@ -54,7 +54,8 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
     make_root(context, work, work / names["erofs"])
     roothash = make_disk(context, work, names, seed)
     context.say("disk", "hashing")
-    hashes = {names[kind]: file_digest(work / names[kind]) for kind in ("raw", "uki", "erofs", "verity")}
+    document.write(work / names["bmap"], bmap.to_xml(bmap.make(work / names["raw"])))
+    hashes = {names[kind]: file_digest(work / names[kind]) for kind in ("raw", "uki", "erofs", "verity", "bmap")}
     document.write(work / names["sbom"], make_sbom(context))
     hashes[names["sbom"]] = file_digest(work / names["sbom"])
     manifest = Manifest(
@@ -65,7 +66,7 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
         kernel=(context.folder("initrd") / "kernel-version").read_text().strip(),
         artefacts={
             kind: Artefact(names[kind], (work / names[kind]).stat().st_size, hashes[names[kind]])
-            for kind in ("raw", "uki", "erofs", "verity", "sbom")
+            for kind in ("raw", "uki", "erofs", "verity", "bmap", "sbom")
         },
         stages=dict(context.ids),
         versions=context.config.versions,
@@ -205,4 +206,6 @@ def make_sbom(context: Context) -> str:
 
 
 NEEDS = ("tools", "tree", *(stage_name(name) for name in COMPONENTS), "root", "initrd")
-STAGE = Stage("disk", NEEDS, inputs, make, (sys.modules[__name__], artefacts, rootfs, sandbox, sbom, tarball, root))
+STAGE = Stage(
+    "disk", NEEDS, inputs, make, (sys.modules[__name__], artefacts, bmap, rootfs, sandbox, sbom, tarball, root)
+)
