@@ -7,6 +7,7 @@ import click
 from kmbuild.cache_command import cache
 from kmbuild.cluster import cluster
 from kmbuild.config_command import config
+from kmbuild.flash import flash
 from kmbuild.image import image
 from kmbuild.init import init
 from kmbuild.lock_command import lock
@@ -27,7 +28,7 @@ def kmbuild(debug: bool) -> None:
     del debug  # main() looks for it
 
 
-for command in (image, lock, config, cache, init, cluster, nodes, recover, verify):
+for command in (image, lock, config, cache, init, flash, cluster, nodes, recover, verify):
     kmbuild.add_command(command)
 
 

@@ -207,7 +207,7 @@ SCENARIOS = [
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
              leader, cut_until_replaced, power_on, after_s=20, outage_s=10, replaced=True, silence_s=30, evicts=True),
     Scenario("voters-gone-in-turn", "one voter is gone for good, and when it was replaced another one", ("power", "members"),
-             two("voter"), cut_in_turn, power_on, after_s=10, outage_s=10, whole_s=240, replaced=True, silence_s=45, evicts=True,
+             two("voter"), cut_in_turn, power_on, after_s=10, outage_s=10, whole_s=240, replaced=True, silence_s=75, evicts=True,
              topology="mesh5"),
     Scenario("agents-killed", "a voter is gone, and the agents of the others are killed again and again while they replace it",
              ("power", "members"), follower, cut_and_kill_agents, power_on, after_s=40, outage_s=10,
@@ -226,5 +226,5 @@ SCENARIOS = [
              silence_s=30, evicts=True, topology="grid9"),
     Scenario("two-voters-gone", "two of five voters are gone for longer than is waited for a voter, and return",
              ("power", "members", "large"), two("voter"), cut, power_on, after_s=GRACE_S + 60, outage_s=15, whole_s=240,
-             replaced=True, silence_s=30, evicts=True, topology="grid9"),
+             replaced=True, silence_s=90, evicts=True, topology="grid9"),
 ]  # fmt: skip

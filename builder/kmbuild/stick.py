@@ -1,0 +1,208 @@
+"""Writes a disk image onto a drive, what has to be written of it, and reads it back.
+
+The partition table comes last, when all else is there and right: whatever happens before leaves nothing that boots.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmbuild.bmap import BlockMap, Range
+from kmplan.errors import UserError
+
+# All of the partition table, and of its copy at the end (UEFI 2.10, 5.3), and some room; partitions begin after it.
+HEAD = 1 << 20
+CHUNK = 4 << 20
+AHEAD = 4
+BLKRRPART, BLKFLSBUF = 0x125F, 0x1261  # linux/fs.h
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Bytes that were written, and how long that and reading them back took, in seconds."""
+
+    written: int
+    write_s: float
+    verify_s: float
+
+
+def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path], None], report: Report) -> Result:
+    """Write an image, verify it, have `finish` add to it, and make it bootable.
+
+    `report` is told what is done now, and how many bytes of how many. Raises UserError in one line for an image that is not
+    what its map says, and for a drive that is full, fails, vanishes or returns something else than was written.
+    """
+    if image.stat().st_size != block_map.size:
+        raise UserError(
+            f"{image}: {image.stat().st_size} bytes, its map says {block_map.size}", "copy or build it again"
+        )
+    start = time.monotonic()
+    with opened(target) as device, image.open("rb", buffering=0) as source:
+        with failures(target):
+            clear(device, os.lseek(device, 0, os.SEEK_END))
+            head = copy(source.fileno(), device, image, block_map, report)
+            os.fsync(device)
+        written = time.monotonic()
+        with failures(target):
+            verify(device, target, [one for one in map(after_head, block_map.ranges) if one], report)
+        verified = time.monotonic()
+        finish(target)
+        with failures(target):
+            os.pwrite(device, head, 0)
+            os.fsync(device)
+            if read_back(device, 0, len(head)) != head:
+                raise UserError(f"{target}: does not keep what is written to it", "it is broken: take another drive")
+            settle(device)
+    return Result(block_map.mapped, written - start, verified - written)
+
+
+@contextlib.contextmanager
+def opened(target: Path) -> Iterator[int]:
+    """The drive for nobody else: the kernel refuses one that is mounted (O_EXCL on a block device, open(2))."""
+    exclusive = os.O_EXCL if stat.S_ISBLK(target.stat().st_mode) else 0
+    try:
+        device = os.open(target, os.O_RDWR | os.O_CLOEXEC | exclusive)
+    except OSError as error:
+        hint = "unmount it first" if error.errno == errno.EBUSY else "is it the right one, and may you write to it?"
+        raise UserError(f"{target}: {error.strerror}", hint) from error
+    try:
+        yield device
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(device)
+
+
+@contextlib.contextmanager
+def failures(target: Path) -> Iterator[None]:
+    """Say in one line what a drive's error means."""
+    meaning = {
+        errno.ENOSPC: "it is full, or smaller than it says",
+        errno.EIO: "it fails: take another drive",
+        errno.ENODEV: "it was pulled out: begin again",
+        errno.ENXIO: "it was pulled out: begin again",
+    }
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{target}: {error.strerror}", meaning.get(error.errno or 0, "nothing on it boots now")
+        ) from error
+
+
+def clear(device: int, size: int) -> None:
+    """Take away what would boot: the partition table and its copy."""
+    os.pwrite(device, bytes(min(HEAD, size)), 0)
+    if size > HEAD:
+        os.pwrite(device, bytes(HEAD), size - HEAD)
+    os.fsync(device)
+
+
+def copy(source: int, device: int, image: Path, block_map: BlockMap, report: Report) -> bytes:
+    """Copy all parts but the head, which is returned; reading and checking go ahead of writing."""
+    head, done = bytearray(HEAD), 0
+    with ThreadPoolExecutor(1) as reader:
+        for one in block_map.ranges:
+            digest = hashlib.sha256()
+
+            def read(offset: int, end: int = one.end, digest: "hashlib._Hash" = digest) -> tuple[int, bytes]:
+                data = os.pread(source, min(CHUNK, end - offset), offset)
+                digest.update(data)
+                return offset, data
+
+            waiting = [reader.submit(read, offset) for offset in range(one.start, one.end, CHUNK)[:AHEAD]]
+            following = iter(range(one.start, one.end, CHUNK)[AHEAD:])
+            while waiting:
+                offset, data = waiting.pop(0).result()
+                if (more := next(following, None)) is not None:
+                    waiting.append(reader.submit(read, more))
+                put(device, head, offset, data)
+                done += len(data)
+                report("writing", done, block_map.mapped)
+            if digest.hexdigest() != one.sha256:
+                raise UserError(
+                    f"{image}: altered or damaged between {one.start} and {one.end}", "copy or build it again"
+                )
+    return bytes(head)
+
+
+def put(device: int, head: bytearray, offset: int, data: bytes) -> None:
+    """Write a piece of the image; what belongs to the head is kept."""
+    kept = max(0, min(HEAD - offset, len(data)))
+    head[offset : offset + kept] = data[:kept]
+    view, offset = memoryview(data)[kept:], offset + kept
+    while view:
+        count = os.pwrite(device, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def after_head(one: Range) -> Range | None:
+    """A part without what is in the head; its checksum is of no use then."""
+    start = max(one.start, HEAD)
+    return Range(start, one.end, one.sha256 if start == one.start else "") if start < one.end else None
+
+
+def verify(device: int, target: Path, ranges: list[Range], report: Report) -> None:
+    """Read back what was written, from the drive and not from memory; UserError where it is something else."""
+    total, done = sum(one.size for one in ranges), 0
+    forget(device)
+    with direct(target) as (reader, buffer):
+        for one in ranges:
+            digest = hashlib.sha256()
+            for offset in range(one.start, one.end, CHUNK):
+                length = min(CHUNK, one.end - offset)
+                got = os.preadv(reader, [memoryview(buffer)[: -(-length // mmap.PAGESIZE) * mmap.PAGESIZE]], offset)
+                if got < length:
+                    raise UserError(f"{target}: ends before {offset + length}", "it is smaller than it says")
+                digest.update(memoryview(buffer)[:length])
+                done += length
+                report("verifying", done, total)
+            if one.sha256 and digest.hexdigest() != one.sha256:
+                raise UserError(
+                    f"{target}: between {one.start} and {one.end} there is something else than was written",
+                    "it is broken: take another drive",
+                )
+
+
+@contextlib.contextmanager
+def direct(target: Path) -> Iterator[tuple[int, mmap.mmap]]:
+    """Read past the page cache where the file system can (O_DIRECT, open(2)), into memory that begins with a page."""
+    try:
+        reader = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        reader = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, CHUNK) as buffer:
+            yield reader, buffer
+    finally:
+        os.close(reader)
+
+
+def read_back(device: int, offset: int, length: int) -> bytes:
+    """Read a piece from the drive."""
+    forget(device)
+    return os.pread(device, length, offset)
+
+
+def forget(device: int) -> None:
+    """Have the kernel forget what it has in memory of the drive."""
+    os.posix_fadvise(device, 0, 0, os.POSIX_FADV_DONTNEED)
+    if stat.S_ISBLK(os.fstat(device).st_mode):
+        fcntl.ioctl(device, BLKFLSBUF)
+
+
+def settle(device: int) -> None:
+    """Have the kernel read the new partition table, so that the drive can be pulled out."""
+    if stat.S_ISBLK(os.fstat(device).st_mode):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(device, BLKRRPART)

@@ -1,0 +1,155 @@
+"""The built image on a stick: what is there in the end, and what a drive that is no good comes to."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from kmbuild import bmap, esp, sandbox
+from kmbuild import stick as engine
+from kmbuild.cli import kmbuild
+from kmbuild.cluster import locate_image
+from kmbuild.init import create
+from kmcluster.image import Image
+from kmcluster.tools import tool
+from kmplan.addresses import random_prefix
+from kmplan.cluster import ClusterFile
+from kmplan.errors import UserError
+from kmplan.run import run
+from kmplan.seed import parse_bundle, parse_join
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def built(image: Path) -> Image:
+    return locate_image(image)
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cluster") / "shop"
+    create(folder, ClusterFile(version=1, name="shop", prefix=str(random_prefix())))
+    return folder
+
+
+def stick(folder: Path, size: int = 4 * GIB) -> Path:
+    path = folder / "stick.img"
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def flash(built: Image, target: Path, shop: Path, *more: str) -> Result:
+    return CliRunner().invoke(kmbuild, ["flash", str(built.raw), str(target), "--cluster", str(shop), *more])
+
+
+def credential(built: Image, target: Path, name: str) -> bytes:
+    """What systemd would find on the stick."""
+    place = f"{target}@@{esp.find(built.raw)}"
+    sealed = run(tool(built.tools, "mcopy", "-i", place, f"::{esp.FOLDER}/{name}.cred", "-")).stdout
+    argv = ["systemd-creds", "decrypt", "--allow-null", f"--name={name}", "-", "-"]
+    return run(sandbox.in_tree(built.tools, argv), input=sealed).stdout.encode()
+
+
+def test_a_seeds_stick_has_the_image_and_all_keys(built: Image, shop: Path, tmp_path: Path) -> None:
+    target = stick(tmp_path)
+    result = flash(built, target, shop, "--seed", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["credentials"] == ["kubermesh.seed"] and said["written_bytes"] < said["image_bytes"] / 4
+    bundle = parse_bundle(credential(built, target, "kubermesh.seed"))
+    assert (bundle.cluster.name, bundle.node.number, bundle.node.name) == ("shop", 1, "shop-1")
+    # All but the partition with the credentials is the image.
+    block_map = bmap.read(built.raw.with_name(f"{built.raw.name}.bmap"))
+    start = esp.find(built.raw)
+    with target.open("rb") as written, built.raw.open("rb") as source:
+        for one in block_map.ranges:
+            if one.start == start:
+                continue
+            written.seek(one.start)
+            source.seek(one.start)
+            assert written.read(one.size) == source.read(one.size)
+
+
+def test_any_other_stick_has_no_secret(built: Image, shop: Path, tmp_path: Path) -> None:
+    target = stick(tmp_path)
+    result = flash(built, target, shop)
+    assert result.exit_code == 0, result.output
+    assert "kubermesh.join. You may pull it out." in result.output
+    assert parse_join(credential(built, target, "kubermesh.join")).name == "shop"
+    listing = run(tool(built.tools, "mdir", "-b", "-i", f"{target}@@{esp.find(built.raw)}", f"::{esp.FOLDER}")).stdout
+    assert listing.split() == [f"::/{esp.FOLDER}/kubermesh.join.cred"]
+    # Once more: what was there is replaced.
+    assert flash(built, target, shop, "--seed").exit_code == 0
+    assert parse_bundle(credential(built, target, "kubermesh.seed"))
+
+
+def test_a_dry_run_writes_nothing(built: Image, shop: Path, tmp_path: Path) -> None:
+    target = stick(tmp_path)
+    result = flash(built, target, shop, "--dry-run")
+    assert result.exit_code == 0 and "would be written" in result.output
+    assert target.stat().st_blocks == 0
+
+
+@contextmanager
+def loop_device(path: Path, *options: str) -> Iterator[Path]:
+    done = subprocess.run(["losetup", "--find", "--show", *options, path], capture_output=True, text=True, check=True)
+    device = Path(done.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def mounted(*words: str | Path) -> Iterator[None]:
+    subprocess.run(["mount", *words], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", words[-1]], check=True)
+
+
+def refusal(result: Result) -> str:
+    assert isinstance(result.exception, UserError), result.output
+    return str(result.exception)
+
+
+def test_drives_that_must_not_be_written_are_refused(built: Image, shop: Path, tmp_path: Path) -> None:
+    path = stick(tmp_path)
+    with loop_device(path, "--read-only") as device:
+        assert f"{device}: read-only" in refusal(flash(built, device, shop, "--yes"))
+    with loop_device(path) as device:
+        assert f"{device}: no removable drive; it has no serial" in refusal(flash(built, device, shop, "--yes"))
+        subprocess.run(["mkfs.ext4", "-q", device], check=True)
+        (tmp_path / "mnt").mkdir()
+        with mounted(device, tmp_path / "mnt"):
+            assert f"{device}: in use at {tmp_path / 'mnt'}" in refusal(flash(built, device, shop, "--yes"))
+    small = stick(tmp_path, GIB)
+    assert f"{small}: 1024 MiB, the image needs" in refusal(flash(built, small, shop))
+
+
+def test_a_drive_that_is_full_or_fails_is_one_line_and_does_not_boot(built: Image, shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "mnt").mkdir()
+    with mounted("-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path / "mnt"):
+        path = stick(tmp_path / "mnt")
+        assert f"{path}: No space left on device; it is full" in refusal(flash(built, path, shop))
+        with path.open("rb") as file:
+            assert not any(file.read(1 << 20))
+
+
+def test_a_device_that_fails_is_one_line(built: Image, tmp_path: Path) -> None:
+    """A loop device whose file has no more room gives EIO, as a dying stick does."""
+    (tmp_path / "mnt").mkdir()
+    block_map = bmap.read(built.raw.with_name(f"{built.raw.name}.bmap"))
+    with (
+        mounted("-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path / "mnt"),
+        loop_device(stick(tmp_path / "mnt")) as device,
+        pytest.raises(UserError, match=r"/dev/loop\d+: Input/output error; it fails: take another drive"),
+    ):
+        engine.write(built.raw, block_map, device, lambda _: None, lambda *_: None)
