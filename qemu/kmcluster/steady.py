@@ -18,6 +18,8 @@ KUBECTL_S = 10.0
 EMULATED_PACE = 10.0
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 ADDONS = ("kube-proxy", "coredns")
+# What every machine runs by itself: Kubernetes misses a kubelet after 40 s only.
+UNITS = ("kmagent.service", "kubermesh-babeld.service", "containerd.service", "kubelet.service")
 
 
 def pace(cluster: Cluster) -> float:
@@ -53,7 +55,7 @@ def complaints(cluster: Cluster) -> list[str]:
         return wrong
     try:
         voters = [node["name"] for node in described["nodes"] if node["role"] == "voter"]
-        return [*wrong_nodes(cluster), *wrong_pods(cluster, voters), *wrong_data(cluster)]
+        return [*wrong_units(cluster), *wrong_nodes(cluster), *wrong_pods(cluster, voters), *wrong_data(cluster)]
     except (UserError, ValueError, KeyError) as error:
         return [str(error)]
 
@@ -69,6 +71,15 @@ def wanted_roles(cluster: Cluster) -> dict[str, int]:
     nodes = len(cluster.machines)
     voters = voters_of(wanted_of(read_cluster(cluster.directory).wanted_voters, nodes), nodes)
     return {"voter": voters, "standby": int(FEW_VOTERS < voters < nodes)}
+
+
+def wrong_units(cluster: Cluster) -> list[str]:
+    """Units that do not run on a machine."""
+    wrong, driver = [], driver_of(cluster)
+    for machine in cluster.machines:
+        said = driver.execute(machine, ["systemctl", "is-active", *UNITS]).stdout.split()
+        wrong += [f"{machine.name}: {unit} is {how}" for unit, how in zip(UNITS, said, strict=True) if how != "active"]
+    return wrong
 
 
 def wrong_nodes(cluster: Cluster) -> list[str]:
