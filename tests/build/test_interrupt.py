@@ -19,8 +19,9 @@ def unfinished(project: Project, built: Project, normal_cache: Path) -> Project:
 
 
 def start(project: Project, *words: str) -> subprocess.Popen[str]:
+    # Who starts the tests in the background has it ignored, and children would as well.
     return subprocess.Popen(
-        project.argv("image", *words),
+        ["env", "--default-signal=INT", *project.argv("image", *words)],
         cwd=project.path,
         env=project.tree.environment(),
         stdin=subprocess.DEVNULL,
