@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,14 +113,12 @@ def parse(dump: Iterable[str]) -> Table:
     """Read the lines that babeld answers to `dump`."""
     neighbours: list[tuple[str, Link]] = []
     installed: set[str] = set()
-    for line in dump:
-        action, kind, *words = [*line.split(), "", ""]
-        values = dict(zip(words[1::2], words[2::2], strict=False))
-        if (action, kind) == ("add", "route") and values.get("installed") == "yes":
+    for what, values in _entries(dump):
+        if what == ("add", "route") and values.get("installed") == "yes":
             # One that was retracted stays for minutes, as unreachable (RFC 8966, "Hold Time").
             if int(values["metric"]) < INFINITY:
                 installed.add(values["prefix"])
-        elif (action, kind) == ("add", "neighbour"):
+        elif what == ("add", "neighbour"):
             rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
             link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16))
             neighbours.append((values["if"], link))
@@ -130,13 +128,18 @@ def parse(dump: Iterable[str]) -> Table:
 def best_way(dump: Iterable[str], prefix: str) -> Way | None:
     """The best route to a prefix among the lines that babeld answers to `dump`; None when there is none."""
     found: list[tuple[int, Way]] = []
-    for line in dump:
-        action, kind, *words = [*line.split(), "", ""]
-        values = dict(zip(words[1::2], words[2::2], strict=False))
-        if (action, kind, values.get("prefix")) == ("add", "route", prefix):
+    for what, values in _entries(dump):
+        if what == ("add", "route") and values.get("prefix") == prefix:
             found.append((int(values["metric"]), Way(values["via"], values["if"])))
     metric, way = min(found, key=lambda one: one[0], default=(INFINITY, None))
     return way if metric < INFINITY else None
+
+
+def _entries(dump: Iterable[str]) -> Iterator[tuple[tuple[str, str], dict[str, str]]]:
+    """What each line tells of (action and kind), and its values by their names."""
+    for line in dump:
+        action, kind, *words = [*line.split(), "", ""]
+        yield (action, kind), dict(zip(words[1::2], words[2::2], strict=False))
 
 
 async def ask_best_way(socket: Path, prefix: str) -> Way | None:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -110,6 +110,14 @@ class Scene:
         """Send all processes of a program on a machine a signal: KILL, STOP or CONT."""
         self.tell(f"kill -{signal} {program}: {self.machine(number).name}")
         inside.run_script(self.driver, self.machine(number), "kill", program, signal)
+
+    def run(self, number: int, argv: Sequence[str], given: bytes = b"") -> str:
+        """Run a command in a machine, or on the disk of one that is off; returns its output, UserError when it fails."""
+        machine = self.machine(number)
+        result = inside.run(self.driver, machine, argv, given)
+        if result.code != 0:
+            raise UserError(f"{machine.name}: {result.stderr.strip()}")
+        return result.stdout
 
     def disk(self, number: int, action: str) -> None:
         """Do something to a machine's disk; corrupt overwrites bytes of what its etcd has written last."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -400,6 +401,7 @@ def test_a_line_is_run_before_the_agent_as_systemd_reads_it(tmp_path: Path) -> N
     folder.mkdir()
     cluster = SimpleNamespace(machines=[machine], machine_folder=lambda _: tmp_path)
     scene = SimpleNamespace(cluster=cluster, driver=driver, machine=lambda _: machine)
+    scene.run = partial(scenario.Scene.run, scene)  # type: ignore[arg-type]
     before = agents_with("import os; os.environ['WHO'] = 'me'")(ALL["cable-cut"]).before
     assert before is not None
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from kmcluster import inside
 from kmcluster.scenario import Scenario, Scene, leader, worker
 from kmplan.errors import UserError
 
@@ -44,21 +43,11 @@ def ended(certificate: str, authority_key: bytes) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)  # type: ignore[arg-type]
 
 
-def read(scene: Scene, number: int, path: str) -> str:
-    """A file of a machine; UserError when there is none."""
-    result = inside.run(scene.driver, scene.machine(number), ["cat", path])
-    if result.code != 0:
-        raise UserError(f"{scene.machine(number).name}: {path}: {result.stderr.strip()}")
-    return result.stdout
-
-
 def expire(scene: Scene, number: int, path: str, authority: str) -> None:
     """Put a certificate that has ended in the place of a good one, owner and mode as they are."""
     key = (scene.cluster.directory / f"pki/{authority}.key").read_bytes()
-    over = ended(read(scene, number, path), key)
-    result = inside.run(scene.driver, scene.machine(number), ["sh", "-c", f"cat > {shlex.quote(path)}"], over)
-    if result.code != 0:
-        raise UserError(f"{scene.machine(number).name}: {path}: {result.stderr.strip()}")
+    over = ended(scene.run(number, ["cat", path]), key)
+    scene.run(number, ["sh", "-c", f"cat > {shlex.quote(path)}"], over)
     scene.tell(f"expired: {path.removeprefix(f'{PKI}/')} of {scene.machine(number).name}")
 
 
@@ -75,11 +64,11 @@ def expire_servers(scene: Scene, chosen: list[int]) -> None:
     before = starts(scene, number)
     for path, authority in SERVERS.items():
         expire(scene, number, path, authority)
-    over = {path: read(scene, number, path) for path in SERVERS}
+    over = {path: scene.run(number, ["cat", path]) for path in SERVERS}
     time.sleep(ENDED)
     scene.signal(number, "kmagent")
     deadline = time.monotonic() + RENEWED_S
-    while left := [path for path, text in over.items() if read(scene, number, path) == text]:
+    while left := [path for path, text in over.items() if scene.run(number, ["cat", path]) == text]:
         if time.monotonic() > deadline:
             raise UserError(f"not renewed after {RENEWED_S:g} s: {', '.join(left)}")
         time.sleep(1)

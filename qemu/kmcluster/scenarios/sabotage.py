@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from kmcluster import inside, steady, witness
 from kmcluster.scenario import Scenario, Scene
+from kmcluster.scenarios.links import cut_one
+from kmcluster.scenarios.nodes import cut
 from kmcluster.scenarios.virtual import check_root, repair_root
 from kmplan import files
-from kmplan.errors import UserError
 
 Sabotage = Callable[[Scenario], Scenario]
 Act = Callable[[Scene, list[int]], None]
@@ -60,13 +61,26 @@ def ahead(act: Act) -> Sabotage:
     return sabotage
 
 
+def afterwards(act: Act) -> Sabotage:
+    """Something is done right after the fault."""
+
+    def sabotage(scenario: Scenario) -> Scenario:
+        def fault(scene: Scene, chosen: list[int]) -> None:
+            scenario.fault(scene, chosen)
+            act(scene, chosen)
+
+        return replace(scenario, fault=fault)
+
+    return sabotage
+
+
 def masked(unit: str, *, stopped: bool = False) -> Sabotage:
     """A unit of the victim, or of the leading node, is not started again, or does not run to begin with."""
 
     def act(scene: Scene, chosen: list[int]) -> None:
         number = chosen[0] if chosen else scene.leader()
         mask = f"systemctl mask --runtime {unit}" + (f"; systemctl stop {unit}" if stopped else "")
-        run(scene, number, mask)
+        scene.run(number, ["sh", "-c", mask])
 
     return ahead(act)
 
@@ -91,18 +105,10 @@ def agents_with(line: str) -> Sabotage:
         for machine in scene.cluster.machines:
             credentials = scene.cluster.machine_folder(machine) / "credentials"
             files.write(credentials / "systemd.unit-dropin.kmagent.service", text)
-            run(scene, machine.number, INSTALL, text)
+            scene.run(machine.number, ["sh", "-c", INSTALL], text.encode())
         steady.wait_steady(scene.cluster, STEADY_S)
 
     return lambda scenario: replace(scenario, before=before)
-
-
-def run(scene: Scene, number: int, script: str, given: str = "") -> None:
-    """Run a shell script in a machine; UserError when it fails."""
-    machine = scene.machine(number)
-    result = inside.run(scene.driver, machine, ["sh", "-c", script], given.encode())
-    if result.code != 0:
-        raise UserError(f"{machine.name}: {result.stderr.strip()}")
 
 
 def never_alone(scenario: Scenario) -> Scenario:
@@ -115,16 +121,6 @@ def longer(scenario: Scenario) -> Scenario:
     return agents_with(ANYCAST_STAYS)(replace(scenario, after_s=2 * scenario.after_s))
 
 
-def never_plugged(scenario: Scenario) -> Scenario:
-    """Cables flap, and one of them stays out in the end."""
-
-    def fault(scene: Scene, chosen: list[int]) -> None:
-        scenario.fault(scene, chosen)
-        scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "cut")
-
-    return replace(scenario, fault=fault)
-
-
 def verity_off(scenario: Scenario) -> Scenario:
     """What is spoiled is put right before it is read, as if nobody checked."""
 
@@ -132,16 +128,6 @@ def verity_off(scenario: Scenario) -> Scenario:
         inside.run_script(scene.driver, scene.machine(chosen[0]), "spoil_root", "spoil")
         repair_root(scene, chosen)
         check_root(scene, chosen[0], "check", errno.EIO)
-
-    return replace(scenario, fault=fault)
-
-
-def not_back(scenario: Scenario) -> Scenario:
-    """The machine does not start again."""
-
-    def fault(scene: Scene, chosen: list[int]) -> None:
-        scenario.fault(scene, chosen)
-        scene.power(chosen[0], "cut")
 
     return replace(scenario, fault=fault)
 
@@ -172,7 +158,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "cable-lossy": routes_stay,
     "cable-slow": routes_stay,
     "cable-one-way": routes_stay,
-    "cable-flapping": never_plugged,
+    "cable-flapping": afterwards(cut_one),
     "cable-after-cable": routes_stay,
     "spanning-tree": routes_stay,
     "soak": ahead(evict),
@@ -200,5 +186,5 @@ SABOTAGE: dict[str, Sabotage] = {
     "vm-power-voter": not_undone,
     "vm-root-spoiled": verity_off,
     "vm-clock-ahead": not_undone,
-    "vm-clock-lost": not_back,
+    "vm-clock-lost": afterwards(cut),
 }
