@@ -18,6 +18,12 @@ COMPRESSION = {"fast": ["-zzstd,level=3"], "small": ["-zlzma,level=6", "-C65536"
 PROGRAM_FOLDERS = {"cni": "usr/lib/cni"}
 NOT_ON_A_NODE = {"coredns", "sealdb"}  # CoreDNS runs from its container image alone
 PROGRAM_LINKS = {"kubelet": "kubernetes", "kubectl": "kubernetes", "etcdctl": "etcd", "etcdutl": "etcd"}
+# mkfs.erofs 1.8 does not end when it cannot write: its main thread waits for the one that gave up. So its first error ends it.
+MKFS = """\
+exec 3< <(exec mkfs.erofs "$@" 2>&1)
+sed --unbuffered '/<E>/q1' <&3 || { kill -KILL $!; exit 1; }
+wait $!
+"""
 
 
 def inputs(context: Context) -> Inputs:
@@ -61,7 +67,7 @@ def pack(context: Context, stage: str, work: Path, image: str, tar: str, *, appe
     """Run mkfs.erofs(1) on a tar; with `append` the image exists, and the tar's files come on top."""
     fixed = [f"-T{context.epoch}", "-U", str(uuid.uuid5(NAMESPACE, context.ids["root"])), "--quiet"]
     mode = ["--incremental=data"] if append else []
-    argv = ["mkfs.erofs", "--tar=f", *mode, *COMPRESSION[context.config.compression], *fixed]
+    argv = ["bash", "-c", MKFS, "bash", "--tar=f", *mode, *COMPRESSION[context.config.compression], *fixed]
     context.in_tools(stage, [*argv, f"/build/{image}", f"/build/{tar}"], binds={work: "/build"})
 
 
