@@ -6,7 +6,9 @@ from pathlib import Path
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1bc|[\x00-\x08\x0b-\x1f]")
 
 FAULTS = (
-    re.compile(r"Kernel panic|\bOops\b|BUG: |general protection fault|unable to handle (kernel|page)", re.IGNORECASE),
+    # In capitals: "MP-BIOS bug" is a timer that was slow.
+    re.compile(r"\bBUG: |\bkernel BUG at\b"),
+    re.compile(r"Kernel panic|\bOops\b|general protection fault|unable to handle (kernel|page)", re.IGNORECASE),
     re.compile(r"Out of memory: Killed|oom-kill:|invoked oom-killer"),
     re.compile(r"^panic: |goroutine \d+ \[running\]|fatal error: "),
     re.compile(r"\[FAILED\]|: Failed with result '"),

@@ -226,11 +226,14 @@ class NspawnDriver:
         return status
 
     def cleanup(self, machine: Machine) -> None:
-        """Kill the container, end the forwarder, take the cables out, remove the cgroups."""
+        """Take the cables out, kill the container, end the forwarder, remove the cgroups.
+
+        The cables first: neighbours lose the carrier at once, as with real power, and not when the kernel comes to it.
+        """
+        self.cables.disconnect(machine)
         for role in ("init", "nspawn", "forward"):
             if role in machine.processes:
                 process.send(machine.processes[role], signal.SIGKILL)
-        self.cables.disconnect(machine)
         if machine.cgroups:
             cgroups.freeze(machine.cgroups, False)
         for started in machine.processes.values():

@@ -129,11 +129,14 @@ class NspawnCables:
             self.apply(self.cluster.cables_of(machine))
 
     def disconnect(self, machine: Machine) -> None:
-        """Take a machine's ports away: what is left of them after its end, and its neighbours' carrier."""
+        """Take a machine's ports away, and its neighbours' carrier."""
         if self.holder is None:
             return
-        batch = "".join(f"link delete dev {middle(port)}\n" for port in machine.port_list)
-        # The kernel removes them too, when it comes to it.
+        own = set(machine.port_list)
+        far = [end for cable in self.cluster.cables_of(machine) for end in (cable.a, cable.b) if end not in own]
+        batch = carrier_batch((end, False) for end in far)
+        batch += "".join(f"link delete dev {middle(port)}\n" for port in machine.port_list)
+        # Neighbours that are off have none.
         run.run(self.inside(["ip", "-force", "-batch", "-"]), input=batch, check=False)
         self.apply(self.cluster.cables_of(machine))
 

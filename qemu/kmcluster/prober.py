@@ -20,7 +20,7 @@ import msgspec
 from kmcluster import inside, steady, witness
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
-from kmcluster.writer import longest_gap
+from kmcluster.writer import gaps
 from kmplan.errors import UserError
 
 NAME = "kubermesh-verify-service"
@@ -53,9 +53,9 @@ class Probe(msgspec.Struct, frozen=True):
     opened: bool
 
 
-def longest_outage(log: Sequence[Probe], since: float, until: float) -> tuple[float, float]:
-    """When no connection was opened for longest between two moments: its begin and its end."""
-    return longest_gap((one.ended for one in log if one.opened), since, until)
+def silences(log: Sequence[Probe], since: float, until: float) -> list[tuple[float, float]]:
+    """When no connection was opened between two moments: from one to the next."""
+    return gaps((one.ended for one in log if one.opened), since, until)
 
 
 def answered(log: Sequence[Probe], until: float) -> bool:

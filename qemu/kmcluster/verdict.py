@@ -15,21 +15,30 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """A time without an answered write, or without a connection to the service: seconds since the fault began."""
+    """A time without an answered write, or without a connection to the service: seconds since the fault began.
+
+    `why` is what most writes failed of meanwhile, if any were tried.
+    """
 
     since_s: float
     until_s: float
+    why: str = ""
+
+    @property
+    def length_s(self) -> float:
+        """How long it was."""
+        return self.until_s - self.since_s
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One time that a scenario was played; seconds count from the fault's begin.
 
-    `faults` says what did not hold, nothing when all did. `outages` are the longest of the fault, and the longest after it was
-    undone (at `undone_s`, which is `whole_s` where nobody undoes it), where they were long enough to be noticed; `silences`
-    are the same of the service. All was as before at `whole_s`. `acked`, `failed` and `lost` count writes, `elections` terms of
-    etcd that began; `evicted` names the nodes whose pods were made anew elsewhere. A cluster that does not heal alone is in
-    service again only after the fault was undone. `noticed` is what did not hold where something was undermined on purpose:
-    that is as it has to be.
+    `faults` says what did not hold, nothing when all did. `outages` are the longest that began with the fault, and the longest
+    that began when it was undone (at `undone_s`, which is `whole_s` where nobody undoes it), where they were noticeable;
+    `silences` are the same of the service. All was as before at `whole_s`. `acked`, `failed` and `lost` count writes,
+    `elections` terms of etcd that began; `evicted` names the nodes whose pods were made anew elsewhere. A cluster that does not
+    heal alone is in service again only after the fault was undone. `noticed` is what did not hold where something was
+    undermined on purpose: that is as it has to be.
     """
 
     scenario: str
@@ -51,18 +60,28 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     noticed: list[str] = []
 
     @property
-    def outage_s(self) -> float:
-        """For how long no write was acknowledged, at the longest: by the fault, or until service was back after `undo`."""
+    def outage(self) -> Outage | None:
+        """When no write was acknowledged for longest, if it was noticeable: by the fault, or until it was undone."""
         return self._longest(self.outages)
 
     @property
-    def silence_s(self) -> float:
-        """For how long no connection to the service was opened, in the same way."""
+    def silence(self) -> Outage | None:
+        """When no connection to the service was opened for longest, in the same way."""
         return self._longest(self.silences)
 
-    def _longest(self, outages: list[Outage]) -> float:
+    @property
+    def outage_s(self) -> float:
+        """For how long no write was acknowledged, at the longest."""
+        return self.outage.length_s if self.outage else 0.0
+
+    @property
+    def silence_s(self) -> float:
+        """For how long no connection to the service was opened, at the longest."""
+        return self.silence.length_s if self.silence else 0.0
+
+    def _longest(self, outages: list[Outage]) -> Outage | None:
         felt = [one for one in outages if one.since_s < self.undone_s or not self.heals_alone]
-        return max((one.until_s - one.since_s for one in felt), default=0.0)
+        return max(felt, key=lambda one: one.length_s, default=None)
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,12 +13,15 @@ import msgspec
 from kmcluster import bundle, oracles, prober, steady, watcher, witness
 from kmcluster.scenario import Scenario, Scene
 from kmcluster.verdict import Mark, Outage, Run
-from kmcluster.writer import judge, longest_outage
+from kmcluster.writer import judge, outages, reason
 from kmplan.errors import UserError
 
 CALM_S, STEADY_S = 3.0, 240.0
 # A pause shorter than this is an answer that took its time.
 NOTICEABLE_S = 0.5
+
+
+Find = Callable[[float, float], list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,16 @@ class Acts:
         """A moment as the verdict has it."""
         return round(moment - self.begin, 2)
 
-    def longest(self, find: Callable[[float, float], tuple[float, float]]) -> list[Outage]:
-        """The longest outage that `find` finds of the fault, and after it was undone, if they are noticeable."""
-        found = [find(self.begin, self.undone)]
-        found += [find(self.undone, self.whole)] if self.undone < self.whole else []
-        return [Outage(self.since_begin(a), self.since_begin(b)) for a, b in found if b - a > NOTICEABLE_S]
+    def longest(self, find: Find, why: Callable[[float, float], str]) -> list[Outage]:
+        """The longest outage of those that `find` finds of the fault, and of those of its end, if they are noticeable.
+
+        The last answer before the fault is undone is a little earlier: what begins there is of its end.
+        """
+        found = find(self.begin, self.whole)
+        fault = [(a, b) for a, b in found if a < self.undone - NOTICEABLE_S]
+        end = [(max(a, self.undone), b) for a, b in found if a >= self.undone - NOTICEABLE_S]
+        longest = [max(part, key=lambda gap: gap[1] - gap[0]) for part in (fault, end) if part]
+        return [Outage(self.since_begin(a), self.since_begin(b), why(a, b)) for a, b in longest if b - a > NOTICEABLE_S]
 
 
 def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
@@ -83,8 +91,8 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     count = judge(entries, final)
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(acts.since_begin(at), what) for at, what in notes],
-        outages=acts.longest(partial(longest_outage, entries)),
-        silences=[out for log in probes for out in acts.longest(partial(prober.longest_outage, log))],
+        outages=acts.longest(partial(outages, entries), partial(reason, entries)),
+        silences=[out for log in probes for out in acts.longest(partial(prober.silences, log), lambda *_: "")],
         undone_s=acts.since_begin(acts.undone), whole_s=acts.since_begin(acts.whole), acked=count.acked,
         failed=count.failed, lost=len(count.lost), elections=watcher.elections(sights, acts.begin, acts.whole),
         evicted=witness.evicted(pods, placed),
@@ -125,10 +133,10 @@ def act(scenario: Scenario, scene: Scene, chosen: list[int]) -> Acts:
 def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
     """What a scenario promises and this run did not keep."""
     faults = []
-    if played.outage_s > scenario.outage_s:
-        faults.append(f"no write was acknowledged for {played.outage_s:.1f} s, {scenario.outage_s:g} s are allowed")
-    if played.silence_s > scenario.silence_s:
-        faults.append(f"a service did not answer for {played.silence_s:.1f} s, {scenario.silence_s:g} s are allowed")
+    if played.outage and played.outage_s > scenario.outage_s:
+        faults.append(f"no write was acknowledged {stretch(played.outage)}, {scenario.outage_s:g} s are allowed")
+    if played.silence and played.silence_s > scenario.silence_s:
+        faults.append(f"a service did not answer {stretch(played.silence)}, {scenario.silence_s:g} s are allowed")
     if played.acked == 0:
         faults.append("no write was acknowledged at all")
     if played.lost:
@@ -142,6 +150,12 @@ def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
     if scenario.replaced and not changed:
         faults.append("no voter was replaced")
     return faults
+
+
+def stretch(outage: Outage) -> str:
+    """How long, from when on, and why."""
+    reason = f" ({outage.why})" if outage.why else ""
+    return f"for {outage.length_s:.1f} s from {outage.since_s:.1f} s on{reason}"
 
 
 def members(scene: Scene) -> list[int]:

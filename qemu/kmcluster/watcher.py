@@ -47,9 +47,10 @@ def judge(logs: Sequence[Sequence[Sight]]) -> list[str]:
         wrong += ["etcd had two learners" for sight in log if sum(sight.members.values()) > 1][:1]
     leaders: dict[int, set[str]] = {}
     for log in logs:
-        for sight in log:
-            if sight.leads:
-                leaders.setdefault(sight.term, set()).add(sight.me)
+        for before, after in pairwise(log):
+            # Seen twice: etcd looks up leader and term one after the other, so an old leader may seem to lead a new term.
+            if before.leads and after.leads and before.term == after.term:
+                leaders.setdefault(after.term, set()).add(after.me)
     return wrong + [f"two members of etcd led in term {term}" for term, found in leaders.items() if len(found) > 1]
 
 

@@ -10,6 +10,7 @@ import os
 import select
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -61,16 +62,20 @@ def judge(logs: Sequence[Sequence[Entry]], final: int) -> Count:
     return Count(len(acked), tuple(sorted(twice | gone)), failed)
 
 
-def longest_outage(logs: Sequence[Sequence[Entry]], since: float, until: float) -> tuple[float, float]:
-    """When writes were not answered for longest between two moments: its begin and its end, for the worst of the writers."""
-    gaps = [longest_gap((one.ended for one in log if one.kind in SERVED), since, until) for log in logs]
-    return max(gaps, key=lambda gap: gap[1] - gap[0], default=(since, since))
+def outages(logs: Sequence[Sequence[Entry]], since: float, until: float) -> list[tuple[float, float]]:
+    """When a writer was not answered between two moments: from one answer to the next."""
+    return [gap for log in logs for gap in gaps((one.ended for one in log if one.kind in SERVED), since, until)]
 
 
-def longest_gap(moments: Iterable[float], since: float, until: float) -> tuple[float, float]:
-    """The longest time between two moments, in any order, without one of these: its begin and its end."""
-    times = [since, *sorted(moment for moment in moments if since < moment < until), until]
-    return max(pairwise(times), key=lambda pair: pair[1] - pair[0])
+def gaps(moments: Iterable[float], since: float, until: float) -> list[tuple[float, float]]:
+    """The times between two moments, in any order, without one of these: their begins and ends."""
+    return list(pairwise([since, *sorted(moment for moment in moments if since < moment < until), until]))
+
+
+def reason(logs: Sequence[Sequence[Entry]], since: float, until: float) -> str:
+    """Why most writes failed that ended between two moments, if any did."""
+    found = Counter(one.why for log in logs for one in log if one.kind == "failed" and since <= one.ended <= until)
+    return found.most_common(1)[0][0] if found else ""
 
 
 def main(kubeconfig: str, name: str, pace: str) -> None:

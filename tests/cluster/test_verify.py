@@ -7,7 +7,7 @@ from typing import Any
 
 from machines import IMAGE, kmbuild
 
-PLAYED = ("kill-etcd-leader", "cable-cut", "power-worker")
+PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
 
 
 def played(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -244,6 +244,8 @@ def test_a_seed_and_a_blank_machine_differ_by_role_only() -> None:
     [
         "[    1.0] Kernel panic - not syncing: Attempted to kill init!",
         "[    2.0] Out of memory: Killed process 12 (etcd)",
+        "[    3.0] BUG: kernel NULL pointer dereference, address: 0000000000000008",
+        "[    4.0] kernel BUG at mm/slub.c:305!",
         "goroutine 1 [running]:",
         "[\x1b[0;1;31mFAILED\x1b[0m] Failed to start foo.service",
         "systemd[1]: sysinit.target: Found ordering cycle on foo.service/start",
@@ -256,7 +258,10 @@ def test_faults_on_a_console_are_found(tmp_path: Path, line: str) -> None:
 
 
 def test_a_quiet_console_has_no_faults(tmp_path: Path) -> None:
-    (tmp_path / "console.log").write_text("[  OK  ] Started kubelet.service.\npanic=10 rd.shell=0\n")
+    (tmp_path / "console.log").write_text(
+        "[  OK  ] Started kubelet.service.\npanic=10 rd.shell=0\n"
+        "[    0.028000] ..MP-BIOS bug: 8254 timer not connected to IO-APIC\n"
+    )
     assert console.find_faults(console.read_lines(tmp_path / "console.log")) == []
 
 

@@ -23,7 +23,7 @@ from kmcluster.scenarios.links import spanning_tree
 from kmcluster.scenarios.nodes import are_joined, two
 from kmcluster.scenarios.sabotage import SABOTAGE, agents_with
 from kmcluster.verdict import Mark, Outage, Run, Verdict, junit, quantile
-from kmcluster.writer import Count, Entry, judge, longest_outage
+from kmcluster.writer import Count, Entry, judge, outages, reason
 from kmplan.errors import UserError
 
 
@@ -66,26 +66,47 @@ def test_a_write_that_is_gone_is_found(logs: list[list[Entry]], final: int, lost
     assert judge(logs, final).lost == lost
 
 
+def longest(found: list[tuple[float, float]]) -> tuple[float, float]:
+    return max(found, key=lambda gap: gap[1] - gap[0])
+
+
 def test_the_longest_outage_is_the_worst_of_any_writer() -> None:
     steady = log(*(("acked", float(second), second) for second in range(20)))
     broken = log(*(("acked", float(second), second) for second in (0, 1, 2, 9, 10, 11, 19)))
-    begin, end = longest_outage([steady, broken], 2.5, 15)
-    assert (begin, end) == (2.5, 9.1)
+    assert longest(outages([steady, broken], 2.5, 15)) == (2.5, 9.1)
     # One that comes too late again and again is served all the same.
     late = [Entry("conflict", one.begun, one.ended, one.value) for one in steady]
-    assert longest_outage([steady, late], 2.5, 15) == longest_outage([steady], 2.5, 15)
+    assert longest(outages([steady, late], 2.5, 15)) == longest(outages([steady], 2.5, 15))
     # One that never comes back.
-    assert longest_outage([steady, log(("acked", 1, 1))], 2.5, 15) == (2.5, 15)
+    assert longest(outages([steady, log(("acked", 1, 1))], 2.5, 15)) == (2.5, 15)
+
+
+def test_an_outage_tells_why() -> None:
+    failed = [Entry("failed", 3.0 + step, 3.5 + step, why=why) for step, why in enumerate(("refused", "late", "late"))]
+    assert reason([failed, []], 2.0, 9.0) == "late" and reason([failed], 2.0, 4.0) == "refused"
+    assert reason([failed], 7.0, 9.0) == ""
+
+
+def test_an_outage_is_whole_though_the_fault_was_undone_meanwhile() -> None:
+    acts = verify.Acts(begin=100.0, undone=110.0, whole=130.0)
+
+    def found(*gaps: tuple[float, float]) -> list[Outage]:
+        return acts.longest(lambda *_: list(gaps), lambda *_: "")
+
+    assert found((100.0, 113.0), (113.0, 113.1)) == [Outage(0.0, 13.0)]
+    # One that began as it was undone is of that; the last answer before it came a moment earlier.
+    assert found((100.0, 101.0), (109.9, 112.0)) == [Outage(0.0, 1.0), Outage(10.0, 12.0)]
+    assert found((100.0, 100.2), (110.1, 110.3)) == []
 
 
 def test_a_service_that_is_silent_is_so_from_answer_to_answer() -> None:
     log = [prober.Probe(0.02 * step, 0.02 * step + 0.001, not 100 <= step < 200) for step in range(500)]
-    begin, end = prober.longest_outage(log, 1.0, 8.0)
+    begin, end = longest(prober.silences(log, 1.0, 8.0))
     assert (begin, end) == pytest.approx((1.981, 4.001))
     assert prober.answered(log, 0.1) and not prober.answered(log, 0.0) and not prober.answered(log[100:200], 8.0)
     # Nothing before, and nothing after, is a silence too; probes are noted in the order in which they end.
-    assert prober.longest_outage([], 1.0, 8.0) == (1.0, 8.0)
-    assert prober.longest_outage(list(reversed(log)), 9.0, 20.0) == pytest.approx((9.981, 20.0))
+    assert prober.silences([], 1.0, 8.0) == [(1.0, 8.0)]
+    assert longest(prober.silences(list(reversed(log)), 9.0, 20.0)) == pytest.approx((9.981, 20.0))
 
 
 def test_the_service_is_where_the_harm_is_and_not_where_it_is_asked_from() -> None:
@@ -123,15 +144,15 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
         ("power-leader", {}, False, None),
         (
             "power-leader",
-            {"outages": [Outage(1.0, 99.0)]},
+            {"outages": [Outage(1.0, 99.0, "timed out")]},
             False,
-            "no write was acknowledged for 98.0 s, 5 s are allowed",
+            "no write was acknowledged for 98.0 s from 1.0 s on (timed out), 5 s are allowed",
         ),
         (
             "cable-cut",
             {"outages": [], "silences": [Outage(1.0, 9.0)]},
             False,
-            "a service did not answer for 8.0 s, 5 s are allowed",
+            "a service did not answer for 8.0 s from 1.0 s on, 5 s are allowed",
         ),
         ("power-leader", {"lost": 2}, False, "2 acknowledged writes are lost"),
         ("power-leader", {"acked": 0}, False, "no write was acknowledged at all"),
@@ -363,9 +384,13 @@ def test_members_change_one_at_a_time(log: list[watcher.Sight], wrong: list[str]
 
 
 def test_one_member_leads_in_a_term() -> None:
-    one = [sight(0, "12", "1", 4, "1"), sight(9, "12", "1", 6, "1")]
-    assert watcher.judge([one, [sight(5, "12", "2", 5, "2")]]) == []
-    assert watcher.judge([one, [sight(5, "12", "2", 4, "2")]]) == ["two members of etcd led in term 4"]
+    def leads(me: str, *terms: int) -> list[watcher.Sight]:
+        return [sight(at, "12", me, term, me) for at, term in enumerate(terms)]
+
+    assert watcher.judge([leads("1", 4, 4, 6, 6), leads("2", 5, 5)]) == []
+    assert watcher.judge([leads("1", 4, 4, 6, 6), leads("2", 4, 4)]) == ["two members of etcd led in term 4"]
+    # It was asked while it learned that another one leads now.
+    assert watcher.judge([[*leads("1", 4, 4, 5), sight(9, "12", "2", 5, "1")], leads("2", 5, 5)]) == []
 
 
 def test_elections_are_counted_from_the_term_before_the_fault() -> None:

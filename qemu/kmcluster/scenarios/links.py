@@ -6,7 +6,8 @@ from random import Random
 from typing import Any
 
 from kmcluster.cable import Cable
-from kmcluster.scenario import Scenario, Scene, follower, leader, nobody
+from kmcluster.scenario import Scenario, Scene, follower, leader, nobody, worker
+from kmcluster.scenarios.nodes import power_on
 from kmcluster.topology import reach
 
 FLAPS, FLAP_S = 5, 1.5
@@ -57,6 +58,23 @@ def one_after_another(scene: Scene, chosen: list[int]) -> None:
     scene.cable(chosen[0], far, "plug")
     time.sleep(BACK_S)
     scene.cable(chosen[0], near, "cut")
+
+
+def lead_beside_worker(scene: Scene) -> None:
+    """Have a voter lead that has a cable to the worker: one has, where three of five machines on a ring vote."""
+    scene.lead(next(number for number in scene.neighbours(scene.one("worker")) if number in scene.with_role("voter")))
+
+
+def cut_and_power(scene: Scene, chosen: list[int]) -> None:
+    """The leading node's cable that does not lead to the victim is away for a while; soon after it is back, the victim is off."""
+    leading = scene.leader()
+    far = next(number for number in scene.neighbours(leading) if number not in chosen)
+    scene.cable(leading, far, "cut")
+    time.sleep(AWAY_S)
+    scene.cable(leading, far, "plug")
+    # Routes go the other way for half a minute yet.
+    time.sleep(2 * BACK_S)
+    scene.power(chosen[0], "cut")
 
 
 def spanning_tree(cables: Sequence[Cable], random: Random) -> list[Cable]:
@@ -114,6 +132,9 @@ SCENARIOS = [
     link("cable-one-way", "goes one way", one_way, after_s=10),
     link("cable-flapping", "comes and goes", flap, undo=None),
     link("cable-after-cable", "returns, and the other one is cut", one_after_another),
+    Scenario("worker-after-cable", "a cable of the leading node returns, and the worker on its other one loses its power",
+             ("link", "power"), worker, cut_and_power, power_on, before=lead_beside_worker, after_s=20, outage_s=3, silence_s=20,
+             evicts=True, elects=False),
     Scenario("spanning-tree", "every cable that can be spared is cut", ("link",), nobody, cut_to_a_tree, plug_all, after_s=10,
              outage_s=3, elects=False, topology="mesh5"),
     Scenario("soak", f"all cables lose {SOAK_LOSS:g} % and take {SOAK_DELAY_MS:g} ms longer", ("link", "soak"), leader, soak,

@@ -160,6 +160,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "cable-one-way": routes_stay,
     "cable-flapping": afterwards(cut_one),
     "cable-after-cable": routes_stay,
+    "worker-after-cable": not_undone,
     "spanning-tree": routes_stay,
     "soak": ahead(evict),
     "leader-cut-off": not_undone,
