@@ -11,7 +11,7 @@ from kmagent.http import Client
 
 PORT, METRICS_PORT = 2382, 2381
 NO_SPACE, DEFAULT_QUOTA = "NOSPACE", 2 * 2**30
-ACTIVE_PEER = re.compile(r'^etcd_network_active_peers\{.*Remote="([0-9a-f]+)".*\} 1$', re.MULTILINE)
+RECEIVED = re.compile(r'^etcd_network_peer_received_bytes_total\{From="([0-9a-f]+)"\} (\S+)$', re.MULTILINE)
 
 
 class EtcdError(OSError):
@@ -60,7 +60,7 @@ class Value:
 class Etcd:
     """The local member. Every call raises OSError when it cannot be asked, EtcdError when it refuses.
 
-    `metrics` is where it serves its metrics: the JSON gateway does not tell which peers it has a connection to.
+    `metrics` is where it serves its metrics: the JSON gateway does not tell what its peers send.
     """
 
     def __init__(self, client: Client, metrics: Client) -> None:
@@ -154,11 +154,11 @@ class Etcd:
         """Give room that is not in use back; the local member answers nobody meanwhile."""
         await self._call("maintenance/defragment", {})
 
-    async def active_peers(self) -> frozenset[str]:
-        """Return the ids of members that the local one is in conversation with."""
+    async def received(self) -> dict[str, float]:
+        """Return how many bytes the local member was sent by each other one, by their ids."""
         answer = await self._metrics.request("GET", "/metrics")
-        found = ACTIVE_PEER.findall(answer.body.decode(errors="replace"))
-        return frozenset(str(int(remote, 16)) for remote in found)
+        found = RECEIVED.findall(answer.body.decode(errors="replace"))
+        return {str(int(sender, 16)): float(count) for sender, count in found}
 
     async def _no_space_alarms(self) -> list[dict[str, Any]]:
         answer = await self._call("maintenance/alarm", {"action": "GET"})

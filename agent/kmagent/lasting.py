@@ -11,6 +11,14 @@ def since(known: Mapping[Key, float], now_so: Iterable[Key], now: float) -> dict
     return {key: known.get(key, now) for key in now_so}
 
 
+def until(
+    known: Mapping[Key, tuple[float, float]], values: Mapping[Key, float], now: float
+) -> dict[Key, tuple[float, float]]:
+    """Return each value, and when it was last seen to have changed; `known` is what was returned before."""
+    fresh = {key: (value, now) for key, value in values.items()}
+    return {key: known[key] if key in known and known[key][0] == pair[0] else pair for key, pair in fresh.items()}
+
+
 def longer_than(seconds: float, known: Mapping[Key, float], now: float) -> frozenset[Key]:
     """Return what has been so for that long."""
     return frozenset(key for key, moment in known.items() if now - moment >= seconds)

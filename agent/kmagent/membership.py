@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kmagent import network
 from kmagent.etcd import EtcdError, Member, Value
 from kmagent.facts import Facts
-from kmagent.lasting import longer_than, since
+from kmagent.lasting import longer_than, since, until
 from kmagent.ledger import Ledger
 from kmagent.members import Action, Add, Assign, Promote, Remove, View, decide
 from kmagent.registry import Registry
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 OPERATION = "/kubermesh/operation"
 # An operation that another node has begun is taken over when it has not ended by then: that node is gone.
 PATIENCE_S = 15.0
+# A follower answers its leader's heartbeats ten times a second: one that sends nothing for as long does not run.
+SILENT_S = 2.0
 # A learner that has not caught up by then is given up, and its node not asked again for as long.
 LEARNER_S = 600.0
 
@@ -48,6 +50,7 @@ class Membership:
     def forget(self) -> None:
         """Begin anew: what is known is not of this moment."""
         self._away: dict[int, float] = {}
+        self._heard: dict[str, tuple[float, float]] = {}
         self._late: dict[str, float] = {}
         self._refused: frozenset[str] = frozenset()
         self._unfit: dict[int, float] = {}
@@ -97,8 +100,11 @@ class Membership:
         members = await etcd.members()
         leader = (await etcd.status()).member
         view = View(registry, members, seen.reachable, self._facts.prefix, self._facts.voters, leader=leader)
-        active = await etcd.active_peers() | {leader}
-        silent = {view.number_of(one) for one in members if one.name and one.id not in active}
+        received = await etcd.received()
+        self._heard = until(self._heard, {one.id: received.get(one.id, 0.0) for one in members}, now)
+        heard = {key: moment for key, (_, moment) in self._heard.items() if key != leader}
+        mute = longer_than(SILENT_S * self._facts.probe_scale, heard, now)
+        silent = {view.number_of(one) for one in members if one.name and one.id in mute}
         reachable = frozenset(seen.reachable - silent)
         self._away = since(self._away, registry.numbers - reachable, now)
         self._late = since(self._late, {one.id for one in members if _is_late(one, self._refused)}, now)

@@ -68,15 +68,18 @@ class EtcdServer:
     history: int = 0
     quota: int = 0
     alarms: list[str] = field(default_factory=list)
+    received: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> str:
-        """What an etcd says of its peers, among much else."""
+        """What an etcd says of its peers, among much else; those that run have sent something since they were asked for."""
+        for one in self.members:
+            if one.id != self.local and one.active:
+                self.received[one.id] = self.received.get(one.id, 0) + 80
         lines = [
-            f'etcd_network_active_peers{{Local="{int(self.local):x}",Remote="{int(one.id):x}"}} {int(one.active)}'
-            for one in self.members
-            if one.id != self.local
+            f'etcd_network_peer_received_bytes_total{{From="{int(sender):x}"}} {float(count)}'
+            for sender, count in self.received.items()
         ]
-        return "# TYPE etcd_network_active_peers gauge\n" + "".join(f"{line}\n" for line in lines)
+        return "# TYPE etcd_network_peer_received_bytes_total counter\n" + "".join(f"{line}\n" for line in lines)
 
     async def request(self, method: str, path: str, body: bytes = b"", content_type: str = "") -> Response:
         for _ in range(2):

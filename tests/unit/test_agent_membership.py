@@ -10,6 +10,8 @@ from agent_fakes import FACTS, Crash, EtcdMember, Machine, Shop
 
 from kmagent import membership, network
 from kmagent.candidates import Report
+from kmagent.etcd import Etcd
+from kmagent.http import Response
 from kmagent.ledger import Ledger
 from kmagent.membership import LEARNER_S, OPERATION, PATIENCE_S, Membership, Seen
 from kmagent.registry import Registry
@@ -158,6 +160,30 @@ def test_an_etcd_that_does_not_answer_is_away_even_if_its_node_is_there(cluster:
         cluster.start()
         cluster.now += 5
     assert 2 not in cluster.voters and len(cluster.voters) == 3
+
+
+def test_what_etcd_was_sent_is_read_of_its_metrics() -> None:
+    text = b"""# TYPE etcd_network_peer_received_bytes_total counter
+etcd_network_peer_received_bytes_total{From="0"} 168
+etcd_network_peer_received_bytes_total{From="afec4ba3669f2dd"} 1.2345678e+07
+etcd_network_peer_sent_bytes_total{To="afec4ba3669f2dd"} 12
+"""
+
+    class Metrics:
+        async def request(self, *_: str) -> Response:
+            return Response(200, text)
+
+    found = asyncio.run(Etcd(Metrics(), Metrics()).received())  # type: ignore[arg-type]
+    assert found == {"0": 168.0, "792286888519660253": 12345678.0}
+
+
+def test_an_etcd_that_was_started_anew_is_there(cluster: Cluster) -> None:
+    cluster.settle()
+    # The counters begin at nought with the leader's etcd, and tell nothing of before.
+    cluster.shop.etcd.received.clear()
+    cluster.keeper = cluster.another()
+    cluster.settle()
+    assert cluster.voters == {1, 2, 3} and cluster.is_well()
 
 
 @pytest.mark.parametrize("died", [set(), {3}, {4}])
