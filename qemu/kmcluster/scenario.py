@@ -17,6 +17,7 @@ from kmplan.errors import UserError
 # How long the clusters that are verified wait for a voter.
 GRACE_S = 20.0
 LEAD_S = 30.0
+POLL_S = 0.5
 ETCDCTL = """
 cd /run/kubermesh/pki/agent && exec etcdctl --endpoints=https://[::1]:2379 --cacert=etcd-ca.crt --cert=etcd-client.crt \\
   --key=etcd-client.key "$@"
@@ -76,11 +77,15 @@ class Scene:
         moved = inside.run(self.driver, self.machine(leader), etcdctl("move-leader", member))
         if moved.code != 0:
             raise UserError(f"{self.machine(number).name} does not lead: {moved.stderr.strip()[-200:]}")
-        deadline = time.monotonic() + LEAD_S
-        while self.leader() != number:
+        self.wait(lambda: "" if self.leader() == number else f"{self.machine(number).name} does not lead", LEAD_S)
+
+    def wait(self, missing: Callable[[], str], limit_s: float) -> None:
+        """Wait until nothing is missing; UserError with what still is when time is over."""
+        deadline = time.monotonic() + limit_s
+        while words := missing():
             if time.monotonic() > deadline:
-                raise UserError(f"{self.machine(number).name} does not lead after {LEAD_S:g} s")
-            time.sleep(0.5)
+                raise UserError(f"{words} after {limit_s:g} s")
+            time.sleep(POLL_S)
 
     def follower(self) -> int:
         """A voter that does not lead."""

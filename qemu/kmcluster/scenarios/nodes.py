@@ -189,9 +189,9 @@ def everyone(scene: Scene) -> list[int]:
 
 SCENARIOS = [
     Scenario("power-leader", "the leading node loses its power, and gets it back in time", ("power", "quick"), leader, cut,
-             power_on, outage_s=5, silence_s=20, evicts=True),
+             power_on, outage_s=5, silence_s=30, evicts=True),
     Scenario("power-follower", "another voter loses its power, and gets it back in time", ("power",), follower, cut, power_on,
-             outage_s=2, silence_s=20, evicts=True),
+             outage_s=2, silence_s=30, evicts=True),
     Scenario("power-worker", "a worker loses its power, and gets it back", ("power",), worker, cut, power_on, after_s=20,
              outage_s=2, silence_s=20, evicts=True),
     Scenario("freeze-leader", "the leading node stands still for a quarter of a minute", ("power",), leader, freeze, thaw,

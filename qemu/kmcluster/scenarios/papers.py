@@ -67,11 +67,12 @@ def expire_servers(scene: Scene, chosen: list[int]) -> None:
     over = {path: scene.run(number, ["cat", path]) for path in SERVERS}
     time.sleep(ENDED)
     scene.signal(number, "kmagent")
-    deadline = time.monotonic() + RENEWED_S
-    while left := [path for path, text in over.items() if scene.run(number, ["cat", path]) == text]:
-        if time.monotonic() > deadline:
-            raise UserError(f"not renewed after {RENEWED_S:g} s: {', '.join(left)}")
-        time.sleep(1)
+
+    def missing() -> str:
+        left = [path for path, text in over.items() if scene.run(number, ["cat", path]) == text]
+        return f"not renewed: {', '.join(left)}" if left else ""
+
+    scene.wait(missing, RENEWED_S)
     scene.tell("renewed")
     if starts(scene, number) != before:
         raise UserError(f"etcd or the API server of {scene.machine(number).name} was started anew")

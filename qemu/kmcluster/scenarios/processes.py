@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import time
 from typing import Any
 
 from kmcluster import inside
@@ -124,14 +123,20 @@ def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
     scene.kubectl("-n", "kube-system", "delete", "configmap", SETTINGS, "--ignore-not-found")
     scene.kubectl("create", "--filename=-", given=json.dumps(item))
     scene.tell(f"kubectl create configmap {SETTINGS}: {data or 'empty'}")
-    deadline, said = time.monotonic() + SETTINGS_S, ""
-    while said != wanted and said.partition(" node ")[0] != wanted:
-        time.sleep(2)
+    said = ""
+
+    def missing() -> str:
+        nonlocal said
         with contextlib.suppress(UserError):
             output = f"--output=jsonpath={{.metadata.annotations.{SAYS}}}"
             said = scene.kubectl("-n", "kube-system", "get", "configmap", SETTINGS, output)
-        if time.monotonic() > deadline:
-            raise UserError(f"the settings are not {wanted} after {SETTINGS_S:g} s; last seen: {said or 'nothing'}")
+        return (
+            ""
+            if wanted in (said, said.partition(" node ")[0])
+            else f"the settings are {said or 'nothing'}, not {wanted},"
+        )
+
+    scene.wait(missing, SETTINGS_S)
     scene.tell(f"settings: {said}")
 
 
@@ -143,11 +148,12 @@ def add_phantom(scene: Scene, _: list[int]) -> None:
     added = inside.run(scene.driver, lead, etcdctl("member", "add", "phantom", "--learner", f"--peer-urls={phantom}"))
     if added.code != 0:
         raise UserError(f"{lead.name}: no phantom: {added.stderr.strip()[-200:]}")
-    deadline = time.monotonic() + PHANTOM_S
-    while phantom in inside.run(scene.driver, lead, etcdctl("member", "list")).stdout:
-        if time.monotonic() > deadline:
-            raise UserError(f"{phantom} is still a member after {PHANTOM_S:g} s")
-        time.sleep(1)
+
+    def missing() -> str:
+        members = inside.run(scene.driver, lead, etcdctl("member", "list")).stdout
+        return f"{phantom} is still a member" if phantom in members else ""
+
+    scene.wait(missing, PHANTOM_S)
     scene.tell("it is no member any more")
 
 
