@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from kmagent import denied_pods, kubernetes_api
+from kmagent import denied_pods, kubernetes_api, leases
 from kmagent.candidates import Reports, links_of
 from kmagent.http import Client
 from kmagent.lasting import longer_than, since
@@ -85,6 +85,8 @@ class Outages:
                 log.warning("%s is %s", node.name, "lost" if lost else "back")
                 await kubernetes_api.merge(self._client, f"/api/v1/nodes/{node.name}", change)
                 self._returned = self._returned if lost else now
+        if gone:
+            await leases.give_back(self._client, {node.name for node in registry.nodes if node.number in gone})
         if now - self._returned < RETURN_S:
             await denied_pods.delete(self._client)
         return any(now - moment < GROUP_S for moment in self._lost.values())

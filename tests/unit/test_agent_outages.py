@@ -7,6 +7,7 @@ import pytest
 from agent_fakes import FIRST, KubernetesApi, Shop
 
 from kmagent.candidates import Report
+from kmagent.leases import LEASES
 from kmagent.outages import ALONE_S, GROUP_S, RETURN_S, TAINT, Outages, given_up, patch
 from kmagent.registry import Registry
 
@@ -131,6 +132,27 @@ def test_a_lost_node_keeps_its_taint_under_a_new_leader(reachable: set[int]) -> 
     assert api.tainted() == {"shop-2"} and len(api.writes) == 1
     new({1, 2, 3}, 101)
     assert api.tainted() == set()
+
+
+def test_who_led_the_control_plane_on_a_lost_node_leads_no_more() -> None:
+    api = Nodes()
+    holders = {"kube-controller-manager": "shop-2_1b2c", "kube-scheduler": "shop-3_9f8e"}
+    for name, holder in holders.items():
+        spec = {"holderIdentity": holder, "leaseDurationSeconds": 15}
+        api.objects[f"{LEASES}/{name}"] = {"metadata": {"name": name, "resourceVersion": "5"}, "spec": spec}
+
+    def held() -> list[str]:
+        return [api.objects[f"{LEASES}/{name}"]["spec"]["holderIdentity"] for name in holders]
+
+    turn = Leader(api).turn
+    turn({1, 3}, 0)
+    assert held() == ["shop-2_1b2c", "shop-3_9f8e"]
+    turn({1, 3}, ALONE_S)
+    assert held() == ["", "shop-3_9f8e"]
+    # Somebody else leads now, and is left alone.
+    api.objects[f"{LEASES}/kube-controller-manager"]["spec"]["holderIdentity"] = "shop-1_77aa"
+    turn({1, 3}, ALONE_S + 1)
+    assert held() == ["shop-1_77aa", "shop-3_9f8e"]
 
 
 def test_pods_that_a_returning_node_denied_are_deleted_and_no_others() -> None:
