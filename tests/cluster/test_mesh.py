@@ -191,7 +191,9 @@ def test_traffic_does_not_notice_that_an_agent_is_killed(ring: Ring, number: int
     with ThreadPoolExecutor(1) as pool:
         pinging = pool.submit(left.output, "ping", "-n", "-q", "-i", "0.05", "-c", "200", right.address)
         for _ in range(2):
-            pid = wait_for("agent", lambda: ring[number].output(*MAIN_PID, "kmagent.service").strip().strip("0"), 20)
+            pid = wait_for(
+                "agent", lambda: ring[number].output(*MAIN_PID, "kmagent.service").strip().removeprefix("0"), 20
+            )
             ring[number].run("kill", "-9", pid)
             wait_for("new agent", lambda old=pid: ring[number].output(*MAIN_PID, "kmagent.service").strip() != old, 20)
         shown = pinging.result()
