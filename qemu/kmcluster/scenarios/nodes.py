@@ -205,7 +205,7 @@ SCENARIOS = [
     Scenario("voter-disk-full", "the disk of a voter is full until it was replaced", ("disk", "members"), follower,
              fill_until_replaced, repair, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, silence_s=30, evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
-             leader, cut_until_replaced, power_on, after_s=20, outage_s=10, replaced=True, silence_s=30, evicts=True),
+             leader, cut_until_replaced, power_on, after_s=20, outage_s=10, replaced=True, silence_s=20, evicts=True),
     Scenario("voters-gone-in-turn", "one voter is gone for good, and when it was replaced another one", ("power", "members"),
              two("voter"), cut_in_turn, power_on, after_s=10, outage_s=10, whole_s=240, replaced=True, silence_s=75, evicts=True,
              topology="mesh5"),
