@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,6 @@ from kmplan.errors import UserError
 CALM_S, STEADY_S = 3.0, 240.0
 # A pause shorter than this is an answer that took its time.
 NOTICEABLE_S = 0.5
-
-
-Find = Callable[[float, float], list[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -46,14 +43,15 @@ class Acts:
         """A moment as the verdict has it."""
         return round(moment - self.begin, 2)
 
-    def longest(self, find: Find, why: Callable[[float, float], str]) -> list[Outage]:
-        """The longest outage of those that `find` finds of the fault, and of those of its end, if they are noticeable.
+    def longest(
+        self, gaps: Sequence[tuple[float, float]], why: Callable[[float, float], str] = lambda *_: ""
+    ) -> list[Outage]:
+        """The longest gap of the fault, and that of its end, if they are noticeable.
 
         The last answer before the fault is undone is a little earlier: what begins there is of its end.
         """
-        found = find(self.begin, self.whole)
-        fault = [(a, b) for a, b in found if a < self.undone - NOTICEABLE_S]
-        end = [(max(a, self.undone), b) for a, b in found if a >= self.undone - NOTICEABLE_S]
+        fault = [(a, b) for a, b in gaps if a < self.undone - NOTICEABLE_S]
+        end = [(max(a, self.undone), b) for a, b in gaps if a >= self.undone - NOTICEABLE_S]
         longest = [max(part, key=lambda gap: gap[1] - gap[0]) for part in (fault, end) if part]
         return [Outage(self.since_begin(a), self.since_begin(b), why(a, b)) for a, b in longest if b - a > NOTICEABLE_S]
 
@@ -91,8 +89,8 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     count = judge(entries, final)
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(acts.since_begin(at), what) for at, what in notes],
-        outages=acts.longest(partial(outages, entries), partial(reason, entries)),
-        silences=[out for log in probes for out in acts.longest(partial(prober.silences, log), lambda *_: "")],
+        outages=acts.longest(outages(entries, acts.begin, acts.whole), partial(reason, entries)),
+        silences=[out for log in probes for out in acts.longest(prober.silences(log, acts.begin, acts.whole))],
         undone_s=acts.since_begin(acts.undone), whole_s=acts.since_begin(acts.whole), acked=count.acked,
         failed=count.failed, lost=len(count.lost), elections=watcher.elections(sights, acts.begin, acts.whole),
         evicted=witness.evicted(pods, placed),
