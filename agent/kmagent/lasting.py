@@ -11,12 +11,13 @@ def since(known: Mapping[Key, float], now_so: Iterable[Key], now: float) -> dict
     return {key: known.get(key, now) for key in now_so}
 
 
-def until(
+def changed(
     known: Mapping[Key, tuple[float, float]], values: Mapping[Key, float], now: float
 ) -> dict[Key, tuple[float, float]]:
-    """Return each value, and when it was last seen to have changed; `known` is what was returned before."""
-    fresh = {key: (value, now) for key, value in values.items()}
-    return {key: known[key] if key in known and known[key][0] == pair[0] else pair for key, pair in fresh.items()}
+    """Return each value, and when it was last seen to have changed, in seconds; `known` is what was returned before."""
+    return {
+        key: pair if (pair := known.get(key)) and pair[0] == value else (value, now) for key, value in values.items()
+    }
 
 
 def longer_than(seconds: float, known: Mapping[Key, float], now: float) -> frozenset[Key]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from kmagent import network
 from kmagent.etcd import EtcdError, Member, Value
 from kmagent.facts import Facts
-from kmagent.lasting import longer_than, since, until
+from kmagent.lasting import changed, longer_than, since
 from kmagent.ledger import Ledger
 from kmagent.members import Action, Add, Assign, Promote, Remove, View, decide
 from kmagent.registry import Registry
@@ -101,7 +101,7 @@ class Membership:
         leader = (await etcd.status()).member
         view = View(registry, members, seen.reachable, self._facts.prefix, self._facts.voters, leader=leader)
         received = await etcd.received()
-        self._heard = until(self._heard, {one.id: received.get(one.id, 0.0) for one in members}, now)
+        self._heard = changed(self._heard, {one.id: received.get(one.id, 0.0) for one in members}, now)
         heard = {key: moment for key, (_, moment) in self._heard.items() if key != leader}
         mute = longer_than(SILENT_S * self._facts.probe_scale, heard, now)
         silent = {view.number_of(one) for one in members if one.name and one.id in mute}
