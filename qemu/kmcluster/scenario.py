@@ -17,7 +17,7 @@ from kmplan.errors import UserError
 # How long the clusters that are verified wait for a voter.
 GRACE_S = 20.0
 LEAD_S = 30.0
-POLL_S = 0.5
+POLL_S = 1.0
 ETCDCTL = """
 cd /run/kubermesh/pki/agent && exec etcdctl --endpoints=https://[::1]:2379 --cacert=etcd-ca.crt --cert=etcd-client.crt \\
   --key=etcd-client.key "$@"
@@ -72,8 +72,7 @@ class Scene:
         leader = self.leader()
         if leader == number:
             return
-        read = inside.run(self.driver, self.machine(number), ["cat", "/var/lib/kubermesh/role.json"])
-        member = f"{int(json.loads(read.stdout)['member']):x}"
+        member = f"{int(json.loads(self.run(number, ['cat', '/var/lib/kubermesh/role.json']))['member']):x}"
         moved = inside.run(self.driver, self.machine(leader), etcdctl("move-leader", member))
         if moved.code != 0:
             raise UserError(f"{self.machine(number).name} does not lead: {moved.stderr.strip()[-200:]}")

@@ -50,28 +50,32 @@ def flap(scene: Scene, chosen: list[int]) -> None:
         time.sleep(FLAP_S)
 
 
+def come_back(scene: Scene, a: int, b: int) -> None:
+    """A cable is away for a while."""
+    scene.cable(a, b, "cut")
+    time.sleep(AWAY_S)
+    scene.cable(a, b, "plug")
+
+
 def one_after_another(scene: Scene, chosen: list[int]) -> None:
     """One cable of the victim is away for a while; soon after it is back, the other one is cut."""
     near, far = scene.neighbours(chosen[0])[:2]
-    scene.cable(chosen[0], far, "cut")
-    time.sleep(AWAY_S)
-    scene.cable(chosen[0], far, "plug")
+    come_back(scene, chosen[0], far)
     time.sleep(BACK_S)
     scene.cable(chosen[0], near, "cut")
 
 
 def lead_beside_worker(scene: Scene) -> None:
     """Have a voter lead that has a cable to the worker: one has, where three of five machines on a ring vote."""
-    scene.lead(next(number for number in scene.neighbours(scene.one("worker")) if number in scene.with_role("voter")))
+    voters = scene.with_role("voter")
+    scene.lead(next(number for number in scene.neighbours(scene.one("worker")) if number in voters))
 
 
 def cut_and_power(scene: Scene, chosen: list[int]) -> None:
     """The leading node's cable that does not lead to the victim is away for a while; soon after it is back, the victim is off."""
     leading = scene.leader()
     far = next(number for number in scene.neighbours(leading) if number not in chosen)
-    scene.cable(leading, far, "cut")
-    time.sleep(AWAY_S)
-    scene.cable(leading, far, "plug")
+    come_back(scene, leading, far)
     # Routes go the other way for half a minute yet.
     time.sleep(2 * BACK_S)
     scene.power(chosen[0], "cut")
