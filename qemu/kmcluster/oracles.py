@@ -71,7 +71,9 @@ def observing(scene: Scene, chosen: Sequence[int], voters: Sequence[int], folder
         spared = [one for one in cluster.machines if one.number not in chosen]
         # A watcher on a machine that is harmed would take several steps at once when it catches up.
         watched = [machine for machine in spared if machine.number in voters]
-        homes = networks([*spared, *cluster.machines][:WRITERS])
+        # A voter's own API answers to the anycast address on the voter itself: writers elsewhere see how the address moves.
+        elsewhere = sorted(spared, key=lambda machine: machine.number in voters)
+        homes = networks([*elsewhere, *cluster.machines][:WRITERS])
         config = cluster.directory / "admin.kubeconfig"
         with (
             inside_of(homes, "writer", folder, str(config), COUNTER, pace) as writers,
