@@ -16,7 +16,7 @@ import msgspec
 
 from kmcluster import access, prober, steady, watcher
 from kmcluster.prober import Probe
-from kmcluster.scenario import Scene
+from kmcluster.scenario import Scenario, Scene
 from kmcluster.state import Cluster, Machine
 from kmcluster.watcher import Sight
 from kmcluster.writer import Entry
@@ -52,7 +52,9 @@ class Logs:
 
 
 @contextmanager
-def observing(scene: Scene, chosen: Sequence[int], voters: Sequence[int], folder: Path) -> Iterator[Logs]:
+def observing(
+    scene: Scene, scenario: Scenario, chosen: Sequence[int], voters: Sequence[int], folder: Path
+) -> Iterator[Logs]:
     """Have all oracles look at the cluster, from machines that are not harmed as long as there are such.
 
     Virtual machines do not share their networks with this one: two writers use the port that leads to the API, and that is all.
@@ -73,7 +75,8 @@ def observing(scene: Scene, chosen: Sequence[int], voters: Sequence[int], folder
         watched = [machine for machine in spared if machine.number in voters]
         # A voter's own API answers to the anycast address on the voter itself: writers elsewhere see how the address moves.
         elsewhere = sorted(spared, key=lambda machine: machine.number in voters)
-        homes = networks([*elsewhere, *cluster.machines][:WRITERS])
+        asking = [scene.machine(number) for number in chosen[: scenario.asks_victim]]
+        homes = networks([*asking, *elsewhere, *cluster.machines][:WRITERS])
         config = cluster.directory / "admin.kubeconfig"
         with (
             inside_of(homes, "writer", folder, str(config), COUNTER, pace) as writers,

@@ -160,8 +160,8 @@ def worker(scene: Scene) -> list[int]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle.
-    `before` is what is made ready first, if anything.
+    """One fault. `victims` chooses the machines that it is done to, before anything is measured; they host no oracle, but for
+    one writer where it `asks_victim`. `before` is what is made ready first, if anything.
 
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an answered write, nor than `silence_s` without a connection to a service whose pod is on a victim, if
@@ -178,6 +178,7 @@ class Scenario:
     fault: Callable[[Scene, list[int]], None]
     undo: Callable[[Scene, list[int]], None] | None = None
     before: Callable[[Scene], None] | None = None
+    asks_victim: bool = False
     after_s: float = 5.0
     outage_s: float = 10.0
     silence_s: float = 5.0

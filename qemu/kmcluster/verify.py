@@ -73,7 +73,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     pods = witness.place(scene.cluster)
     folder = stage.folder / f"{scenario.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    with oracles.observing(scene, chosen, before, folder) as logs:
+    with oracles.observing(scene, scenario, chosen, before, folder) as logs:
         time.sleep(CALM_S)
         acts = act(scenario, scene, chosen)
         time.sleep(CALM_S)

@@ -43,6 +43,7 @@ def stop(program: str) -> Scenario:
         victims=leader,
         fault=lambda scene, chosen: scene.signal(chosen[0], program, "STOP"),
         undo=lambda scene, chosen: scene.signal(chosen[0], program, "CONT"),
+        asks_victim=True,
         after_s=15,
         outage_s=15,
     )
