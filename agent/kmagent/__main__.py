@@ -8,6 +8,8 @@ from kmplan.errors import UserError
 
 # By name: the module whose `main` it is, and how many arguments it takes. Each is loaded when it is asked for only.
 COMMANDS = {
+    "disk": ("home_disk", (0,)),
+    "install": ("install", (0, 1)),
     "prepare": ("prepare", (0,)),
     "join": ("join", (2,)),
     "enrol": ("enrol", (0, 1)),

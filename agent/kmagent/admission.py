@@ -4,14 +4,21 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from kmagent.registry import Node
+
 MAX_CSR = 2048
 MAX_LIST = 16
 TEXT = re.compile(r"[\x20-\x7e]{0,64}\Z")
+LONG_TEXT = re.compile(r"[\x20-\x7e]{0,300}\Z")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a machine asks: its certificate request, and what it says of itself; `wish` is the number it would like, or 0."""
+    """What a machine asks: its certificate request, and what it says of itself.
+
+    `wish` is the number it would like, or 0; a `diskless` one forgets everything when it is switched off.
+    `blocked` says why it has no disk to live on; until it has one it is no node.
+    """
 
     cluster: str
     csr: str
@@ -20,6 +27,8 @@ class Request:
     via: str
     ports: tuple[dict[str, str], ...]
     disks: tuple[dict[str, Any], ...]
+    diskless: bool = False
+    blocked: str = ""
 
 
 def parse(data: Any) -> Request:
@@ -40,16 +49,27 @@ def parse(data: Any) -> Request:
             {"name": _text(one, "name"), "model": _text(one, "model"), "size_bytes": _number(one, "size_bytes")}
             for one in _entries(data, "disks")
         ),
+        diskless=data.get("diskless") is True,
+        blocked=_text(data, "blocked", LONG_TEXT),
     )
 
 
-def decide(policy: str, allowlist: list[str], request: Request, asked: dict[str, Any] | None) -> str:
-    """Return `admit`, `wait` or `deny`: what a person said counts, then the policy."""
+def decide(
+    policy: str, allowlist: list[str], request: Request, asked: dict[str, Any] | None, former: Node | None = None
+) -> str:
+    """Return `admit`, `wait`, `deny` or `wipe`: what a person said counts, then the policy.
+
+    `former` is the node that this very machine was before, by its UUID: without a disk it was forgotten by the machine, not
+    by those who admitted it.
+    """
     decision = (asked or {}).get("decision", "")
+    if request.blocked and decision != "Denied":
+        return "wipe" if decision == "Approved" and (asked or {}).get("wipe") else "wait"
     if decision in ("Approved", "Denied"):
         return "admit" if decision == "Approved" else "deny"
     listed = bool(request.uuid) and request.uuid in {entry.lower() for entry in allowlist}
-    return "admit" if policy == "auto" or (policy == "allowlist" and listed) else "wait"
+    returns = former is not None and former.diskless and request.diskless
+    return "admit" if policy == "auto" or (policy == "allowlist" and listed) or returns else "wait"
 
 
 def record(request: Request, fingerprint: str, known: dict[str, Any] | None, now: float) -> dict[str, Any]:
@@ -62,6 +82,9 @@ def record(request: Request, fingerprint: str, known: dict[str, Any] | None, now
         "via": (known or {}).get("via") or request.via,
         "ports": list(request.ports),
         "disks": list(request.disks),
+        "diskless": request.diskless,
+        "blocked": request.blocked,
+        "wipe": (known or {}).get("wipe", False),
         "first_seen": (known or {}).get("first_seen", now),
         "last_seen": now,
         "decision": (known or {}).get("decision", ""),
@@ -75,10 +98,10 @@ def _entries(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _text(data: dict[str, Any], key: str) -> str:
+def _text(data: dict[str, Any], key: str, shape: re.Pattern[str] = TEXT) -> str:
     value = data.get(key, "")
-    if not isinstance(value, str) or not TEXT.match(value):
-        raise ValueError(f"{key}: expected up to 64 printable characters")
+    if not isinstance(value, str) or not shape.match(value):
+        raise ValueError(f"{key}: expected up to {64 if shape is TEXT else 300} printable characters")
     return value
 
 

@@ -20,6 +20,8 @@ def block(state: State) -> str:
             f"addresses  {', '.join(facts.addresses)}",
         ]
         lines.append(f"API        https://[{facts.api}]:6443" + (f"   ssh root@{facts.address}" if facts.ssh else ""))
+    if state.disk:
+        lines.append(f"disk       {state.disk}")
     if state.asking.get("fingerprint"):
         lines.append(f"key        {grouped(state.asking['fingerprint'][:32])}   (compare it before you approve)")
     return "\r\n" + "".join(f"  {line}\r\n" for line in lines) + "\r\n"

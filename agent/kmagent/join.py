@@ -23,6 +23,7 @@ from kmplan.files import write
 from kmplan.secret_files import PUBLIC_FILES
 from kmplan.seed import JoinBundle
 
+MAX_BLOCKED = 300
 STATES = {202: "pending", 403: "denied", 429: "busy", 503: "busy"}
 
 
@@ -54,6 +55,8 @@ def ask(paths: Paths, address: str, via: str) -> dict[str, Any]:
         keep(paths, join, key, msgspec.json.decode(answer.body, type=dict[str, Any]))
         return {"state": "admitted", "fingerprint": fingerprint}
     message = answer.body[:200].decode(errors="replace").strip()
+    if answer.status == 202 and json.loads(answer.body).get("state") == "wipe":
+        return {"state": "wipe", "fingerprint": fingerprint, "message": "approved to wipe a disk"}
     return {"state": STATES.get(answer.status, "refused"), "fingerprint": fingerprint, "message": message}
 
 
@@ -78,7 +81,24 @@ def request(paths: Paths, join: JoinBundle, key: str, via: str) -> dict[str, Any
         "via": via,
         "ports": [{"name": port.name, "mac": port.mac} for port in ports.physical_ports(ignored=ignored)][:16],
         "disks": machine.disks()[:16],
+        "diskless": disk_state(paths)[0] == "ram",
+        "blocked": blocked(paths),
     }
+
+
+def disk_state(paths: Paths) -> tuple[str, str]:
+    """Return what became of the stick that this machine was booted from (install.py), and words; empty when there was none."""
+    try:
+        data = json.loads(paths.disk.read_text())
+        return str(data["state"]), str(data["message"])
+    except (OSError, ValueError, KeyError):
+        return "", ""
+
+
+def blocked(paths: Paths) -> str:
+    """Return why this machine has no disk to live on, in printable ASCII; empty when it has one."""
+    state, text = disk_state(paths)
+    return text.encode("ascii", "replace").decode()[:MAX_BLOCKED] if state == "blocked" else ""
 
 
 def keep(paths: Paths, join: JoinBundle, key: str, answer: dict[str, Any]) -> None:

@@ -83,9 +83,9 @@ class JoinApi:
         node = registry.find(fingerprint=fingerprint)
         if node is None:
             known = (await self._ledger.asked()).get(fingerprint)
-            verdict = admission.decide(self._facts.admission, list(self._facts.allowlist), asked, known)
-            kept = admission.record(asked, fingerprint, known, time.time())
             former = self._former(registry, asked.uuid)
+            verdict = admission.decide(self._facts.admission, list(self._facts.allowlist), asked, known, former)
+            kept = admission.record(asked, fingerprint, known, time.time())
             is_twin = former and self._is_reachable(former.number) and kept["last_seen"] - kept["first_seen"] > TWIN_S
             if verdict == "admit" and former and not is_twin:
                 # The leading node takes it out first, and then this one is let in.
@@ -112,10 +112,10 @@ class JoinApi:
         if known is None:
             log.info("%s asks to be admitted (%s, via %s)", kept["fingerprint"][:16], kept["uuid"], kept["via"])
         is_news = known is None or kept["last_seen"] - known["last_seen"] > SEEN_AGAIN_S
-        is_news |= known is not None and kept.get("replaces") != known.get("replaces")
+        is_news |= known is not None and any(kept.get(key) != known.get(key) for key in ("replaces", "blocked"))
         if is_news and not await self._ledger.note_asked(kept):
             return answer_text(429, "too many machines wait already\n")
-        state = "denied" if verdict == "deny" else "pending"
+        state = {"deny": "denied", "wipe": "wipe"}.get(verdict, "pending")
         return answer_json(403 if state == "denied" else 202, {"state": state, "fingerprint": kept["fingerprint"]})
 
     def _name(self, number: int) -> str:

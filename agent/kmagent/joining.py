@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from kmagent import notify
+from kmagent.join import blocked
 from kmagent.mesh import Mesh, Self
 from kmagent.paths import Paths
 from kmagent.state import State
@@ -26,7 +27,7 @@ async def run(state: State, paths: Paths, asked: dict[str, Any]) -> None:
     notify.send("READY=1\nSTATUS=asking to be admitted")
     state.ask(state="looking", fingerprint="", message="looking for a neighbour that belongs to the cluster")
     try:
-        while not await _ask_neighbours(state, mesh, asked["join"], float(asked["probe_scale"])):
+        while not await _ask_neighbours(state, paths, mesh, asked["join"], float(asked["probe_scale"])):
             if greeting.done():
                 greeting.result()
     finally:
@@ -37,8 +38,10 @@ async def run(state: State, paths: Paths, asked: dict[str, Any]) -> None:
     state.ask()
 
 
-async def _ask_neighbours(state: State, mesh: Mesh, cluster: str, scale: float) -> bool:
+async def _ask_neighbours(state: State, paths: Paths, mesh: Mesh, cluster: str, scale: float) -> bool:
     """Ask each neighbour that says it belongs to the cluster, once; tells whether this machine was admitted."""
+    if blocked(paths):
+        await _install(paths)
     found = [(port, one) for port, one in mesh.neighbours() if one.hello.number and one.hello.cluster == cluster]
     if not found:
         await asyncio.sleep(NOBODY_S)
@@ -53,16 +56,28 @@ async def _ask_neighbours(state: State, mesh: Mesh, cluster: str, scale: float) 
         )
         if outcome == "admitted":
             return True
-        if outcome in ("pending", "denied"):
+        if outcome == "wipe":
+            await _install(paths, "wipe")
+        if outcome in ("pending", "denied", "wipe"):
             break
     await asyncio.sleep(PERIOD_S.get(outcome, 5.0) * scale)
     return False
+
+
+async def _install(paths: Paths, *permission: str) -> None:
+    """Look for a disk to live on; with one, the machine starts anew from it, with the key that it has."""
+    answer = await child("install", *permission)
+    if answer["state"] == "installed":
+        await run_async(["systemctl", "--no-block", "reboot"], check=False)
+        await asyncio.Event().wait()
 
 
 def _explain(outcome: str, via: str, answer: dict[str, Any]) -> str:
     match outcome:
         case "pending":
             return f"waiting for approval, asked via {via}"
+        case "wipe":
+            return "approved: a disk is wiped, and this machine installs itself there"
         case "denied":
             return "this machine was refused by an administrator"
         case "admitted":

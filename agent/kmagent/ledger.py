@@ -104,7 +104,10 @@ class Ledger:
                 return known
             number = old.free_number(asked["wish"])
             certificate, digest = await self.authority.identify(asked["csr"], name_of(number))
-            node = Node(number, name_of(number), "worker", asked["fingerprint"], digest, asked["uuid"], float(int(now)))
+            node = Node(
+                number, name_of(number), "worker", asked["fingerprint"], digest, asked["uuid"], float(int(now)),
+                diskless=asked.get("diskless", False),
+            )  # fmt: skip
             packed = await self.authority.sign(old.put(node))
             # What the machine said of itself stays until its MeshNode shows it.
             kept = json.dumps({**asked, "decision": ""})

@@ -35,6 +35,36 @@ def disks() -> list[dict[str, Any]]:
     ]
 
 
+def is_removable(name: str) -> bool:
+    """Tell whether a disk can be pulled out of the machine: a stick, a disk on USB, a memory card."""
+    device = SYS / "block" / name
+    on_usb = any(part.startswith("usb") for part in device.resolve().parts)
+    return on_usb or _read(device / "removable") == "1" or _read(device / "device/type") == "SD"
+
+
+def partition(name: str, label: str) -> str | None:
+    """Return the name of the partition of a disk that has this label, as the kernel knows it."""
+    for path in sorted((SYS / "block" / name).glob(f"{name}*/uevent")):
+        if f"PARTNAME={label}" in _read(path).splitlines():
+            return path.parent.name
+    return None
+
+
+def number(name: str) -> str:
+    """Return `major:minor` of a disk or partition."""
+    return _read(SYS / "class/block" / name / "dev")
+
+
+def size(name: str) -> int:
+    """Return the size of a disk or partition, in bytes."""
+    return int(_read(SYS / "class/block" / name / "size") or 0) * SECTOR
+
+
+def written(name: str) -> int:
+    """Return how many bytes were written to a disk since the machine started (Documentation/block/stat.rst)."""
+    return int(_read(SYS / "class/block" / name / "stat").split()[6]) * SECTOR
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text().strip()

@@ -113,7 +113,7 @@ class Membership:
             view,
             reachable=reachable,
             gone=longer_than(self._facts.voter_grace_s, self._away, now),
-            barred=seen.barred,
+            barred=seen.barred | {node.number for node in registry.nodes if node.diskless},
             unfit=frozenset(self._unfit),
             stuck=longer_than(LEARNER_S * self._facts.probe_scale, self._late, now),
         )

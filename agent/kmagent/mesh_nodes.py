@@ -47,18 +47,29 @@ def status_of_node(node: Node, ready: bool | None, old: Object, now: float, *, l
 
 def status_of_asked(asked: Mapping[str, Any], old: Object, now: float) -> Object:
     """Return the status of a machine that asks."""
-    denied = asked["decision"] == "Denied"
-    message = "refused by an administrator" if denied else "compare the fingerprint with the machine's console"
+    phase, reason, message = state_of_asked(asked)
     return {
         **facts(asked),
-        "phase": "Denied" if denied else "Pending",
+        **({"blocked": asked["blocked"]} if asked.get("blocked") else {}),
+        "phase": phase,
         "fingerprint": asked["fingerprint"],
         "uuid": asked["uuid"],
         "lastSeen": moment(asked["last_seen"]),
         "conditions": [
-            condition(old, "Admitted", "False", "Denied" if denied else "WaitsForApproval", message, now),
+            condition(old, "Admitted", "False", reason, message, now),
         ],
     }
+
+
+def state_of_asked(asked: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the phase of a machine that asks, the reason in one word, and in a few."""
+    if asked["decision"] == "Denied":
+        return "Denied", "Denied", "refused by an administrator"
+    if asked.get("blocked") and asked.get("wipe"):
+        return "Installing", "Installing", "a disk of it is wiped; it installs itself, and comes again"
+    if asked.get("blocked"):
+        return "Pending", "NeedsDisk", asked["blocked"]
+    return "Pending", "WaitsForApproval", "compare the fingerprint with the machine's console"
 
 
 def facts(asked: Mapping[str, Any]) -> Object:
@@ -122,16 +133,18 @@ class MeshNodes:
         changed = False
         known = {node.fingerprint for node in registry.nodes}
         for fingerprint, one in asked.items():
-            decision = _decision(objects, fingerprint)
+            decision, wipe = _decision(objects, fingerprint), _may_wipe(objects, fingerprint)
             if fingerprint in known:
                 continue
             if decision == "Removed":
                 await self._ledger.forget_asked(fingerprint)
                 await self._delete(objects, fingerprint)
                 changed = True
-            elif decision is not None and decision != one["decision"]:
-                await self._ledger.etcd.put(ASKED + fingerprint, json.dumps({**one, "decision": decision}))
-                if decision == "Approved":
+            elif decision is not None and (decision, wipe) != (one["decision"], one.get("wipe", False)):
+                said = {**one, "decision": decision, "wipe": wipe}
+                await self._ledger.etcd.put(ASKED + fingerprint, json.dumps(said))
+                # One without a disk to live on is admitted when it has come again from that disk.
+                if decision == "Approved" and not one.get("blocked"):
                     await self._ledger.admit(one, lambda number: f"{self._cluster}-{number}", now)
                 changed = True
         for node in registry.nodes:
@@ -204,6 +217,11 @@ def _is_forgotten(asked: Mapping[str, Any], now: float) -> bool:
 def _status(objects: dict[str, Object], fingerprint: str) -> Object:
     status: Object = objects.get(object_name(fingerprint), {}).get("status", {})
     return status
+
+
+def _may_wipe(objects: dict[str, Object], fingerprint: str) -> bool:
+    """Whether a person lets the machine wipe a disk."""
+    return objects.get(object_name(fingerprint), {}).get("spec", {}).get("wipe", False) is True
 
 
 def _decision(objects: dict[str, Object], fingerprint: str) -> str | None:

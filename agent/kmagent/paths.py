@@ -49,6 +49,16 @@ class Paths:
         return self.run / "status.json"
 
     @property
+    def var_device(self) -> Path:
+        """The device that is mounted at `/var`, a symbolic link."""
+        return self.run / "var"
+
+    @property
+    def disk(self) -> Path:
+        """What became of the stick that this machine was booted from, JSON; not there when there was none."""
+        return self.run / "disk.json"
+
+    @property
     def clock(self) -> Path:
         """What is known of the machine's clock in this boot."""
         return self.run / "clock.json"

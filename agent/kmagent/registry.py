@@ -16,7 +16,7 @@ CONTROL_PLANE = ("voter", "standby")
 class Node:
     """An admitted node: `fingerprint` is the SHA-256 (hex) of its public key, `certificate` that of its identity certificate.
 
-    `role` is worker, standby (an etcd learner) or voter; `admitted` in seconds since 1970.
+    `role` is worker, standby (an etcd learner) or voter; `admitted` in seconds since 1970. One that is `diskless` never votes.
     """
 
     number: int
@@ -26,6 +26,7 @@ class Node:
     certificate: str
     uuid: str = ""
     admitted: float = 0
+    diskless: bool = False
 
 
 @dataclass(frozen=True)

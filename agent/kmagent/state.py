@@ -35,7 +35,8 @@ class State:
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
     the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
     `fenced` says why the control plane must not run here, and is empty when it may; `aside` whether other nodes' API servers
-    shall be asked though this one's is well, as it is about to be started anew.
+    shall be asked though this one's is well, as it is about to be started anew. `disk` says what became of the stick that the
+    machine was booted from.
     """
 
     version: str = ""
@@ -46,6 +47,7 @@ class State:
     leads: bool = False
     fenced: str = ""
     aside: bool = False
+    disk: str = ""
     mesh: Callable[[], list[dict[str, Any]]] = list
     routes: Callable[[], int] = int
     conditions: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(CONDITIONS, False))
@@ -139,6 +141,7 @@ class State:
             "leads": self.leads,
             "epoch": facts.epoch if facts else None,
             "fenced": self.fenced,
+            "disk": self.disk,
             "ports": self.mesh(),
             "routes": self.routes(),
             "events": self.events,

@@ -71,6 +71,40 @@ class Egress(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     ] = False
 
 
+class DiskRule(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a disk has to be; what is left out fits any. Patterns are those of a shell: `*`, `?`, `[…]`."""
+
+    min_gb: Annotated[float, Meta(ge=0, description="Smallest size, in 10^9 bytes.")] = 0
+    max_gb: Annotated[float, Meta(ge=0, description="Largest size, in 10^9 bytes; 0: any.")] = 0
+    bus: Annotated[str, Meta(description="What it is connected by: `nvme`, `sata`, `sas`, `virtio`, …")] = ""
+    model: Annotated[str, Meta(description="Pattern of its model's name.")] = "*"
+    id: Annotated[str, Meta(description="Pattern of its serial number or World Wide Name.")] = "*"
+
+    def __post_init__(self) -> None:
+        """Refuse what fits no disk."""
+        if 0 < self.max_gb < self.min_gb:
+            raise ValueError(f"max_gb: {self.max_gb:g} is less than min_gb, {self.min_gb:g}")
+
+
+class Install(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Where a machine that boots from a stick lives."""
+
+    to: Annotated[
+        Literal["disk", "stick", "ram"],
+        Meta(
+            description="`disk`: on a disk of its own, the stick can be pulled out; `stick`: on the stick; `ram`: in memory, "
+            "it forgets all when it is switched off."
+        ),
+    ] = "disk"
+    disks: Annotated[
+        list[DiskRule], Meta(description="Which disks may be taken, the first rule's before the next one's. None: all.")
+    ] = []
+    wipe: Annotated[bool, Meta(description="Whether a disk may be taken that has other data.")] = False
+    wipe_clusters: Annotated[
+        bool, Meta(description="Whether a disk may be taken that has a node of another cluster.")
+    ] = False
+
+
 class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A Kubermesh cluster."""
 
@@ -113,6 +147,7 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         list[str], Meta(description="Addresses of name servers that answer for names outside the cluster.")
     ] = []
     admission: Annotated[Admission, Meta(description="Which machines become nodes.")] = Admission()
+    install: Annotated[Install, Meta(description="Where a machine that boots from a stick lives.")] = Install()
     egress: Annotated[Egress, Meta(description="Ways out of the cluster.")] = Egress()
 
     def __post_init__(self) -> None:

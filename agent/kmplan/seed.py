@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from kmplan.addresses import MAX_NODE
-from kmplan.cluster import NAME_PATTERN, ClusterFile, read_cluster
+from kmplan.cluster import NAME_PATTERN, ClusterFile, Install, read_cluster
 from kmplan.errors import UserError
 from kmplan.secret_files import SECRET_FILES
 
@@ -37,13 +37,15 @@ class SeedBundle(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
 class JoinBundle(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """The credential `kubermesh.join`: nothing secret, but what a machine trusts when it asks to be admitted.
 
-    `number` is the node number it would like to have; it gets another one when that is taken.
+    `number` is the node number it would like to have; it gets another one when that is taken. `install` is the cluster
+    file's: where the machine lives is decided before it is admitted.
     """
 
     version: Literal[1] = 1
     name: Annotated[str, Meta(pattern=NAME_PATTERN)]
     authority: Annotated[str, Meta(description="Certificate of the cluster's node authority, PEM.")]
     number: Annotated[int, Meta(ge=0, le=MAX_NODE)] = 0
+    install: Install = Install()
 
 
 def make_join(directory: Path, number: int = 0) -> bytes:
@@ -51,10 +53,13 @@ def make_join(directory: Path, number: int = 0) -> bytes:
 
     Raises UserError in one line when the directory lacks something.
     """
-    name = read_cluster(directory).name
+    cluster = read_cluster(directory)
     if not 0 <= number <= MAX_NODE:
         raise UserError(f"node number {number} is not in 1…{MAX_NODE}")
-    return msgspec.json.encode(JoinBundle(name=name, authority=_read(directory / "pki/node-ca.crt"), number=number))
+    authority = _read(directory / "pki/node-ca.crt")
+    return msgspec.json.encode(
+        JoinBundle(name=cluster.name, authority=authority, number=number, install=cluster.install)
+    )
 
 
 def parse_join(data: bytes) -> JoinBundle:

@@ -100,6 +100,11 @@ def to_xml(block_map: BlockMap) -> str:
     return text.replace(UNSIGNED, hashlib.sha256(text.encode()).hexdigest(), 1)
 
 
+def beside(image: Path) -> Path:
+    """Where the map of an image is."""
+    return image.with_name(f"{image.name}.bmap")
+
+
 def read(path: Path) -> BlockMap:
     """Read a map; UserError when it is damaged, or of another kind."""
     try:

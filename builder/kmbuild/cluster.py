@@ -10,13 +10,13 @@ from pathlib import Path
 import click
 
 from kmbuild import config as configuration
-from kmbuild import init
+from kmbuild import init, stick
 from kmbuild.artefacts import MANIFEST, read_manifest
 from kmbuild.cable_command import cable, recable
 from kmbuild.cache import Cache
 from kmbuild.completion import complete_topology
 from kmbuild.evidence_command import bundle, logs
-from kmbuild.fault_command import clock, disk
+from kmbuild.fault_command import clock, disk, plug_stick
 from kmbuild.options import cluster_argument, json_option, name_option, node_argument
 from kmbuild.status_command import status
 from kmbuild.topology_command import topology
@@ -41,7 +41,7 @@ def cluster() -> None:
     """Boot clusters of the image on this machine."""
 
 
-for command in (status, cable, recable, topology, disk, clock, logs, bundle):
+for command in (status, cable, recable, topology, disk, plug_stick, clock, logs, bundle):
     cluster.add_command(command)
 
 
@@ -84,6 +84,7 @@ def up(
         image=locate_image(image),
         directory=directory,
         make_directory=make_directory,
+        make_stick=stick.make_file,
     )
     start = time.monotonic()
     made = bench.up(order)

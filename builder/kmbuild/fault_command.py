@@ -1,4 +1,4 @@
-"""`kmbuild cluster disk` and `clock`: what an accident does to a machine."""
+"""`kmbuild cluster disk`, `stick` and `clock`: what an accident, or a hand, does to a machine."""
 
 import json
 from datetime import UTC, datetime
@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from kmbuild.options import json_option, name_option, node_argument
+from kmcluster import bench, disk_faults, state
 from kmcluster import clock as clocks
-from kmcluster import disk_faults, state
 from kmcluster.disk_faults import Outcome
 
 # `-1h` is a shift and no request for help.
@@ -43,6 +43,21 @@ def tell(outcome: Outcome) -> str:
     }[outcome.action]
     hint = f"; {facts['hint']}" if "hint" in facts else ""
     return f"{outcome.node}: {what}{hint}"
+
+
+@click.command("stick")
+@node_argument
+@click.argument("action", type=click.Choice(("plug", "pull")))
+@name_option
+@json_option
+def plug_stick(node: str, action: str, name: str | None, as_json: bool) -> None:
+    """Plug a node's stick in, or pull it out; for nodes with `boot: stick` in the topology."""
+    changed = bench.stick(state.only_name(name), node, action == "plug")
+    machine = changed.machine(node)
+    if as_json:
+        click.echo(json.dumps({"node": machine.name, "stick": machine.stick}, indent=2))
+        return
+    click.echo(f"{machine.name}: the stick is {'in' if machine.stick else 'out'}")
 
 
 @click.command(context_settings=shift_settings)

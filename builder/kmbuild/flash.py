@@ -13,11 +13,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from kmbuild import bmap, drives, esp, stick
 from kmbuild.bmap import BlockMap
 from kmbuild.cluster import locate_image
-from kmbuild.drives import Drive
 from kmbuild.options import json_option
 from kmbuild.table import table
 from kmplan import seed
 from kmplan.cluster import read_cluster
+from kmplan.drives import Drive
 from kmplan.errors import UserError
 
 SEED = 1
@@ -45,7 +45,7 @@ def flash(
     stick that is not finished does not boot. What is on the device is lost.
     """
     found = locate_image(image)
-    block_map = bmap.read(found.raw.with_name(f"{found.raw.name}.bmap"))
+    block_map = bmap.read(bmap.beside(found.raw))
     credentials = make_credentials(directory, is_seed=is_seed)
     offset = esp.find(found.raw)
     drive = drives.find(device) if device else ask(drives.removable())

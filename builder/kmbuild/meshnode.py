@@ -32,9 +32,10 @@ class Metadata(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """The user's word: "", "Approved", "Denied" or "Removed"."""
+    """The user's word: "", "Approved", "Denied" or "Removed"; `wipe` lets the machine wipe a disk that holds something."""
 
     decision: str = ""
+    wipe: bool = False
 
 
 class Port(msgspec.Struct, frozen=True):
@@ -63,7 +64,10 @@ class Condition(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What the cluster says of the machine; `number` is 0, `name` and `role` are empty until it was admitted."""
+    """What the cluster says of the machine; `number` is 0, `name` and `role` are empty until it was admitted.
+
+    `blocked` says why it has no disk to live on.
+    """
 
     phase: str = ""
     number: int = 0
@@ -74,6 +78,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     via: str = ""
     ports: list[Port] = []
     disks: list[Disk] = []
+    blocked: str = ""
     first_seen: datetime | None = None
     last_seen: datetime | None = None
     conditions: list[Condition] = []
@@ -101,7 +106,7 @@ class MeshNode(msgspec.Struct, frozen=True, rename="camel"):
 def order(node: MeshNode) -> tuple[bool, float, str]:
     """Sort key: machines that wait come first, in the order in which they came, then nodes by number."""
     first = node.status.first_seen or node.metadata.creation_timestamp
-    waits = node.status.phase == "Pending"
+    waits = node.status.phase in ("Pending", "Installing")
     rank = (first.timestamp() if first else 0) if waits else (node.status.number or float("inf"))
     return not waits, rank, node.metadata.name
 
@@ -192,10 +197,13 @@ class Api:
         answer = self._call(self._objects.list_cluster_custom_object)
         return document.convert(answer, MeshNodeList, f"{self.server}: MeshNodes").items
 
-    def decide(self, node: MeshNode, decision: str) -> MeshNode:
+    def decide(self, node: MeshNode, decision: str, *, wipe: bool = False) -> MeshNode:
         """Write the user's word into a MeshNode; returns it as it is then."""
         # With the uid, the word cannot hit a machine that asked after the user looked.
-        patch = {"metadata": {"uid": node.metadata.uid}, "spec": {"decision": decision}}
+        patch = {
+            "metadata": {"uid": node.metadata.uid},
+            "spec": {"decision": decision, **({"wipe": True} if wipe else {})},
+        }
         change = self._objects.patch_cluster_custom_object
         answer = self._call(change, node.metadata.name, patch, field_manager=MANAGER, _content_type=MERGE)
         return document.convert(answer, MeshNode, f"{self.server}: {node.metadata.name}")

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,34 @@ AGAIN = "wait until it has asked again"
 class Verdict:
     """What a user can say of a machine: the decision, and the phase it leads to; None where the object goes.
 
-    `barred` names the phases in which it cannot be said, and what to do instead.
+    `barred` names the phases in which it cannot be said, and what to do instead; in phase `under_way` the rest needs nobody.
+    `wipe` lets the machine wipe a disk.
     """
 
     decision: str
     phase: str | None
     barred: Mapping[str, str] = field(default_factory=dict)
+    under_way: str = ""
+    wipe: bool = False
 
     @property
     def done(self) -> str:
         """What the machine is then."""
         return (self.phase or self.decision).lower()
 
+    def is_said(self, node: MeshNode) -> bool:
+        """Whether the node's object has it already."""
+        return node.spec.decision == self.decision and node.spec.wipe >= self.wipe
+
     def is_done(self, node: MeshNode | None) -> bool:
         """Whether the cluster has done it; no node is one that is gone."""
         if node is None:
             return self.phase is None
-        return node.status.phase == self.phase and node.spec.decision in ("", self.decision)
+        phases = (self.phase, self.under_way) if self.under_way else (self.phase,)
+        return node.status.phase in phases and node.spec.decision in ("", self.decision)
 
 
-APPROVE = Verdict("Approved", "Admitted", {"Removing": AGAIN})
+APPROVE = Verdict("Approved", "Admitted", {"Removing": AGAIN}, under_way="Installing")
 DENY = Verdict("Denied", "Denied", {"Removing": AGAIN, "Admitted": "`kmbuild nodes remove` takes a node out"})
 REMOVE = Verdict("Removed", None)
 
@@ -98,6 +106,9 @@ def list_nodes(directory: Path | None, as_json: bool) -> None:
         print_json(found)
     elif found:
         click.echo(table([HEADER, *map(row, found)]))
+        for node in found:
+            if node.status.blocked:
+                click.echo(f"{node.label}: {node.status.blocked}")
     else:
         click.echo("no machine has asked to be admitted yet", err=True)
 
@@ -105,9 +116,16 @@ def list_nodes(directory: Path | None, as_json: bool) -> None:
 @nodes.command()
 @click.argument("words", metavar="NODE...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every machine that waits.")
+@click.option("--wipe", is_flag=True, help="Let machines that have no empty disk wipe one.")
 @decision_options
 def approve(
-    words: Sequence[str], every: bool, directory: Path | None, timeout_s: float, no_wait: bool, as_json: bool
+    words: Sequence[str],
+    every: bool,
+    wipe: bool,
+    directory: Path | None,
+    timeout_s: float,
+    no_wait: bool,
+    as_json: bool,
 ) -> None:
     """Admit machines; also those that were denied before."""
     if every == bool(words):
@@ -118,10 +136,12 @@ def approve(
     if not chosen:
         click.echo("no machine waits", err=True)
     for node in chosen:
+        if node.status.blocked and not wipe:
+            raise UserError(f"{node.label}: {node.status.blocked}", "--wipe lets it wipe one of these disks")
         if not APPROVE.is_done(node):
             shown = meshnode.group(node.status.fingerprint[:COMPARED_DIGITS])
             click.echo(f"{node.label} has the fingerprint {shown}: compare it with the machine's console", err=True)
-    carry_out(api, APPROVE, chosen, 0 if no_wait else timeout_s, as_json)
+    carry_out(api, replace(APPROVE, wipe=wipe), chosen, 0 if no_wait else timeout_s, as_json)
 
 
 @nodes.command()
@@ -204,7 +224,9 @@ def carry_out(api: Api, verdict: Verdict, chosen: Sequence[MeshNode], timeout_s:
         if hint:
             raise UserError(f"{node.label} is in phase {node.status.phase}", hint)
     told = [
-        node if verdict.is_done(node) or node.spec.decision == verdict.decision else api.decide(node, verdict.decision)
+        node
+        if verdict.is_done(node) or verdict.is_said(node)
+        else api.decide(node, verdict.decision, wipe=verdict.wipe)
         for node in chosen
     ]
     last = wait(api, verdict, told, timeout_s) if timeout_s else told
@@ -270,7 +292,9 @@ def result(verdict: Verdict, before: MeshNode, after: MeshNode, *, waited: bool)
         return f"{before.label} is {verdict.done} already"
     if not waited:
         return f"{before.label}: decision is {verdict.decision}"
-    if verdict is APPROVE:
+    if after.status.phase == APPROVE.under_way:
+        return f"{after.label} wipes a disk and installs itself there; it comes again, and is admitted then"
+    if verdict.decision == APPROVE.decision:
         return f"{after.label} is admitted: node {after.status.number}, {after.status.role}"
     return f"{before.label} is {verdict.done}"
 

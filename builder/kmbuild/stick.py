@@ -11,18 +11,21 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmbuild import bmap, esp
 from kmbuild.bmap import BlockMap, Range
+from kmcluster.image import Image
 from kmplan.errors import UserError
 
 # All of the partition table, and of its copy at the end (UEFI 2.10, 5.3), and some room; partitions begin after it.
 HEAD = 1 << 20
 CHUNK = 4 << 20
 AHEAD = 4
+FILE_BYTES = 8 << 30
 BLKRRPART, BLKFLSBUF = 0x125F, 0x1261  # linux/fs.h
 
 Report = Callable[[str, int, int], None]
@@ -35,6 +38,20 @@ class Result:
     written: int
     write_s: float
     verify_s: float
+
+
+def make_file(image: Image, path: Path, credentials: Mapping[str, bytes]) -> None:
+    """Make a stick for a virtual machine: a file with holes, as large as sticks are."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.truncate(FILE_BYTES)
+    offset = esp.find(image.raw)
+
+    def finish(target: Path) -> None:
+        esp.put(image.tools, target, offset, credentials)
+
+    write(image.raw, bmap.read(bmap.beside(image.raw)), partial, finish, lambda *_: None)
+    partial.rename(path)
 
 
 def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path], None], report: Report) -> Result:

@@ -16,6 +16,7 @@ from random import SystemRandom
 import click
 import msgspec
 
+from kmbuild import stick
 from kmbuild.cluster import locate_image, make_directory, show_line
 from kmbuild.table import table
 from kmcluster import bench, steady, verdict_page, verdict_table, waiting
@@ -151,6 +152,7 @@ class Session:
         path = find_topology(scenario.topology)
         order = bench.Order(
             name=name, topology=read_topology(path), driver=self.driver, image=self.image, directory=None,
+            make_stick=stick.make_file,
             make_directory=partial(make_directory, **{"voter_grace_s": GRACE_S, **dict(scenario.settings)}),
             tuning=scenario.tuning,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """Clusters up and down: the order of things, whatever the driver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from kmcluster import inotify, state
 from kmcluster.drivers import check_host, driver_of, tuning_of
 from kmcluster.image import Image, check_image
 from kmcluster.kvm import kvm_works
+from kmcluster.qemu_argv import STICK_FILE
 from kmcluster.state import Cluster, Machine
-from kmcluster.topology import Role, Topology, count_ports, plug
+from kmcluster.topology import Boot, Role, Topology, count_ports, plug
 from kmcluster.tuning import Tuning
 from kmplan import files, run, seed
 from kmplan.errors import UserError
@@ -26,8 +27,9 @@ POWER_OFF_S = {"native": 150.0, "kvm": 150.0, "tcg": 400.0}
 class Order:
     """What `up` is asked for.
 
-    `directory` is a cluster directory; without one `make_directory(folder, name)` makes one in the state folder. `tuning` is
-    overridden on every node.
+    `directory` is a cluster directory; without one `make_directory(folder, name)` makes one in the state folder.
+    `make_stick(image, path, credentials)` makes a stick for a machine that boots from one. `tuning` is overridden on every
+    node.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Order:
     image: Image
     directory: Path | None
     make_directory: Callable[[Path, str], None]
+    make_stick: Callable[[Image, Path, Mapping[str, bytes]], None]
     tuning: Tuning = field(default_factory=dict)
 
 
@@ -45,6 +48,7 @@ def up(order: Order) -> Cluster:
     Raises UserError when the order cannot be met or a cluster of that name is another one.
     """
     check_host(order.driver)
+    check_boot(order)
     state.folder_of(order.name)
     with state.locked(order.name) as folder:
         if (folder / state.FILE).exists():
@@ -63,6 +67,12 @@ def up(order: Order) -> Cluster:
             driver.power_on(machine)
         driver.apply_cables(cluster.cables)
     return cluster
+
+
+def check_boot(order: Order) -> None:
+    """A container boots from no stick; raises UserError."""
+    if order.driver != "qemu" and any(node.boot is Boot.STICK for node in order.topology.nodes):
+        raise UserError("a container boots from no stick", "use --driver qemu")
 
 
 def check_same(cluster: Cluster, order: Order) -> None:
@@ -100,7 +110,7 @@ def create(order: Order) -> Cluster:
     if order.directory is None and not directory.exists():
         order.make_directory(directory, order.name)
     for machine in cluster.machines:
-        write_credentials(cluster, machine)
+        write_credentials(cluster, machine, order)
     cluster.save()
     return cluster
 
@@ -125,15 +135,19 @@ def choose_accelerator(order: Order) -> str:
     return "kvm" if kvm_works(order.image) else "tcg"
 
 
-def write_credentials(cluster: Cluster, machine: Machine) -> None:
-    """Write a machine's credentials, one file each, readable by their owner only."""
+def write_credentials(cluster: Cluster, machine: Machine, order: Order) -> None:
+    """Give a machine its credentials, one file each, readable by their owner only; those of the cluster perhaps on a stick."""
     folder = cluster.machine_folder(machine) / "credentials"
     folder.mkdir(mode=0o700, parents=True)
     if machine.node.role is Role.SEED:
-        bundle = seed.make_bundle(cluster.directory, machine.number, machine.name)
-        files.write(folder / "kubermesh.seed", bundle, 0o600)
+        given = {"kubermesh.seed": seed.make_bundle(cluster.directory, machine.number, machine.name)}
     else:
-        files.write(folder / "kubermesh.join", seed.make_join(cluster.directory, machine.number), 0o600)
+        given = {"kubermesh.join": seed.make_join(cluster.directory, machine.number)}
+    if machine.node.boot is Boot.STICK:
+        order.make_stick(order.image, cluster.machine_folder(machine) / STICK_FILE, given)
+        machine.stick, given = True, {}
+    for name, content in given.items():
+        files.write(folder / name, content, 0o600)
     files.write(folder / "kubermesh.tuning", msgspec.json.encode(tuning_of(cluster, machine)), 0o600)
 
 
@@ -170,6 +184,20 @@ def power(name: str, node: str, action: str) -> Cluster:
         if action not in actions:
             raise UserError(f"{action}: no such action", f"there are: {', '.join(actions)}")
         actions[action]()
+    return cluster
+
+
+def stick(name: str, node: str, plugged: bool) -> Cluster:
+    """Plug a machine's stick in, or pull it out; UserError when it has none."""
+    state.load(name)
+    with state.locked(name):
+        cluster = state.load(name)
+        machine = cluster.machine(node)
+        if not (cluster.machine_folder(machine) / STICK_FILE).exists():
+            raise UserError(f"{machine.name} has no stick", "`boot: stick` in the topology gives it one")
+        driver_of(cluster).plug_stick(machine, plugged)
+        machine.stick = plugged
+        cluster.save()
     return cluster
 
 

@@ -76,6 +76,10 @@ class Driver(Protocol):
         """Make writes to the disk of a machine that is on fail, or not; at power on the state counts."""
         ...
 
+    def plug_stick(self, machine: Machine, plugged: bool) -> None:
+        """Plug the machine's stick in, or pull it out; at power on the state counts."""
+        ...
+
     def attach(self, machine: Machine, argv: Sequence[str]) -> int:
         """Run a command in the machine with this process's standard input, output and error; returns its status."""
         ...

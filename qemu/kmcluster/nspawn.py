@@ -207,6 +207,10 @@ class NspawnDriver:
             if result.code != 0:
                 raise UserError(f"{machine.name}: {result.stderr.strip() or 'no abort of /var'}")
 
+    def plug_stick(self, machine: Machine, plugged: bool) -> None:
+        """A container boots from no stick."""
+        raise UserError(f"{machine.name} is a container and has no USB port", "use a cluster of --driver qemu")
+
     def attach(self, machine: Machine, argv: Sequence[str]) -> int:
         """Become the command."""
         run.replace_self(enter_argv(self.init(machine).pid, argv))

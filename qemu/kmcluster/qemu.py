@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from kmcluster import channel, process, qemu_cables, qmp
+from kmcluster import channel, process, qemu_cables, qemu_stick, qmp
 from kmcluster.cable import Cable
 from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
@@ -20,6 +20,7 @@ from kmcluster.qemu_argv import ADDRESS, OVMF, kernel_arguments, mac_address, qe
 from kmcluster.starter import start
 from kmcluster.state import Cluster, Machine
 from kmcluster.tools import qemu, qemu_environment, tool
+from kmcluster.topology import Boot, Holds
 from kmplan import run
 from kmplan.errors import UserError
 
@@ -65,15 +66,20 @@ class QemuDriver:
         self.apply_cables(self.cluster.cables_of(machine))
 
     def make_disk(self, machine: Machine) -> None:
-        """An overlay over the image, as big as the machine's disk: the image itself is never written to."""
+        """An overlay over the image, as big as the machine's disk: the image itself is never written to. Or an empty disk."""
         disk = self.cluster.machine_folder(machine) / "disk.qcow2"
         if disk.exists():
             return
         partial = disk.with_suffix(".partial")
-        options = ["-q", "-f", "qcow2", "-F", "raw", "-b", str(self.cluster.image.raw.resolve())]
-        run.run(
-            tool(self.cluster.image.tools, "qemu-img", "create", *options, str(partial), f"{machine.node.disk_gib}G")
-        )
+        tools, size_gib = self.cluster.image.tools, machine.node.disk_gib
+        if machine.node.boot is Boot.STICK and machine.node.holds is Holds.DATA:
+            qemu_stick.make_used_disk(tools, partial, size_gib)
+            partial.rename(disk)
+            return
+        options = ["-q", "-f", "qcow2"]
+        if machine.node.boot is Boot.DISK:
+            options += ["-F", "raw", "-b", str(self.cluster.image.raw.resolve())]
+        run.run(tool(tools, "qemu-img", "create", *options, str(partial), f"{size_gib}G"))
         partial.rename(disk)
 
     def make_variables(self, folder: Path) -> None:
@@ -170,6 +176,11 @@ class QemuDriver:
         self.command(machine, "qom-set", path="/machine/peripheral/disk-device", property="drive", value=image)
         if not failing:
             self.command(machine, "blockdev-del", **{"node-name": FAULTY})
+
+    def plug_stick(self, machine: Machine, plugged: bool) -> None:
+        """Plug a USB device in, or pull it out."""
+        if self.power(machine) != "off":
+            qemu_stick.plug(self.socket(machine, "qmp"), plugged)
 
     def command(self, machine: Machine, name: str, **arguments: Any) -> Any:
         """Run a QMP command on a machine that is on."""

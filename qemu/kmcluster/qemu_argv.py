@@ -6,11 +6,15 @@ from pathlib import Path
 
 from kmcluster.cable import Port
 from kmcluster.state import Machine
+from kmcluster.topology import Boot
 
 # A network of its own between machine and host: RFC 2544's range meets none of the cluster's.
 NETWORK, HOST, ADDRESS = "198.18.0.0/24", "198.18.0.2", "198.18.0.15"
 API_PORT, NODE_PORT = 6443, 9444
 OVMF = "usr/share/OVMF"
+# A stick's file in the machine's folder, its block device, and the port and device that the machine sees.
+STICK_FILE, STICK, USB = "stick.img", "stick-image", "usb"
+STICK_DEVICE = {"id": "stick-device", "bus": f"{USB}.0", "drive": STICK, "removable": "on", "bootindex": "0"}
 
 # Halve the cost of everything under TCG, where every timer is MMIO and every switch flushes the TLB.
 # One processor until user space (`guest/exec.py`): a kernel that patches its code while others run it may stop under TCG.
@@ -64,6 +68,18 @@ def port_arguments(port: Port, mtu: int) -> list[str]:
     ]  # fmt: skip
 
 
+def stick_arguments(machine: Machine) -> list[str]:
+    """A USB port for a machine that has a stick, and the stick when it is plugged in: it is booted from first."""
+    if machine.node.boot is not Boot.STICK:
+        return []
+    port = ["-device", f"qemu-xhci,id={USB}"]
+    if not machine.stick:
+        return port
+    drive = f"if=none,id=stick,node-name={STICK},format=raw,cache=unsafe,file={STICK_FILE}"
+    device = ",".join(f"{key}={value}" for key, value in STICK_DEVICE.items())
+    return [*port, "-drive", drive, "-device", f"usb-storage,{device}"]
+
+
 def machine_uuid(cluster: str, machine: Machine) -> str:
     """The SMBIOS UUID: the same at every power on."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"kubermesh:{cluster}:{machine.number}"))
@@ -86,7 +102,8 @@ def qemu_arguments(
         "-smp", str(machine.node.cpus), "-m", f"{machine.node.memory_mib}M",
         *firmware_arguments(tools, "vars.fd"),
         "-drive", "if=none,id=disk,node-name=disk-image,format=qcow2,cache=unsafe,discard=unmap,file=disk.qcow2",
-        "-device", "virtio-blk-pci,id=disk-device,drive=disk,bootindex=0",
+        "-device", "virtio-blk-pci,id=disk-device,drive=disk,bootindex=1",
+        *stick_arguments(machine),
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
         "-display", "none", "-vga", "none", "-serial", "file:console.log",
         "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",

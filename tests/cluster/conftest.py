@@ -1,12 +1,15 @@
 """Booted machines, one per driver, shared by all tests of a session."""
 
+import json
 import os
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import bundles
 import pytest
-from machines import IMAGE, Node, boot, kmbuild
+from machines import IMAGE, Node, boot, kmbuild, wait_for
 from rings import Ring
 
 from kmcluster import testimage
@@ -63,8 +66,32 @@ def nspawn_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def qemu_node(alone: None, busybox: Path) -> Iterator[Node]:
-    """The seed of a pair; the other machine joins it over a cable."""
-    yield from boot("qemu", busybox, "pair")
+    """The seed of a pair, installed from a stick. The other's disk is not empty: somebody has to say that it may be wiped."""
+    booted = boot("qemu", busybox, Path(__file__).parent / "stick.yaml")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, booted)
+        try:
+            let_wipe("test-qemu", first)
+        finally:
+            node = first.result()
+    yield node
+    next(booted, None)
+
+
+def let_wipe(name: str, up: Future[Node]) -> None:
+    """Wait until a machine says what is on its disk, and let it wipe that; ends when the cluster is up, or failed."""
+
+    def blocked() -> Any:
+        assert not up.done(), f"{name} is up, or failed, and nobody was asked"
+        done = kmbuild("nodes", "list", "--json")
+        return next((one for one in json.loads(done.stdout or "[]") if one["status"].get("blocked")), None)
+
+    found = wait_for("machine that found a disk with data", blocked, 900, 2)
+    assert found["status"]["phase"] == "Pending" and "holds photos" in found["status"]["blocked"], found
+    refused = kmbuild("nodes", "approve", found["metadata"]["name"])
+    assert refused.returncode != 0 and "--wipe" in refused.stderr
+    done = kmbuild("nodes", "approve", found["metadata"]["name"], "--wipe", "--timeout", "300")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

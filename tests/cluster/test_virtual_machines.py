@@ -2,11 +2,38 @@
 
 import json
 
-from machines import WEB, Node, wait_for
+from machines import WEB, Node, kmbuild, wait_for
 
 from kmcluster.console import find_faults
 
 GIB = 1 << 30
+
+
+def below_root(node: Node) -> set[str]:
+    """The disks' partitions that the root is read from."""
+    return set(node.output("ls", "/sys/class/block/dm-0/slaves").split())
+
+
+def test_a_machine_installs_itself_and_the_stick_may_be_pulled_out(qemu_node: Node) -> None:
+    """Everything after this runs without it."""
+    status = json.loads(qemu_node.output("cat", "/run/kubermesh/disk.json"))
+    assert (status["state"], status["disk"]) == ("installed", "vda")
+    assert below_root(qemu_node) == {"vda2", "vda3"}
+    assert qemu_node.host.mount_point("/var").device == "/dev/vda6"
+    assert "the stick may be pulled out" in "\n".join(qemu_node.console_lines())
+    done = kmbuild("cluster", "stick", "1", "pull", "--json")
+    assert done.returncode == 0 and not json.loads(done.stdout)["stick"], done.stderr
+    wait_for("machine without a stick", lambda: qemu_node.run("test", "-e", "/sys/block/sda").code != 0, 60, 1)
+    # Nothing of the root is left in memory that was read before.
+    assert qemu_node.output("sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | wc -c")
+
+
+def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: Node) -> None:
+    worker = Node(qemu_node.name, 2)
+    assert below_root(worker) == {"vda2", "vda3"}
+    console = "\n".join(worker.console_lines())
+    assert "holds photos" in console and console.index("holds photos") < console.index("may be pulled out")
+    assert "no disk" not in worker.status()["disk"]
 
 
 def test_the_root_is_sealed_by_verity(qemu_node: Node) -> None:
@@ -79,4 +106,18 @@ def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     qemu_node.run("systemctl", "--no-block", "reboot")
     wait_for("new boot", lambda: qemu_node.output("cat", "/proc/sys/kernel/random/boot_id") != before, 600, 5)
     qemu_node.wait_ready(900)
+    assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"
+
+
+def test_a_stick_boots_the_machine_that_is_installed_already(qemu_node: Node) -> None:
+    """Whoever leaves the stick in, or plugs it in again, has the same node."""
+    serial = qemu_node.status()["registry"]
+    qemu_node.power("cut")
+    assert kmbuild("cluster", "stick", "1", "plug").returncode == 0
+    qemu_node.power("on")
+    qemu_node.wait_ready(900)
+    assert "kubermesh-a" in qemu_node.output("lsblk", "--output=PARTLABEL", "/dev/sda")
+    # Root and hashes have the same UUIDs on both: either may have been found first.
+    assert below_root(qemu_node) == {"vda2", "vda3"}
+    assert qemu_node.status()["registry"] >= serial
     assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"

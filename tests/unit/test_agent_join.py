@@ -98,6 +98,35 @@ def test_a_machine_that_was_a_node_waits_until_that_is_taken_out(shop: Shop, mon
     assert door.join(twin)[1]["number"] == node.number + 1
 
 
+def test_a_machine_without_a_disk_is_let_in_again_by_its_uuid(shop: Shop) -> None:
+    """It has a new key at every boot; who approved it once is not asked again. One with a disk is."""
+    door, first = Door(shop), Machine()
+    assert door.join(first, diskless=True)[0] == 202
+    decide(shop, first, "Approved")
+    node = door.join(first, diskless=True)[1]["number"]
+    door, again = Door(shop, away=node), Machine()
+    assert door.join(again)[0] == 202 and "replaces" not in waiting(shop)[again.fingerprint]
+    assert door.join(again, diskless=True)[0] == 202
+    assert waiting(shop)[again.fingerprint]["replaces"] == node
+    # A person's no is stronger.
+    decide(shop, again, "Denied")
+    assert door.join(again, diskless=True)[0] == 403
+    registered = asyncio.run(shop.ledger.registry())[0].find(number=node)
+    assert registered is not None and registered.diskless
+
+
+def test_a_machine_without_a_disk_to_live_on_is_no_node_whatever_the_policy(shop: Shop) -> None:
+    door, machine = Door(shop, "auto"), Machine()
+    assert door.join(machine, blocked="sda holds ntfs")[0] == 202
+    decide(shop, machine, "Approved")
+    assert door.join(machine, blocked="sda holds ntfs")[1]["state"] == "pending"
+    asyncio.run(shop.ledger.note_asked({**waiting(shop)[machine.fingerprint], "wipe": True}))
+    assert door.join(machine, blocked="sda holds ntfs") == (202, {"state": "wipe", "fingerprint": machine.fingerprint})
+    # It has wiped its disk, and comes again with the same key.
+    assert door.join(machine)[0] == 200
+    assert door.join(Machine(), blocked="x" * 301)[0] == 400
+
+
 def test_a_node_says_how_it_is_and_a_stranger_does_not(shop: Shop) -> None:
     node, door = asyncio.run(shop.admit(Machine())), Door(shop)
     report = {"neighbours": [1, 3], "up_s": 12.5, "free_bytes": 10**10}

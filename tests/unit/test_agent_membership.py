@@ -122,6 +122,20 @@ def test_a_voter_that_is_away_for_long_is_replaced_and_one_that_returns_in_time_
     assert cluster.is_well()
 
 
+def test_a_node_without_a_disk_never_votes(cluster: Cluster) -> None:
+    async def forget_disk(number: int) -> None:
+        node = (await cluster.shop.ledger.registry())[0].find(number=number)
+        assert node is not None
+        await cluster.shop.ledger.change(lambda old: old.put(replace(node, diskless=True)))
+
+    asyncio.run(forget_disk(2))
+    cluster.settle()
+    assert (cluster.voters, cluster.learners) == ({1, 3, 4}, {5})
+    cluster.up.remove(3)
+    cluster.settle()
+    assert (cluster.voters, cluster.learners) == ({1, 4, 5}, set())
+
+
 def test_the_grace_goes_on_when_another_node_leads(cluster: Cluster) -> None:
     cluster.settle()
     other, everyone = cluster.another(), frozenset({1, 2, 3, 4, 5})

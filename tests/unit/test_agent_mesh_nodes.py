@@ -83,8 +83,8 @@ class People:
     def path(self, fingerprint: str) -> str:
         return f"{mesh_nodes.PATH}/{object_name(fingerprint)}"
 
-    def say(self, fingerprint: str, decision: str) -> None:
-        self.api.objects[self.path(fingerprint)]["spec"] = {"decision": decision}
+    def say(self, fingerprint: str, decision: str, **more: Any) -> None:
+        self.api.objects[self.path(fingerprint)]["spec"] = {"decision": decision, **more}
 
     def status(self, fingerprint: str) -> Any:
         return self.api.objects[self.path(fingerprint)]["status"]
@@ -136,6 +136,23 @@ def test_an_approved_machine_is_a_node_at_once(people: People) -> None:
     assert (status["phase"], status["number"], status["name"]) == ("Admitted", 2, "shop-2")
     assert people.known().numbers == {1, 2} and people.asked() == {}
     assert people.turn() is False
+
+
+def test_a_machine_without_a_disk_is_shown_with_the_reason_and_is_no_node_before_it_has_one(people: People) -> None:
+    machine, why = Machine(), "no disk to install to: /dev/sda (WD, 1000 GB) holds ntfs"
+    people.asks(machine, blocked=why)
+    people.turn()
+    status = people.status(machine.fingerprint)
+    assert (status["phase"], status["blocked"], status["conditions"][0]["reason"]) == ("Pending", why, "NeedsDisk")
+    # Approved without leave to wipe, it waits; with it, it installs. It is no node either way.
+    people.say(machine.fingerprint, "Approved")
+    people.turn()
+    assert people.status(machine.fingerprint)["phase"] == "Pending"
+    people.say(machine.fingerprint, "Approved", wipe=True)
+    assert people.turn() is True
+    assert people.status(machine.fingerprint)["phase"] == "Installing"
+    assert people.asked()[machine.fingerprint]["wipe"] is True
+    assert people.known().numbers == {1} and people.turn() is False
 
 
 def test_a_denied_machine_stays_denied_until_somebody_says_otherwise(people: People) -> None:

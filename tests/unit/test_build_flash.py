@@ -12,7 +12,7 @@ from kmbuild import bmap, drives, stick
 from kmbuild import flash as flashing
 from kmbuild.bmap import BLOCK, BlockMap
 from kmbuild.cli import kmbuild
-from kmbuild.drives import Drive
+from kmplan.drives import Drive, listed
 from kmplan.errors import UserError
 
 MIB = 1 << 20
@@ -177,7 +177,7 @@ def test_drives_are_told_apart_as_lsblk_shows_them() -> None:
         device("/dev/sda2", "part", 1, children=[root], fstype="crypto_LUKS"),
     ]
     out = {"rm": True, "hotplug": True}
-    disk, usb = drives.listed(
+    disk, usb = listed(
         [
             device("/dev/sda", "disk", 500 << 30, children=parts, model="SSD 500 ", serial="S1", tran="sata"),
             device("/dev/sdb", "disk", 16 << 30, model="Blade", serial="4C53", fstype="iso9660", label="DEBIAN", **out),

@@ -199,7 +199,7 @@ def test_list_gives_the_objects_as_json(api: FakeApi, directory: Path) -> None:
     api.objects = [machine(A, disks=[disk], ports=[{"name": "enp1s0", "mac": "02:00:00:00:00:01"}])]
     (shown,) = json.loads(good(directory, "list", "--json").stdout)
     assert shown["status"] == api.objects[0]["status"]
-    assert shown["spec"] == {"decision": ""}
+    assert shown["spec"] == {"decision": "", "wipe": False}
     assert shown["metadata"]["name"] == "m-a1b2c3d4a1b2"
 
 
@@ -292,6 +292,18 @@ def test_approve_waits_until_the_machine_is_a_node(api: FakeApi, directory: Path
     fingerprint = " ".join(["a1b2 c3d4"] * 4)
     assert first == f"m-a1b2c3d4a1b2 has the fingerprint {fingerprint}: compare it with the machine's console"
     assert [line.split()[2:] for line in progress] == [["m-a1b2c3d4a1b2", "Pending"], ["m-a1b2c3d4a1b2", "Admitted"]]
+
+
+def test_a_machine_without_an_empty_disk_wipes_one_only_with_a_word_of_its_own(api: FakeApi, directory: Path) -> None:
+    why = "no disk to install to: /dev/sda (WD, 1000 GB) holds ntfs"
+    api.objects = [machine(A, blocked=why)]
+    assert good(directory, "list").stdout.splitlines()[-1] == f"m-a1b2c3d4a1b2: {why}"
+    assert refused(directory, "approve", "a1b2") == f"m-a1b2c3d4a1b2: {why}; --wipe lets it wipe one of these disks"
+    assert api.patches == []
+    api.react = lambda item: item["status"].update(phase="Installing")
+    done = good(directory, "approve", "a1b2", "--wipe")
+    assert api.patches == [{"m-a1b2c3d4a1b2": {"decision": "Approved", "wipe": True}}]
+    assert "wipes a disk and installs itself" in done.stdout
 
 
 def test_approve_all_takes_those_that_wait(api: FakeApi, directory: Path) -> None:

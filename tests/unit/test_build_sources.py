@@ -54,7 +54,7 @@ def test_the_package_and_the_image_have_the_same_version() -> None:
 
 
 def partition(name: str) -> dict[str, str]:
-    text = (CHECKOUT / "overlays/root/usr/lib/repart.d" / f"{name}.conf").read_text()
+    text = (CHECKOUT / "overlays/root/usr/lib/kubermesh/repart.d" / f"{name}.conf").read_text()
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
 
 

@@ -9,7 +9,7 @@ from kmcluster import tools
 from kmcluster.nspawn import enter_argv, nspawn_argv
 from kmcluster.qemu_argv import kernel_arguments, mac_address, machine_uuid, qemu_arguments
 from kmcluster.state import Machine
-from kmcluster.topology import Node, Role
+from kmcluster.topology import Boot, Node, Role
 from kmplan.errors import UserError
 
 SEED = Machine(name="one-1", number=1, node=Node(role=Role.SEED), api_port=7000, node_port=7001)
@@ -122,3 +122,15 @@ def test_tools_run_by_the_trees_own_loader(tmp_path: Path) -> None:
 def test_a_missing_tool_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"usr/bin/fsck.erofs: missing in the tools tree; `make image`"):
         tools.tool(tmp_path, "fsck.erofs")
+
+
+def test_a_stick_is_booted_from_first_and_may_be_out() -> None:
+    machine = Machine(name="one-1", number=1, node=Node(role=Role.SEED, boot=Boot.STICK), stick=True)
+
+    def words() -> str:
+        return " ".join(qemu_arguments("one", machine, Path("/tools"), "tcg", [], {}))
+
+    assert "usb-storage,id=stick-device,bus=usb.0,drive=stick-image,removable=on,bootindex=0" in words()
+    assert "virtio-blk-pci,id=disk-device,drive=disk,bootindex=1" in words()
+    machine.stick = False
+    assert "usb-storage" not in words() and "qemu-xhci" in words()

@@ -9,6 +9,9 @@ from test_cluster_state import make_cluster
 
 from kmbuild.cluster import cluster
 from kmcluster import state
+from kmcluster.bench import Order, check_boot
+from kmcluster.image import Image
+from kmcluster.topology import read_topology
 from kmplan.errors import UserError
 
 
@@ -85,3 +88,14 @@ def test_down_removes_what_a_crash_left(home: Path) -> None:
     assert list(home.iterdir()) == []
     assert CliRunner().invoke(cluster, ["down", "one"]).exit_code == 0
     assert CliRunner().invoke(cluster, ["down"]).exit_code == 0
+
+
+def test_a_stick_is_for_virtual_machines_that_have_one(tmp_path: Path) -> None:
+    topology = tmp_path / "stick.yaml"
+    topology.write_text("version: 1\nnodes: [{role: seed, boot: stick}]\n")
+    image = Image(*(tmp_path / name for name in ("raw", "erofs", "manifest", "tools", "kubectl")))
+    order = Order("one", read_topology(topology), "nspawn", image, None, lambda *_: None, lambda *_: None)
+    with pytest.raises(UserError, match="a container boots from no stick; use --driver qemu"):
+        check_boot(order)
+    saved("one")
+    assert refused("stick", "1", "pull") == "one-1 has no stick; `boot: stick` in the topology gives it one"

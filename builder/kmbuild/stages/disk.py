@@ -18,7 +18,7 @@ from kmbuild.stages.root import NAMESPACE, pack
 from kmplan import document
 from kmplan.errors import UserError
 
-SLOT_BYTES = 768 << 20  # overlays/root/usr/lib/repart.d
+SLOT_BYTES = 768 << 20  # overlays/root/usr/lib/kubermesh/repart.d
 BOOT_TRIES = 3
 DPKG_STATUS = "usr/lib/sysimage/dpkg/status"  # elements/kubermesh-node
 
@@ -128,7 +128,7 @@ def extract(disk: Path, target: Path, offset: int, size: int) -> None:
 
 def write_definitions(target: Path) -> None:
     """Copy the partition table that nodes have (repart.d(5)), without /var, and say what fills it at build time."""
-    shutil.copytree(source.folder("overlays") / "root/usr/lib/repart.d", target)
+    shutil.copytree(source.folder("overlays") / "root/usr/lib/kubermesh/repart.d", target)
     (target / "50-var.conf").unlink()
     for name, text in BUILD_DROP_INS.items():
         (target / f"{name}.conf.d").mkdir()

@@ -1,0 +1,48 @@
+"""`python3 -m kmagent disk`: which disk this node lives on, completed and ready to be mounted; runs once, early in the boot.
+
+A node lives on the disk that it booted from, unless that can be pulled out.
+"""
+
+import importlib
+import os
+from pathlib import Path
+
+from kmagent import machine
+from kmagent.paths import Paths
+from kmplan.errors import UserError
+from kmplan.run import run
+
+DEFINITIONS = Path("/usr/lib/kubermesh/repart.d")
+VAR = "kubermesh-var"
+
+
+def main() -> int:
+    """Find the disk, complete its partitions, and say where `/var` is."""
+    paths = Paths()
+    paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    drive = root_drive()
+    # What it takes to install is not loaded at every boot.
+    settle = importlib.import_module("kmagent.install").settle_on if machine.is_removable(drive) else None
+    var = settle(paths, drive) if settle else complete(drive)
+    paths.var_device.unlink(missing_ok=True)
+    paths.var_device.symlink_to(f"/dev/{var}")
+    return 0
+
+
+def root_drive() -> str:
+    """Return the name of the disk that the root is on."""
+    number = Path("/").stat().st_dev
+    device = machine.SYS / "dev/block" / f"{os.major(number)}:{os.minor(number)}"
+    below = sorted((device / "slaves").iterdir())
+    if not below:
+        raise UserError("the root is on no partition of a disk", "is this a Kubermesh image?")
+    return below[0].resolve().parent.name
+
+
+def complete(drive: str) -> str:
+    """Add the partitions that the disk does not have yet, let the last one grow (systemd-repart(8)), and return its name."""
+    run(["systemd-repart", "--dry-run=no", f"--definitions={DEFINITIONS}", "--no-pager", f"/dev/{drive}"])
+    found = machine.partition(drive, VAR)
+    if found is None:
+        raise UserError(f"/dev/{drive}: no partition {VAR}", "flash or install it again")
+    return found

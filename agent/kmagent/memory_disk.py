@@ -1,0 +1,42 @@
+"""Disks in memory, for a machine that has no other (zram, Documentation/admin-guide/blockdev/zram.rst).
+
+Blocks of zeros take no memory, and what can be compressed takes less than its size.
+"""
+
+from pathlib import Path
+
+from kmplan.run import run
+
+CONTROL = Path("/sys/class/zram-control/hot_add")
+BLOCK = Path("/sys/block")
+MEMINFO = Path("/proc/meminfo")
+CHUNK = 1 << 20
+# The largest part of the machine's memory that /var may take: the rest is for programs.
+VAR_SHARE = 0.5
+
+
+def create(size: int) -> str:
+    """Make a disk of `size` bytes; returns its name."""
+    run(["modprobe", "zram", "num_devices=0"])
+    name = f"zram{CONTROL.read_text().strip()}"
+    (BLOCK / name / "disksize").write_text(str(size))
+    return name
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a partition; what is zero already is not written."""
+    with source.open("rb", buffering=0) as one, target.open("r+b", buffering=0) as other:
+        at = 0
+        while data := one.read(CHUNK):
+            if data.count(0) != len(data):
+                other.seek(at)
+                other.write(data)
+            at += len(data)
+
+
+def make_var() -> str:
+    """Make the file system for `/var`; returns its device's name."""
+    total = next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:"))
+    name = create(int(total * 1024 * VAR_SHARE) // CHUNK * CHUNK)
+    run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1", f"/dev/{name}"])
+    return name

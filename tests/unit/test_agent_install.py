@@ -1,0 +1,272 @@
+"""A machine that boots from a stick: which disk it takes, and what is never touched."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kmagent import disk_choice, home_disk, install, join, machine, verity
+from kmagent.disk_choice import Found, choose, refusal
+from kmagent.paths import Paths
+from kmplan import document
+from kmplan.cluster import ClusterFile, Install
+from kmplan.drives import Drive, Partition
+from kmplan.errors import UserError
+from kmplan.run import CommandError
+from kmplan.seed import JoinBundle
+
+GB = 10**9
+OURS, THEIRS = "-----OURS-----\n", "-----THEIRS-----\n"
+
+
+def drive(name: str = "sda", size_gb: float = 500, **more: Any) -> Drive:
+    return Drive(path=Path("/dev") / name, size=int(size_gb * GB), **{"removable": False, "bus": "sata", **more})
+
+
+def found(name: str, holds: str = "nothing", what: str = "", size_gb: float = 500, **more: Any) -> Found:
+    return Found(drive(name, size_gb, **more), holds, what)  # type: ignore[arg-type]
+
+
+def wish(**values: Any) -> Install:
+    return msgspec.convert(values, Install)
+
+
+def taken(disks: list[Found], wanted: Install) -> str:
+    chosen = choose(disks, wanted)
+    return chosen.drive.path.name if chosen else ""
+
+
+NVME = {"bus": "nvme"}
+HARD_DISK = found("sda", size_gb=8000, spins=True)
+SSD, FLASH = found("sdb", size_gb=250), found("nvme0n1", size_gb=250, **NVME)
+
+
+@pytest.mark.parametrize(
+    ("disks", "wanted", "name"),
+    [
+        ([], {}, ""),
+        ([HARD_DISK], {}, "sda"),
+        # Not the first of the alphabet, not the largest: the fastest kind.
+        ([HARD_DISK, SSD], {}, "sdb"),
+        ([HARD_DISK, SSD, FLASH], {}, "nvme0n1"),
+        ([SSD, found("sdc", size_gb=1000)], {}, "sdc"),
+        # A disk that has this cluster's node on it, whatever else there is and whatever the rules say.
+        ([FLASH, found("sdd", "ours", "shop", size_gb=64, spins=True)], {"disks": [{"bus": "nvme"}]}, "sdd"),
+        # What holds something is not taken, unless that is allowed; an empty one is better all the same.
+        ([found("sda", "data", "ntfs")], {}, ""),
+        ([found("sda", "data", "ntfs")], {"wipe": True}, "sda"),
+        ([found("nvme0n1", "data", "ntfs", **NVME), SSD], {"wipe": True}, "sdb"),
+        ([found("sda", "theirs", "other")], {"wipe": True}, ""),
+        ([found("sda", "theirs", "other")], {"wipe_clusters": True}, "sda"),
+        ([found("sda", "data", "ntfs")], {"wipe_clusters": True}, ""),
+        # Rules.
+        ([SSD, FLASH], {"disks": [{"bus": "sata"}]}, "sdb"),
+        ([SSD, FLASH, HARD_DISK], {"disks": [{"min_gb": 1000}, {"bus": "nvme"}]}, "sda"),
+        ([SSD, FLASH], {"disks": [{"max_gb": 100}]}, ""),
+        ([found("sda", model="INTEL SSDSC2", serial="B1"), FLASH], {"disks": [{"model": "INTEL*"}]}, "sda"),
+        ([found("sda", serial="BTW1", wwn="0x55cd"), FLASH], {"disks": [{"id": "0x55cd"}]}, "sda"),
+        ([found("sda", serial="BTW1", wwn="0x55cd"), FLASH], {"disks": [{"id": "BTW?"}]}, "sda"),
+        # Too small, and read-only.
+        ([found("sda", size_gb=2)], {}, ""),
+        ([found("sda", read_only=True)], {"wipe": True}, ""),
+    ],
+)
+def test_one_disk_is_chosen_or_none(disks: list[Found], wanted: dict[str, Any], name: str) -> None:
+    assert taken(disks, wish(**wanted)) == name
+    assert taken(disks[::-1], wish(**wanted)) == name
+
+
+def test_who_may_not_be_taken_is_said_with_the_way_out() -> None:
+    disks = [found("sda", "data", "ntfs, Photos"), found("sdb", "theirs", "other"), found("sdc", size_gb=1)]
+    assert [refusal(one, Install()).partition(";")[0] for one in disks] == [
+        "holds ntfs, Photos",
+        "has a node of cluster other",
+        "is smaller than 4 GB",
+    ]
+    assert "`install.wipe: true`" in refusal(disks[0], Install())
+    assert "`install.wipe_clusters: true`" in refusal(disks[1], Install())
+    assert "`install.disks`" in refusal(found("sda"), wish(disks=[{"bus": "nvme"}]))
+    text = install.refusals(disks[:1], Install())
+    assert text.startswith("no disk to install to: /dev/sda (unknown model, 500 GB) holds ntfs, Photos")
+    assert "`stick` or `ram`" in install.refusals([], Install())
+
+
+def test_the_cluster_file_says_where_nodes_live(tmp_path: Path) -> None:
+    base = {"version": 1, "name": "shop", "prefix": "fd12:3456:789a::/48"}
+    read = document.convert({**base, "install": {"to": "disk", "disks": [{"min_gb": 100}]}}, ClusterFile, "here")
+    assert (read.install.to, read.install.wipe, read.install.disks[0].min_gb) == ("disk", False, 100)
+    for wrong, words in (
+        ({"to": "nas"}, "nas"),
+        ({"disks": [{"size": 1}]}, "size"),
+        ({"disks": [{"min_gb": 5, "max_gb": 4}]}, "less than min_gb"),
+        ({"disks": [{"max_gb": -1}]}, ">= 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            document.convert({**base, "install": wrong}, ClusterFile, "here")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    (tmp_path / "run").mkdir()
+    return Paths(run=tmp_path / "run", state=tmp_path / "state")
+
+
+@pytest.fixture
+def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is on the partition for /var of every disk."""
+    folder = tmp_path / "var"
+    (folder / "lib/kubermesh/pki").mkdir(parents=True)
+
+    @contextlib.contextmanager
+    def mounted(_: Paths, device: Path, how: str = "") -> Iterator[Path]:
+        if device.name == "sda9":
+            raise CommandError(["mount"], 32, "wrong fs type")
+        yield folder
+
+    monkeypatch.setattr(install, "mounted", mounted)
+    return folder / "lib/kubermesh"
+
+
+def with_var(name: str = "sda6") -> Drive:
+    return drive(partitions=[Partition(path=Path("/dev") / name, label=home_disk.VAR)])
+
+
+def test_a_disk_is_known_by_the_cluster_of_the_node_on_it(paths: Paths, var: Path) -> None:
+    # A disk that was prepared and never used is as good as an empty one.
+    assert install.look(paths, with_var(), OURS).holds == "nothing"
+    (var / "join.json").write_bytes(msgspec.json.encode(JoinBundle(name="shop", authority=OURS)))
+    assert install.look(paths, with_var(), OURS).holds == "ours"
+    assert install.look(paths, with_var(), THEIRS) == Found(with_var(), "theirs", "shop")
+    # An admitted node, or a seed.
+    (var / install.NODE_AUTHORITY).write_text(THEIRS)
+    (var / "cluster.json").write_text(json.dumps({"name": "other"}))
+    assert install.look(paths, with_var(), OURS) == Found(with_var(), "theirs", "other")
+    assert install.look(paths, with_var(), THEIRS).holds == "ours"
+    # One that cannot be read is not empty.
+    assert install.look(paths, with_var("sda9"), OURS).holds == "data"
+
+
+def test_a_disk_is_empty_only_when_nothing_at_all_is_on_it(paths: Paths, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(2 << 20))
+
+    def looked(**more: Any) -> tuple[str, str]:
+        seen = install.look(paths, Drive(path=disk, size=100 * GB, removable=False, **more), OURS)
+        return seen.holds, seen.what
+
+    assert looked()[0] == "nothing"
+    assert looked(content=["ntfs", "Photos"]) == ("data", "ntfs, Photos")
+    assert looked(partitions=[Partition(path=Path("/dev/sda1"))])[0] == "data"
+    # Something that no tool knows.
+    disk.write_bytes(b"\0" * 5000 + b"x" + b"\0" * (2 << 20))
+    assert looked() == ("data", "something unknown")
+
+
+@pytest.fixture
+def sys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with an NVMe disk, a disk on SATA, one on USB, an SD card and an eMMC."""
+    root = tmp_path / "sys"
+    places = {
+        "nvme0n1": "devices/pci0000:00/0000:00:1d.0/nvme/nvme0/nvme0n1",
+        "sda": "devices/pci0000:00/0000:00:17.0/ata1/host0/target0:0:0/0:0:0:0/block/sda",
+        "sdb": "devices/pci0000:00/0000:00:14.0/usb2/2-1/2-1:1.0/host4/target4:0:0/4:0:0:0/block/sdb",
+        "mmcblk0": "devices/pci0000:00/0000:00:1a.0/mmc_host/mmc0/mmc0:0001/block/mmcblk0",
+        "mmcblk1": "devices/pci0000:00/0000:00:1b.0/mmc_host/mmc1/mmc1:0007/block/mmcblk1",
+    }
+    (root / "block").mkdir(parents=True)
+    for name, place in places.items():
+        (root / place / "device").mkdir(parents=True)
+        (root / place / "removable").write_text("0\n")
+        (root / "block" / name).symlink_to(root / place)
+    (root / places["mmcblk0"] / "device/type").write_text("MMC\n")
+    (root / places["mmcblk1"] / "device/type").write_text("SD\n")
+    for number, label in enumerate(("kubermesh-esp", "kubermesh-a", "kubermesh-var"), 1):
+        (root / places["nvme0n1"] / f"nvme0n1p{number}").mkdir()
+        (root / places["nvme0n1"] / f"nvme0n1p{number}" / "uevent").write_text(f"DEVTYPE=partition\nPARTNAME={label}\n")
+    monkeypatch.setattr(machine, "SYS", root)
+    return root
+
+
+def test_what_can_be_pulled_out_is_never_a_home(sys: Path) -> None:
+    names = ("nvme0n1", "sda", "sdb", "mmcblk0", "mmcblk1")
+    assert [name for name in names if not machine.is_removable(name)] == ["nvme0n1", "sda", "mmcblk0"]
+    homes = [drive(name) for name in (*names, "mmcblk0boot0", "zram0", "loop0")]
+    assert [one.path.name for one in homes if install.may_be_home(one)] == ["nvme0n1", "sda", "mmcblk0"]
+    # A disk that is mounted is in use; the one that the machine runs from is.
+    assert not install.may_be_home(drive("sda", mounts=["/"]))
+    assert machine.partition("nvme0n1", "kubermesh-var") == "nvme0n1p3"
+    assert machine.partition("nvme0n1", "kubermesh-b") is None
+
+
+TABLE = ["0", "1572864", "verity", "1", "8:18", "8:19", "4096", "4096", "196608", "1", "sha256", "aa", "bb"]
+
+
+def test_the_root_moves_with_all_else_of_its_table() -> None:
+    moved = verity.elsewhere(TABLE, "259:2", "259:3")
+    assert moved == "0 1572864 verity 1 259:2 259:3 4096 4096 196608 1 sha256 aa bb"
+
+
+def parts(device: str) -> list[Partition]:
+    labels = ("kubermesh-esp", "kubermesh-a", "kubermesh-a-verity")
+    return [
+        Partition(path=Path(f"/dev/sdb{number}"), device=f"{device}:{16 + number}", label=label, uuid=f"u{number}")
+        for number, label in enumerate(labels, 1)
+    ]
+
+
+def test_what_runs_is_what_is_copied(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied = install.parts_of(drive("sdb", partitions=parts("8")), TABLE)
+    assert [part.uuid for part in (copied.esp, copied.root, copied.hashes)] == ["u1", "u2", "u3"]
+    with pytest.raises(UserError, match="the root is not on it"):
+        install.parts_of(drive("sdc", partitions=parts("9")), TABLE)
+    definitions = tmp_path / "definitions"
+    definitions.mkdir()
+    monkeypatch.setattr(home_disk, "DEFINITIONS", definitions)
+    folder = install.define(paths, copied)
+    drop_ins = {path.parent.name: path.read_text() for path in folder.glob("*.conf.d/*.conf")}
+    assert drop_ins["20-root-a.conf.d"] == "[Partition]\nCopyBlocks=/dev/sdb2\nUUID=u2\n"
+    assert sorted(drop_ins) == ["10-esp.conf.d", "20-root-a.conf.d", "21-root-a-verity.conf.d"]
+
+
+def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[str] = []
+    monkeypatch.setattr(verity, "move", moved.append)
+    monkeypatch.setattr(install, "run", lambda *_, **__: None)
+    monkeypatch.setattr(install, "uuid_of", {"8:18": "u2", "8:19": "u3"}.get)
+    same = [msgspec.structs.replace(part, device=part.device.replace("8:", "259:")) for part in parts("8")]
+    assert install.keep(paths, drive("nvme0n1", partitions=same), TABLE) == "nvme0n1"
+    assert moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
+    assert "may be pulled out" in json.loads(paths.disk.read_text())["message"]
+    # Another version of the system is on the disk: this one goes on from the stick.
+    other = [msgspec.structs.replace(part, uuid=f"o{part.uuid}") for part in same]
+    install.keep(paths, drive("nvme0n1", partitions=other), TABLE)
+    assert len(moved) == 1 and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
+    # The root is on it already.
+    install.keep(paths, drive("sda", partitions=parts("8")), TABLE)
+    assert len(moved) == 1
+
+
+def test_what_was_written_is_compared(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_bytes(b"a" * 9_000_000)
+    other.write_bytes(b"a" * 9_000_000 + b"more")
+    install.compare(one, other)
+    other.write_bytes(b"a" * 8_999_999 + b"b")
+    with pytest.raises(UserError, match="something else than was written"):
+        install.compare(one, other)
+
+
+def test_a_machine_says_that_it_has_no_disk(paths: Paths) -> None:
+    assert join.disk_state(paths) == ("", "") and join.blocked(paths) == ""
+    install.say(paths, None, "runs in memory", state="ram")
+    assert join.disk_state(paths)[0] == "ram" and join.blocked(paths) == ""
+    install.say(paths, None, "sda holds Fótos " + 400 * "x", state="blocked")
+    assert join.blocked(paths) == ("sda holds F?tos " + 400 * "x")[: join.MAX_BLOCKED]
+
+
+def test_a_disk_is_described_for_people() -> None:
+    assert disk_choice.describe(drive("sda", 240.1, model="Blade")) == "/dev/sda (Blade, 240 GB)"
