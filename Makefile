@@ -19,7 +19,7 @@ image: setup ## Build the image into ./out (needs root).
 
 test: setup $(VENV)/.browser ## Run all tests: units, builds, the image's content, booted clusters (needs root).
 	$(SUDO) $(BIN)/kmbuild image
-	$(SUDO) $(BIN)/pytest
+	$(SUDO) $(BIN)/pytest --durations=25 --durations-min=20
 
 test-unit: $(VENV)/.installed ## Run the tests that need neither root nor an image; seconds.
 	$(BIN)/pytest tests/unit

@@ -76,4 +76,4 @@ def fits(drive: Drive, rule: DiskRule) -> bool:
 
 def describe(drive: Drive) -> str:
     """Return a disk in words."""
-    return f"{drive.path} ({drive.model or 'unknown model'}, {drive.size / 1e9:.0f} GB)"
+    return f"{drive.path} ({drive.model or drive.bus or 'unknown model'}, {drive.size / 1e9:.0f} GB)"

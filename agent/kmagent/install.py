@@ -31,6 +31,8 @@ NO_DISKS = ("zram", "loop", "nbd", "ram", "sr", "fd")
 AGAIN_S, PROGRESS_S = 5.0, 2.0
 FIRST_BYTES = 1 << 20
 CHUNK = 4 << 20
+# Where systemd-gpt-auto-generator(8) shows the EFI system partition.
+BOOT_MOUNTS = ("boot.automount", "efi.automount", "boot.mount", "efi.mount")
 NODE_AUTHORITY = "pki/node-ca.crt"
 
 
@@ -62,7 +64,13 @@ def main(permission: str = "") -> int:
         print(json.dumps({"state": "blocked", "message": refusals(found, wish)}))
         return 0
     drive = next(drive for drive in listed(lsblk()) if drive.path.name == stick)
-    carry_over(paths, home_disk.complete(take(paths, drive, chosen)))
+    # A file system that is mounted would change under the copy.
+    run(["systemctl", "stop", *BOOT_MOUNTS], check=False)
+    try:
+        carry_over(paths, home_disk.complete(take(paths, drive, chosen)))
+    except (UserError, OSError) as error:
+        say(paths, chosen.drive, f"cannot be used: {reason(error)}", state="blocked")
+        raise UserError(f"{chosen.drive.path}: {reason(error)}") from error
     print(json.dumps({"state": "installed"}))
     return 0
 
@@ -107,7 +115,7 @@ def look_around(paths: Paths, authority: str) -> list[Found]:
 
 def carry_over(paths: Paths, var: str) -> None:
     """Take this machine's key, and whom it asks, to the disk's `/var`: it comes again as the one that was approved."""
-    with mounted(paths, Path("/dev") / var, "rw") as folder:
+    with mounted(paths, Path("/dev") / var, how="rw") as folder:
         state = folder / "lib/kubermesh"
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("identity.key", "join.json"):
@@ -183,11 +191,11 @@ def is_zero(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def mounted(paths: Paths, device: Path, how: str = "ro,noload") -> Iterator[Path]:
+def mounted(paths: Paths, device: Path, kind: str = "ext4", how: str = "ro,noload") -> Iterator[Path]:
     """Show what is on a partition, without changing a byte of it unless `how` says so."""
     folder = paths.run / "look"
     folder.mkdir(mode=0o700, exist_ok=True)
-    run(["mount", "-t", "ext4", "-o", f"{how},nodev,nosuid,noexec", device, folder])
+    run(["mount", "-t", kind, "-o", f"{how},nodev,nosuid,noexec", device, folder])
     try:
         yield folder
     finally:
@@ -227,7 +235,9 @@ def take(paths: Paths, stick: Drive, chosen: Found) -> str:
     try:
         moved = table_on(target, parts, words)
         verity.check(moved, root_bytes())
-        compare(parts.esp.path, partition(target, parts.esp.uuid).path)
+        esp = partition(target, parts.esp.uuid).path
+        compare(parts.esp.path, esp)
+        bless(paths, esp)
     except (UserError, OSError):
         run(["wipefs", "--all", "--force", target.path], check=False)
         raise
@@ -333,6 +343,16 @@ def compare(source: Path, target: Path) -> None:
         while data := one.read(CHUNK):
             if other.read(len(data)) != data:
                 raise UserError(f"{target}: keeps something else than was written to it")
+
+
+def bless(paths: Paths, esp: Path) -> None:
+    """Take the boot counter off the disk's entry: the stick's goes on counting, and the two would no longer be the same.
+
+    systemd-bless-boot(8) is content with an entry that is good already. There is no other slot yet to fall back to.
+    """
+    with mounted(paths, esp, "vfat", "rw") as folder:
+        for path in (folder / "EFI/Linux").glob("*+*.efi"):
+            path.rename(path.with_name(f"{path.name.partition('+')[0]}.efi"))
 
 
 def reason(error: Exception) -> str:

@@ -96,9 +96,12 @@ def disk_state(paths: Paths) -> tuple[str, str]:
 
 
 def blocked(paths: Paths) -> str:
-    """Return why this machine has no disk to live on, in printable ASCII; empty when it has one."""
+    """Return why this machine has no disk to live on, in printable ASCII; empty when it has one.
+
+    One that was interrupted while it installed has none either.
+    """
     state, text = disk_state(paths)
-    return text.encode("ascii", "replace").decode()[:MAX_BLOCKED] if state == "blocked" else ""
+    return text.encode("ascii", "replace").decode()[:MAX_BLOCKED] if state in ("blocked", "installing") else ""
 
 
 def keep(paths: Paths, join: JoinBundle, key: str, answer: dict[str, Any]) -> None:

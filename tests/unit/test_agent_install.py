@@ -91,7 +91,7 @@ def test_who_may_not_be_taken_is_said_with_the_way_out() -> None:
     assert "`install.wipe_clusters: true`" in refusal(disks[1], Install())
     assert "`install.disks`" in refusal(found("sda"), wish(disks=[{"bus": "nvme"}]))
     text = install.refusals(disks[:1], Install())
-    assert text.startswith("no disk to install to: /dev/sda (unknown model, 500 GB) holds ntfs, Photos")
+    assert text.startswith("no disk to install to: /dev/sda (sata, 500 GB) holds ntfs, Photos")
     assert "`stick` or `ram`" in install.refusals([], Install())
 
 
@@ -122,7 +122,7 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "lib/kubermesh/pki").mkdir(parents=True)
 
     @contextlib.contextmanager
-    def mounted(_: Paths, device: Path, how: str = "") -> Iterator[Path]:
+    def mounted(_: Paths, device: Path, kind: str = "ext4", how: str = "") -> Iterator[Path]:
         if device.name == "sda9":
             raise CommandError(["mount"], 32, "wrong fs type")
         yield folder
@@ -260,10 +260,23 @@ def test_what_was_written_is_compared(tmp_path: Path) -> None:
         install.compare(one, other)
 
 
+def test_the_disks_boot_entry_counts_no_tries(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = tmp_path / "esp/EFI/Linux"
+    entries.mkdir(parents=True)
+    (entries / "kubermesh_0.1.0+2-1.efi").write_bytes(b"kernel")
+    monkeypatch.setattr(install, "run", lambda *_, **__: None)
+    monkeypatch.setattr(install, "mounted", lambda *_: contextlib.nullcontext(tmp_path / "esp"))
+    install.bless(paths, Path("/dev/sda1"))
+    install.bless(paths, Path("/dev/sda1"))
+    assert [path.name for path in entries.iterdir()] == ["kubermesh_0.1.0.efi"]
+
+
 def test_a_machine_says_that_it_has_no_disk(paths: Paths) -> None:
     assert join.disk_state(paths) == ("", "") and join.blocked(paths) == ""
     install.say(paths, None, "runs in memory", state="ram")
     assert join.disk_state(paths)[0] == "ram" and join.blocked(paths) == ""
+    install.say(paths, None, "installing, 40 %")
+    assert join.blocked(paths) == "installing, 40 %"
     install.say(paths, None, "sda holds Fótos " + 400 * "x", state="blocked")
     assert join.blocked(paths) == ("sda holds F?tos " + 400 * "x")[: join.MAX_BLOCKED]
 
