@@ -55,12 +55,11 @@ def parse(data: Any) -> Request:
 
 
 def decide(
-    policy: str, allowlist: list[str], request: Request, asked: dict[str, Any] | None, former: Node | None = None
+    policy: str, allowlist: list[str], request: Request, asked: dict[str, Any] | None, *, returns: bool = False
 ) -> str:
     """Return `admit`, `wait`, `deny` or `wipe`: what a person said counts, then the policy.
 
-    `former` is the node that this very machine was before, by its UUID: without a disk it was forgotten by the machine, not
-    by those who admitted it.
+    A machine without a disk `returns` that was admitted before: it forgot that, not those who admitted it.
     """
     decision = (asked or {}).get("decision", "")
     if request.blocked and decision != "Denied":
@@ -68,11 +67,24 @@ def decide(
     if decision in ("Approved", "Denied"):
         return "admit" if decision == "Approved" else "deny"
     listed = bool(request.uuid) and request.uuid in {entry.lower() for entry in allowlist}
-    returns = former is not None and former.diskless and request.diskless
     return "admit" if policy == "auto" or (policy == "allowlist" and listed) or returns else "wait"
 
 
-def record(request: Request, fingerprint: str, known: dict[str, Any] | None, now: float) -> dict[str, Any]:
+def comes_back(request: Request, known: dict[str, Any] | None, former: Node | None, *, reachable: bool) -> bool:
+    """Tell whether a machine without a disk is one that was admitted before, by its UUID.
+
+    `former` is the node of this UUID; one that can be reached is another machine. That it comes back is still `known` when
+    that node was taken out for it.
+    """
+    if not request.diskless or not request.uuid:
+        return False
+    remembered = known is not None and known.get("returns", False) and known["uuid"] == request.uuid and former is None
+    return remembered or (former is not None and former.diskless and not reachable)
+
+
+def record(
+    request: Request, fingerprint: str, known: dict[str, Any] | None, now: float, *, returns: bool = False
+) -> dict[str, Any]:
     """Return what is kept of a request; times in seconds since 1970."""
     return {
         "fingerprint": fingerprint,
@@ -85,6 +97,7 @@ def record(request: Request, fingerprint: str, known: dict[str, Any] | None, now
         "diskless": request.diskless,
         "blocked": request.blocked,
         "wipe": (known or {}).get("wipe", False),
+        "returns": returns,
         "first_seen": (known or {}).get("first_seen", now),
         "last_seen": now,
         "decision": (known or {}).get("decision", ""),

@@ -11,24 +11,32 @@ from kmplan.drives import Drive
 # What systemd-repart asks for (/usr/lib/kubermesh/repart.d), and some room for /var.
 SMALLEST_BYTES = 4_000_000_000
 
-Holds = Literal["nothing", "ours", "theirs", "data"]
+# The EFI system partition is copied from a stick, with the file system's sectors as they are.
+SECTOR = 512
+
+Holds = Literal["nothing", "ours", "theirs", "data", "broken"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A disk, and what is on it: nothing, a node of this cluster, of another one, or other data; `what` has its name."""
+    """A disk, and what is on it: nothing, a node of this cluster, of another one, or other data; `what` has its name.
+
+    `broken` is a Kubermesh that cannot be read: it may be this cluster's.
+    """
 
     drive: Drive
     holds: Holds
     what: str = ""
 
 
-def choose(found: Iterable[Found], wish: Install) -> Found | None:
+def choose(found: Iterable[Found], wish: Install, *, force: bool = False) -> Found | None:
     """Return the disk to live on: one with a node of this cluster stays what it is, whatever the rules.
 
     Then those that hold nothing, then those that may be wiped; of several that the best rule fits, solid-state ones before
-    hard disks, NVMe first, the largest first. None when no disk may be taken.
+    hard disks, NVMe first, the largest first. None when no disk may be taken: also while one is there that may be this
+    machine's own and cannot be read. With `force` a person said that it does not matter what is on them.
     """
+    disks = list(found)
 
     def rank(one: Found) -> tuple[bool, bool, int, bool, bool, int, str]:
         drive = one.drive
@@ -36,20 +44,28 @@ def choose(found: Iterable[Found], wish: Install) -> Found | None:
         first = (one.holds != "ours", one.holds != "nothing", rule_of(drive, wish.disks))
         return (*first, drive.spins, drive.bus != "nvme", -drive.size, names)
 
-    return min((one for one in found if not refusal(one, wish)), key=rank, default=None)
+    chosen = min((one for one in disks if not refusal(one, wish, force=force)), key=rank, default=None)
+    unknown = any(one.holds == "broken" for one in disks) and not force
+    return None if chosen and chosen.holds != "ours" and unknown else chosen
 
 
-def refusal(one: Found, wish: Install) -> str:
+def refusal(one: Found, wish: Install, *, force: bool = False) -> str:
     """Return why a disk may not be taken, and what would allow it; empty when it may."""
     drive = one.drive
     if one.holds == "ours":
         return ""
     if drive.read_only:
         return "is read-only"
+    if drive.sector != SECTOR:
+        return f"has sectors of {drive.sector} bytes: only {SECTOR} are supported"
     if drive.size < SMALLEST_BYTES:
         return f"is smaller than {SMALLEST_BYTES / 1e9:g} GB"
     if rule_of(drive, wish.disks) == len(wish.disks) > 0:
         return "fits no rule of `install.disks`"
+    if force:
+        return ""
+    if one.holds == "broken":
+        return f"has a Kubermesh, and {one.what}"
     if one.holds == "theirs" and not wish.wipe_clusters:
         return f"has a node of cluster {one.what}; `install.wipe_clusters: true` in the cluster file lets it be wiped"
     if one.holds == "data" and not wish.wipe:

@@ -13,17 +13,18 @@ from kmplan.errors import UserError
 from kmplan.run import run
 
 DEFINITIONS = Path("/usr/lib/kubermesh/repart.d")
-VAR = "kubermesh-var"
+ESP, VAR = "kubermesh-esp", "kubermesh-var"
 
 
 def main() -> int:
     """Find the disk, complete its partitions, and say where `/var` is."""
     paths = Paths()
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
-    drive = root_drive()
-    # What it takes to install is not loaded at every boot.
-    settle = importlib.import_module("kmagent.install").settle_on if machine.is_removable(drive) else None
-    var = settle(paths, drive) if settle else complete(drive)
+    if machine.is_removable(root_drive()) or any(machine.partition(name, ESP) for name in machine.removable_disks()):
+        # What it takes to install is not loaded at every boot.
+        var = importlib.import_module("kmagent.install").settle_on(paths)
+    else:
+        var = complete(root_drive())
     paths.var_device.unlink(missing_ok=True)
     paths.var_device.symlink_to(f"/dev/{var}")
     return 0
@@ -40,9 +41,14 @@ def root_drive() -> str:
 
 
 def complete(drive: str) -> str:
-    """Add the partitions that the disk does not have yet, let the last one grow (systemd-repart(8)), and return its name."""
-    run(["systemd-repart", "--dry-run=no", f"--definitions={DEFINITIONS}", "--no-pager", f"/dev/{drive}"])
+    """Add the partitions that the disk does not have yet, let the last one grow (systemd-repart(8)); returns that of `/var`.
+
+    A disk to which nothing can be added does as it is, as long as `/var` is there.
+    """
+    argv = ["systemd-repart", "--dry-run=no", f"--definitions={DEFINITIONS}", "--no-pager", f"/dev/{drive}"]
+    done = run(argv, check=False)
     found = machine.partition(drive, VAR)
     if found is None:
-        raise UserError(f"/dev/{drive}: no partition {VAR}", "flash or install it again")
+        said = (done.stderr.strip() or "no reason given").rpartition("\n")[2]
+        raise UserError(f"/dev/{drive}: no partition {VAR}: {said}", "flash or install it again")
     return found

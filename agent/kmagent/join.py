@@ -7,6 +7,7 @@ certificate of the join API. Prints `{"state": pending|denied|admitted|…, "fin
 import asyncio
 import contextlib
 import json
+import re
 import time
 from typing import Any
 
@@ -101,7 +102,7 @@ def blocked(paths: Paths) -> str:
     One that was interrupted while it installed has none either.
     """
     state, text = disk_state(paths)
-    return text.encode("ascii", "replace").decode()[:MAX_BLOCKED] if state in ("blocked", "installing") else ""
+    return re.sub(r"[^\x20-\x7e]", "?", text)[:MAX_BLOCKED] if state in ("blocked", "installing") else ""
 
 
 def keep(paths: Paths, join: JoinBundle, key: str, answer: dict[str, Any]) -> None:

@@ -84,9 +84,13 @@ class JoinApi:
         if node is None:
             known = (await self._ledger.asked()).get(fingerprint)
             former = self._former(registry, asked.uuid)
-            verdict = admission.decide(self._facts.admission, list(self._facts.allowlist), asked, known, former)
-            kept = admission.record(asked, fingerprint, known, time.time())
-            is_twin = former and self._is_reachable(former.number) and kept["last_seen"] - kept["first_seen"] > TWIN_S
+            reachable = former is not None and self._is_reachable(former.number)
+            returns = admission.comes_back(asked, known, former, reachable=reachable)
+            verdict = admission.decide(
+                self._facts.admission, list(self._facts.allowlist), asked, known, returns=returns
+            )
+            kept = admission.record(asked, fingerprint, known, time.time(), returns=returns)
+            is_twin = reachable and kept["last_seen"] - kept["first_seen"] > TWIN_S
             if verdict == "admit" and former and not is_twin:
                 # The leading node takes it out first, and then this one is let in.
                 kept["replaces"], verdict = former.number, "wait"
@@ -112,7 +116,8 @@ class JoinApi:
         if known is None:
             log.info("%s asks to be admitted (%s, via %s)", kept["fingerprint"][:16], kept["uuid"], kept["via"])
         is_news = known is None or kept["last_seen"] - known["last_seen"] > SEEN_AGAIN_S
-        is_news |= known is not None and any(kept.get(key) != known.get(key) for key in ("replaces", "blocked"))
+        is_news |= known is not None and kept.get("replaces") != known.get("replaces")
+        is_news |= known is not None and bool(kept["blocked"]) != bool(known.get("blocked"))
         if is_news and not await self._ledger.note_asked(kept):
             return answer_text(429, "too many machines wait already\n")
         state = {"deny": "denied", "wipe": "wipe"}.get(verdict, "pending")

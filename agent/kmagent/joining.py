@@ -40,12 +40,12 @@ async def run(state: State, paths: Paths, asked: dict[str, Any]) -> None:
 
 async def _ask_neighbours(state: State, paths: Paths, mesh: Mesh, cluster: str, scale: float) -> bool:
     """Ask each neighbour that says it belongs to the cluster, once; tells whether this machine was admitted."""
-    if blocked(paths):
-        await _install(paths)
     found = [(port, one) for port, one in mesh.neighbours() if one.hello.number and one.hello.cluster == cluster]
     if not found:
         await asyncio.sleep(NOBODY_S)
         return False
+    if blocked(paths):
+        await _install(paths)
     outcome = "unreachable"
     for port, neighbour in found:
         via = f"{neighbour.hello.name} {neighbour.hello.port}"
@@ -56,7 +56,7 @@ async def _ask_neighbours(state: State, paths: Paths, mesh: Mesh, cluster: str, 
         )
         if outcome == "admitted":
             return True
-        if outcome == "wipe":
+        if outcome == "wipe" and blocked(paths):
             await _install(paths, "wipe")
         if outcome in ("pending", "denied", "wipe"):
             break

@@ -42,6 +42,11 @@ def is_removable(name: str) -> bool:
     return on_usb or _read(device / "removable") == "1" or _read(device / "device/type") == "SD"
 
 
+def removable_disks() -> list[str]:
+    """Return the names of the disks that can be pulled out."""
+    return sorted(path.name for path in (SYS / "block").iterdir() if is_removable(path.name))
+
+
 def partition(name: str, label: str) -> str | None:
     """Return the name of the partition of a disk that has this label, as the kernel knows it."""
     for path in sorted((SYS / "block" / name).glob(f"{name}*/uevent")):
@@ -62,7 +67,8 @@ def size(name: str) -> int:
 
 def written(name: str) -> int:
     """Return how many bytes were written to a disk since the machine started (Documentation/block/stat.rst)."""
-    return int(_read(SYS / "class/block" / name / "stat").split()[6]) * SECTOR
+    fields = _read(SYS / "class/block" / name / "stat").split()
+    return int(fields[6]) * SECTOR if fields else 0
 
 
 def _read(path: Path) -> str:

@@ -10,7 +10,8 @@ import msgspec
 from kmplan.run import run
 
 COLUMNS = (
-    "PATH,TYPE,MAJ:MIN,SIZE,RO,RM,HOTPLUG,ROTA,TRAN,MODEL,SERIAL,WWN,PTTYPE,FSTYPE,LABEL,PARTLABEL,PARTUUID,MOUNTPOINTS"
+    "PATH,TYPE,MAJ:MIN,LOG-SEC,SIZE,RO,RM,HOTPLUG,ROTA,TRAN,MODEL,SERIAL,WWN,PTTYPE,FSTYPE,LABEL,PARTLABEL,PARTUUID,"
+    "MOUNTPOINTS"
 )
 
 
@@ -26,7 +27,8 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True):
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
     """A whole disk, or a regular file in its place: its size in bytes, what is on it, and where that is mounted.
 
-    `bus` is nvme, sata, sas, usb, virtio, …, or empty; `wwn` is the World Wide Name; `spins` is true for hard disks.
+    `sector` is the size of a logical sector in bytes; `bus` is nvme, sata, sas, usb, virtio, …, or empty; `wwn` is the World
+    Wide Name; `spins` is true for hard disks.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Drive(msgspec.Struct, frozen=True, kw_only=True):
     wwn: str = ""
     bus: str = ""
     spins: bool = False
+    sector: int = 512
     removable: bool = True
     read_only: bool = False
     content: list[str] = []
@@ -68,6 +71,7 @@ def drive_of(one: dict[str, Any]) -> Drive:
         wwn=one.get("wwn") or "",
         bus=one["tran"] or "",
         spins=bool(one.get("rota")),
+        sector=int(one.get("log-sec") or 512),
         removable=bool(one["rm"] or one["hotplug"] or one["tran"] == "usb"),
         read_only=bool(one["ro"]),
         content=[name for name in names if name] or [name for name in [one.get("pttype")] if name],

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kmagent import disk_choice, home_disk, install, join, machine, verity
+from kmagent import disk_choice, disk_copy, disk_look, home_disk, install, join, machine, verity
 from kmagent.disk_choice import Found, choose, refusal
 from kmagent.paths import Paths
 from kmplan import document
@@ -73,11 +73,24 @@ SSD, FLASH = found("sdb", size_gb=250), found("nvme0n1", size_gb=250, **NVME)
         # Too small, and read-only.
         ([found("sda", size_gb=2)], {}, ""),
         ([found("sda", read_only=True)], {"wipe": True}, ""),
+        ([found("sda", sector=4096)], {}, ""),
+        # A Kubermesh that cannot be read may be this machine's own: nothing is taken in its place.
+        ([found("sda", "broken"), SSD], {"wipe": True, "wipe_clusters": True}, ""),
+        ([found("sda", "broken"), found("sdd", "ours")], {}, "sdd"),
     ],
 )
 def test_one_disk_is_chosen_or_none(disks: list[Found], wanted: dict[str, Any], name: str) -> None:
     assert taken(disks, wish(**wanted)) == name
     assert taken(disks[::-1], wish(**wanted)) == name
+
+
+def test_a_person_may_say_that_it_does_not_matter_what_is_on_a_disk() -> None:
+    for holds in ("data", "theirs", "broken"):
+        one = found("sda", holds)
+        assert choose([one], Install()) is None and choose([one], Install(), force=True) == one
+    # Not whether it is one of those that the rules are for, nor whether it can be used.
+    assert choose([found("sda", "data")], wish(disks=[{"bus": "nvme"}]), force=True) is None
+    assert choose([found("sda", "data", read_only=True)], Install(), force=True) is None
 
 
 def test_who_may_not_be_taken_is_said_with_the_way_out() -> None:
@@ -119,15 +132,15 @@ def paths(tmp_path: Path) -> Paths:
 def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What is on the partition for /var of every disk."""
     folder = tmp_path / "var"
-    (folder / "lib/kubermesh/pki").mkdir(parents=True)
+    folder.mkdir()
 
     @contextlib.contextmanager
-    def mounted(_: Paths, device: Path, kind: str = "ext4", how: str = "") -> Iterator[Path]:
+    def mounted(_: Paths, device: Path, how: str, kind: str = "ext4") -> Iterator[Path]:
         if device.name == "sda9":
             raise CommandError(["mount"], 32, "wrong fs type")
         yield folder
 
-    monkeypatch.setattr(install, "mounted", mounted)
+    monkeypatch.setattr(disk_look, "mounted", mounted)
     return folder / "lib/kubermesh"
 
 
@@ -137,17 +150,44 @@ def with_var(name: str = "sda6") -> Drive:
 
 def test_a_disk_is_known_by_the_cluster_of_the_node_on_it(paths: Paths, var: Path) -> None:
     # A disk that was prepared and never used is as good as an empty one.
-    assert install.look(paths, with_var(), OURS).holds == "nothing"
+    assert disk_look.look(paths, with_var(), OURS).holds == "nothing"
+    (var / "pki").mkdir(parents=True)
     (var / "join.json").write_bytes(msgspec.json.encode(JoinBundle(name="shop", authority=OURS)))
-    assert install.look(paths, with_var(), OURS).holds == "ours"
-    assert install.look(paths, with_var(), THEIRS) == Found(with_var(), "theirs", "shop")
+    assert disk_look.look(paths, with_var(), OURS).holds == "ours"
+    assert disk_look.look(paths, with_var(), THEIRS) == Found(with_var(), "theirs", "shop")
     # An admitted node, or a seed.
     (var / install.NODE_AUTHORITY).write_text(THEIRS)
     (var / "cluster.json").write_text(json.dumps({"name": "other"}))
-    assert install.look(paths, with_var(), OURS) == Found(with_var(), "theirs", "other")
-    assert install.look(paths, with_var(), THEIRS).holds == "ours"
-    # One that cannot be read is not empty.
-    assert install.look(paths, with_var("sda9"), OURS).holds == "data"
+    assert disk_look.look(paths, with_var(), OURS) == Found(with_var(), "theirs", "other")
+    assert disk_look.look(paths, with_var(), THEIRS).holds == "ours"
+
+
+def test_what_cannot_be_read_is_not_nothing(paths: Paths, var: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert disk_look.look(paths, with_var("sda9"), OURS).holds == "broken"
+    # Volumes of pods, and no node's state any more.
+    (var.parent / "containerd").mkdir(parents=True)
+    assert disk_look.look(paths, with_var(), OURS).holds == "data"
+    # Somebody else's partition beside ours that were never used.
+    (var.parent / "containerd").rmdir()
+    var.parent.rmdir()
+    beside = with_var()
+    beside = msgspec.structs.replace(
+        beside, partitions=[*beside.partitions, Partition(path=Path("/dev/sda7"), label="x")]
+    )
+    assert disk_look.look(paths, beside, OURS).holds == "data"
+    # State that is there and damaged.
+    (var / "pki").mkdir(parents=True)
+    for text in ("[]", "{", "{}"):
+        (var / install.NODE_AUTHORITY).write_text(OURS)
+        (var / "cluster.json").write_text(text)
+        assert disk_look.look(paths, with_var(), OURS).holds == "broken"
+    (var / install.NODE_AUTHORITY).unlink()
+    (var / "join.json").write_text('{"version": 9}')
+    assert disk_look.look(paths, with_var(), OURS).holds == "broken"
+    # A disk that fails takes nothing else down.
+    monkeypatch.setattr(disk_look, "is_zero", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    failing = disk_look.look(paths, drive(), OURS)
+    assert failing.holds == "data" and "Input/output error" in failing.what
 
 
 def test_a_disk_is_empty_only_when_nothing_at_all_is_on_it(paths: Paths, tmp_path: Path) -> None:
@@ -155,7 +195,7 @@ def test_a_disk_is_empty_only_when_nothing_at_all_is_on_it(paths: Paths, tmp_pat
     disk.write_bytes(bytes(2 << 20))
 
     def looked(**more: Any) -> tuple[str, str]:
-        seen = install.look(paths, Drive(path=disk, size=100 * GB, removable=False, **more), OURS)
+        seen = disk_look.look(paths, Drive(path=disk, size=100 * GB, removable=False, **more), OURS)
         return seen.holds, seen.what
 
     assert looked()[0] == "nothing"
@@ -195,9 +235,11 @@ def test_what_can_be_pulled_out_is_never_a_home(sys: Path) -> None:
     names = ("nvme0n1", "sda", "sdb", "mmcblk0", "mmcblk1")
     assert [name for name in names if not machine.is_removable(name)] == ["nvme0n1", "sda", "mmcblk0"]
     homes = [drive(name) for name in (*names, "mmcblk0boot0", "zram0", "loop0")]
-    assert [one.path.name for one in homes if install.may_be_home(one)] == ["nvme0n1", "sda", "mmcblk0"]
-    # A disk that is mounted is in use; the one that the machine runs from is.
-    assert not install.may_be_home(drive("sda", mounts=["/"]))
+    assert [one.path.name for one in homes if disk_look.may_be_home(one)] == ["nvme0n1", "sda", "mmcblk0"]
+    # A disk that is mounted is in use. The root may be read from the disk though the machine was booted from the stick.
+    assert not disk_look.may_be_home(drive("sda", mounts=["/", "/srv"]))
+    assert disk_look.may_be_home(drive("sda", mounts=["/"]))
+    assert machine.removable_disks() == ["mmcblk1", "sdb"]
     assert machine.partition("nvme0n1", "kubermesh-var") == "nvme0n1p3"
     assert machine.partition("nvme0n1", "kubermesh-b") is None
 
@@ -219,55 +261,105 @@ def parts(device: str) -> list[Partition]:
 
 
 def test_what_runs_is_what_is_copied(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = install.parts_of(drive("sdb", partitions=parts("8")), TABLE)
+    copied = disk_copy.parts_of(drive("sdb", partitions=parts("8")), "u2", "u3")
     assert [part.uuid for part in (copied.esp, copied.root, copied.hashes)] == ["u1", "u2", "u3"]
-    with pytest.raises(UserError, match="the root is not on it"):
-        install.parts_of(drive("sdc", partitions=parts("9")), TABLE)
+    with pytest.raises(UserError, match="the system that runs is not on it"):
+        disk_copy.parts_of(drive("sdc", partitions=parts("9")), "u2", "u9")
     definitions = tmp_path / "definitions"
     definitions.mkdir()
     monkeypatch.setattr(home_disk, "DEFINITIONS", definitions)
-    folder = install.define(paths, copied)
+    folder = disk_copy.define(paths, copied)
     drop_ins = {path.parent.name: path.read_text() for path in folder.glob("*.conf.d/*.conf")}
     assert drop_ins["20-root-a.conf.d"] == "[Partition]\nCopyBlocks=/dev/sdb2\nUUID=u2\n"
     assert sorted(drop_ins) == ["10-esp.conf.d", "20-root-a.conf.d", "21-root-a-verity.conf.d"]
 
 
-def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved: list[str] = []
-    monkeypatch.setattr(verity, "move", moved.append)
-    monkeypatch.setattr(install, "run", lambda *_, **__: None)
-    monkeypatch.setattr(install, "uuid_of", {"8:18": "u2", "8:19": "u3"}.get)
-    same = [msgspec.structs.replace(part, device=part.device.replace("8:", "259:")) for part in parts("8")]
-    assert install.keep(paths, drive("nvme0n1", partitions=same), TABLE) == "nvme0n1"
-    assert moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
+class Disks:
+    """The machine's disks as lsblk shows them, and where the root was moved to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.drives: list[Drive] = []
+        self.moved: list[str] = []
+        self.readable = True
+        for module in (install, disk_copy):
+            monkeypatch.setattr(module, "lsblk", lambda path=None: path)
+            monkeypatch.setattr(module, "listed", self.listed)
+        monkeypatch.setattr(install, "run", lambda *_, **__: None)
+        monkeypatch.setattr(verity, "move", self.moved.append)
+        monkeypatch.setattr(verity, "check", self.check)
+        monkeypatch.setattr(home_disk, "complete", lambda name: f"{name}6")
+        monkeypatch.setattr(machine, "is_removable", lambda name: name in ("sdb", "sdc"))
+
+    def listed(self, path: Path | None) -> list[Drive]:
+        return [one for one in self.drives if path in (None, one.path)]
+
+    def check(self, table: str, length: int) -> None:
+        if not self.readable:
+            raise UserError("what was written is not what the root hash says")
+
+
+@pytest.fixture
+def disks(monkeypatch: pytest.MonkeyPatch) -> Disks:
+    return Disks(monkeypatch)
+
+
+def with_root(name: str, major: str, **changes: Any) -> Drive:
+    own = [
+        msgspec.structs.replace(part, device=part.device.replace("8:", f"{major}:"), **changes) for part in parts("8")
+    ]
+    return drive(name, partitions=own)
+
+
+def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) -> None:
+    stick, disk = with_root("sdb", "8"), with_root("nvme0n1", "259")
+    disks.drives = [stick, disk]
+    uuids = install.root_uuids(TABLE)
+    assert uuids == ("u2", "u3") and install.find_stick(*uuids) == stick
+    assert install.keep(paths, disk, TABLE, uuids) == "nvme0n16"
+    assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
     assert "may be pulled out" in json.loads(paths.disk.read_text())["message"]
-    # Another version of the system is on the disk: this one goes on from the stick.
-    other = [msgspec.structs.replace(part, uuid=f"o{part.uuid}") for part in same]
-    install.keep(paths, drive("nvme0n1", partitions=other), TABLE)
-    assert len(moved) == 1 and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
-    # The root is on it already.
-    install.keep(paths, drive("sda", partitions=parts("8")), TABLE)
-    assert len(moved) == 1
+    # One half of it comes from the disk already.
+    half = verity.elsewhere(TABLE, "8:18", "259:19").split()
+    install.keep(paths, disk, half, uuids)
+    assert len(disks.moved) == 2
+    # All of it does.
+    install.keep(paths, stick, TABLE, uuids)
+    assert len(disks.moved) == 2
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_disk_whose_system_is_of_no_use_is_kept_and_not_run(paths: Paths, disks: Disks, other: bool) -> None:
+    disk = with_root("nvme0n1", "259", **({"uuid": "another"} if other else {}))
+    disks.drives, disks.readable = [with_root("sdb", "8"), disk], other
+    assert install.keep(paths, disk, TABLE, ("u2", "u3")) == "nvme0n16"
+    assert disks.moved == [] and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
+
+
+def test_of_two_sticks_nobody_knows_which_one_was_booted(disks: Disks) -> None:
+    disks.drives = [with_root("sdb", "8"), with_root("sdc", "9")]
+    with pytest.raises(UserError, match="several sticks with the same system"):
+        install.find_stick("u2", "u3")
+    disks.drives = [with_root("sda", "8")]
+    assert install.find_stick("u2", "u3") is None
 
 
 def test_what_was_written_is_compared(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"a" * 9_000_000)
     other.write_bytes(b"a" * 9_000_000 + b"more")
-    install.compare(one, other)
+    disk_copy.compare(one, other)
     other.write_bytes(b"a" * 8_999_999 + b"b")
     with pytest.raises(UserError, match="something else than was written"):
-        install.compare(one, other)
+        disk_copy.compare(one, other)
 
 
 def test_the_disks_boot_entry_counts_no_tries(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = tmp_path / "esp/EFI/Linux"
     entries.mkdir(parents=True)
     (entries / "kubermesh_0.1.0+2-1.efi").write_bytes(b"kernel")
-    monkeypatch.setattr(install, "run", lambda *_, **__: None)
-    monkeypatch.setattr(install, "mounted", lambda *_: contextlib.nullcontext(tmp_path / "esp"))
-    install.bless(paths, Path("/dev/sda1"))
-    install.bless(paths, Path("/dev/sda1"))
+    monkeypatch.setattr(disk_copy, "mounted", lambda *_: contextlib.nullcontext(tmp_path / "esp"))
+    disk_copy.bless(paths, Path("/dev/sda1"))
+    disk_copy.bless(paths, Path("/dev/sda1"))
     assert [path.name for path in entries.iterdir()] == ["kubermesh_0.1.0.efi"]
 
 
@@ -279,6 +371,8 @@ def test_a_machine_says_that_it_has_no_disk(paths: Paths) -> None:
     assert join.blocked(paths) == "installing, 40 %"
     install.say(paths, None, "sda holds Fótos " + 400 * "x", state="blocked")
     assert join.blocked(paths) == ("sda holds F?tos " + 400 * "x")[: join.MAX_BLOCKED]
+    install.say(paths, None, "holds a\tb\x1b[2J", state="blocked")
+    assert join.blocked(paths) == "holds a?b?[2J"
 
 
 def test_a_disk_is_described_for_people() -> None:

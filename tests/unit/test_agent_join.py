@@ -108,11 +108,28 @@ def test_a_machine_without_a_disk_is_let_in_again_by_its_uuid(shop: Shop) -> Non
     assert door.join(again)[0] == 202 and "replaces" not in waiting(shop)[again.fingerprint]
     assert door.join(again, diskless=True)[0] == 202
     assert waiting(shop)[again.fingerprint]["replaces"] == node
-    # A person's no is stronger.
-    decide(shop, again, "Denied")
-    assert door.join(again, diskless=True)[0] == 403
     registered = asyncio.run(shop.ledger.registry())[0].find(number=node)
     assert registered is not None and registered.diskless
+    # A person's no is stronger.
+    denied = Machine()
+    assert door.join(denied, diskless=True)[0] == 202
+    decide(shop, denied, "Denied")
+    assert door.join(denied, diskless=True)[0] == 403
+    # The leading node takes out what it was, and then it is let in.
+    asyncio.run(shop.ledger.remove(node))
+    assert door.join(again, diskless=True)[0] == 200
+    assert door.join(Machine(), diskless=True)[0] == 202
+
+
+def test_nobody_is_let_in_by_the_uuid_of_a_machine_that_is_there(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join_api, "TWIN_S", -1.0)
+    door, first, twin = Door(shop), Machine(), Machine()
+    door.join(first, diskless=True)
+    decide(shop, first, "Approved")
+    assert door.join(first, diskless=True)[0] == 200
+    for _ in range(3):
+        assert door.join(twin, diskless=True)[0] == 202
+    assert "replaces" not in waiting(shop)[twin.fingerprint]
 
 
 def test_a_machine_without_a_disk_to_live_on_is_no_node_whatever_the_policy(shop: Shop) -> None:

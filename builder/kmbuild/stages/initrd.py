@@ -10,10 +10,12 @@ from kmplan.errors import UserError
 
 DRACUT_MODULES = "bash dm fs-lib rootfs-block systemd systemd-initrd systemd-veritysetup udev-rules"
 
-# What it takes to find the root partition: disks and buses of common machines and of virtual ones, and the root's file systems.
+# What it takes to find the root partition: disks and buses of common machines, of servers and of virtual machines, and the
+# root's file systems. The running system has more drivers: a disk that only those find would be installed to, and not booted.
 DRIVERS = (
-    "ahci ata_piix erofs dm-mod dm-verity ehci-pci mmc_block nvme overlay ohci-pci sd_mod sdhci-acpi sdhci-pci uas uhci-hcd "
-    "usb-storage virtio_blk virtio_pci virtio_scsi vmd xhci-pci"
+    "aacraid ahci ata_piix dm-mod dm-verity ehci-pci erofs hpsa hv_storvsc isci megaraid_sas mmc_block mpi3mr mpt3sas mptsas "
+    "mvsas nvme ohci-pci overlay pm80xx sata_mv sata_nv sata_promise sata_sil sata_sil24 sata_svw sata_via sd_mod sdhci-acpi "
+    "sdhci-pci smartpqi uas uhci-hcd usb-storage virtio_blk virtio_pci virtio_scsi vmd vmw_pvscsi xen-blkfront xhci-pci"
 )
 
 

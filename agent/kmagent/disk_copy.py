@@ -1,0 +1,101 @@
+"""A disk is made from the stick that the machine was booted from.
+
+The partition table comes last: what ends it early leaves a disk that does not boot.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmagent import home_disk, machine
+from kmagent.disk_look import mounted
+from kmagent.paths import Paths
+from kmplan.drives import Drive, Partition, listed, lsblk
+from kmplan.errors import UserError
+from kmplan.run import run, run_async
+
+PROGRESS_S = 2.0
+CHUNK = 4 << 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is copied from the stick: its EFI system partition, and the root that runs with its hashes."""
+
+    esp: Partition
+    root: Partition
+    hashes: Partition
+
+    def sizes(self) -> int:
+        """Bytes of all of it."""
+        return sum(machine.size(part.path.name) for part in (self.esp, self.root, self.hashes))
+
+
+def parts_of(stick: Drive, root: str, hashes: str) -> Parts:
+    """Return what is on the stick, root and hashes by their UUIDs; UserError when something is not there."""
+    by_uuid = {part.uuid: part for part in stick.partitions}
+    esp = next((part for part in stick.partitions if part.label == home_disk.ESP), None)
+    if esp is None or not {root, hashes} <= set(by_uuid):
+        raise UserError(f"{stick.path}: the system that runs is not on it")
+    return Parts(esp, by_uuid[root], by_uuid[hashes])
+
+
+async def copy(paths: Paths, parts: Parts, target: Drive, report: Callable[[int], None]) -> None:
+    """Write the disk with systemd-repart(8), which writes the partition table last; reports percent."""
+    run(["wipefs", "--all", "--force", target.path])
+    definitions = define(paths, parts)
+    argv = ["systemd-repart", "--dry-run=no", "--empty=force", "--seed=random", f"--definitions={definitions}"]
+    work = asyncio.create_task(run_async([*argv, "--no-pager", target.path]))
+    total, before, shown = parts.sizes(), machine.written(target.path.name), 0
+    while not (await asyncio.wait([work], timeout=PROGRESS_S))[0]:
+        done = min(99, 100 * (machine.written(target.path.name) - before) // total)
+        if done >= shown + 10:
+            shown = done
+            report(done)
+    await work
+    shutil.rmtree(definitions)
+    run(["udevadm", "settle", "--timeout=60"], check=False)
+
+
+def define(paths: Paths, parts: Parts) -> Path:
+    """Write what the disk shall have (repart.d(5)); the copies keep their UUIDs, which lead from the root hash to them."""
+    folder = paths.run / "repart.d"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(home_disk.DEFINITIONS, folder)
+    for name, part in (("10-esp", parts.esp), ("20-root-a", parts.root), ("21-root-a-verity", parts.hashes)):
+        drop_in = folder / f"{name}.conf.d"
+        drop_in.mkdir()
+        (drop_in / "install.conf").write_text(f"[Partition]\nCopyBlocks={part.path}\nUUID={part.uuid}\n")
+    return folder
+
+
+def partition(target: Drive, uuid: str) -> Partition:
+    """Return a partition of a disk as it is now; UserError when it is not there."""
+    for drive in listed(lsblk(target.path)):
+        for part in drive.partitions:
+            if part.uuid == uuid:
+                return part
+    raise UserError(f"{target.path}: no partition {uuid} after it was written")
+
+
+def compare(source: Path, target: Path) -> None:
+    """Read two partitions from their disks; UserError when the second is not the first."""
+    with source.open("rb", buffering=0) as one, target.open("rb", buffering=0) as other:
+        for file in (one, other):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while data := one.read(CHUNK):
+            if other.read(len(data)) != data:
+                raise UserError(f"{target}: keeps something else than was written to it")
+
+
+def bless(paths: Paths, esp: Path) -> None:
+    """Take the boot counter off the disk's entry: the stick's goes on counting, and the two would no longer be the same.
+
+    systemd-bless-boot(8) is content with an entry that is good already. There is no other slot yet to fall back to.
+    """
+    with mounted(paths, esp, "rw", "vfat") as folder:
+        for path in (folder / "EFI/Linux").glob("*+*.efi"):
+            path.rename(path.with_name(f"{path.name.partition('+')[0]}.efi"))
