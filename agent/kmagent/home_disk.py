@@ -5,6 +5,7 @@ A node lives on the disk that it booted from, unless that can be pulled out.
 
 import importlib
 import os
+import time
 from pathlib import Path
 
 from kmagent import machine
@@ -13,6 +14,7 @@ from kmplan.errors import UserError
 from kmplan.run import run
 
 DEFINITIONS = Path("/usr/lib/kubermesh/repart.d")
+APPEARS_S = 20.0
 ESP, VAR = "kubermesh-esp", "kubermesh-var"
 
 
@@ -46,9 +48,18 @@ def complete(drive: str) -> str:
     A disk to which nothing can be added does as it is, as long as `/var` is there.
     """
     argv = ["systemd-repart", "--dry-run=no", f"--definitions={DEFINITIONS}", "--no-pager", f"/dev/{drive}"]
-    done = run(argv, check=False)
-    found = machine.partition(drive, VAR)
-    if found is None:
-        said = (done.stderr.strip() or "no reason given").rpartition("\n")[2]
-        raise UserError(f"/dev/{drive}: no partition {VAR}: {said}", "flash or install it again")
+    run(argv, check=False)
+    return var_of(drive)
+
+
+def var_of(drive: str) -> str:
+    """Return the partition of a disk that is for `/var`; UserError when it has none.
+
+    udev reads a partition table anew that was written, and for a moment there are no partitions.
+    """
+    deadline = time.monotonic() + APPEARS_S
+    while (found := machine.partition(drive, VAR)) is None:
+        if time.monotonic() > deadline:
+            raise UserError(f"/dev/{drive}: no partition {VAR}", "flash or install it again")
+        time.sleep(0.1)
     return found

@@ -166,7 +166,7 @@ def take(paths: Paths, stick: Drive, chosen: Found, key: str = "") -> str:
         esp = disk_copy.partition(target, parts.esp.uuid).path
         disk_copy.compare(parts.esp.path, esp)
         disk_copy.bless(paths, esp)
-        var = home_disk.complete(target.path.name)
+        var = home_disk.var_of(target.path.name)
         if key:
             carry_over(paths, var, key)
     except (UserError, OSError):
