@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kmagent.paths import in_container
+from kmplan.run import run
 
 SYS = Path("/sys")
 SECTOR = 512
@@ -48,11 +49,21 @@ def removable_disks() -> list[str]:
 
 
 def partition(name: str, label: str) -> str | None:
-    """Return the name of the partition of a disk that has this label, as the kernel knows it."""
+    """Return the name of the partition of a disk that has this label.
+
+    The kernel knows no label of a partition that was added while it ran (BLKPG_ADD_PARTITION): that is read from the disk.
+    """
     for path in sorted((SYS / "block" / name).glob(f"{name}*/uevent")):
-        if f"PARTNAME={label}" in _read(path).splitlines():
+        known = [line.removeprefix("PARTNAME=") for line in _read(path).splitlines() if line.startswith("PARTNAME=")]
+        if label in (known or [_label(path.parent.name)]):
             return path.parent.name
     return None
+
+
+def _label(name: str) -> str:
+    """Return a partition's label as the table on the disk has it (blkid(8))."""
+    argv = ["blkid", "--probe", "--output", "value", "--match-tag", "PART_ENTRY_NAME", f"/dev/{name}"]
+    return run(argv, check=False).stdout.strip()
 
 
 def number(name: str) -> str:

@@ -231,7 +231,7 @@ def sys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_what_can_be_pulled_out_is_never_a_home(sys: Path) -> None:
+def test_what_can_be_pulled_out_is_never_a_home(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("nvme0n1", "sda", "sdb", "mmcblk0", "mmcblk1")
     assert [name for name in names if not machine.is_removable(name)] == ["nvme0n1", "sda", "mmcblk0"]
     homes = [drive(name) for name in (*names, "mmcblk0boot0", "zram0", "loop0")]
@@ -242,6 +242,11 @@ def test_what_can_be_pulled_out_is_never_a_home(sys: Path) -> None:
     assert machine.removable_disks() == ["mmcblk1", "sdb"]
     assert machine.partition("nvme0n1", "kubermesh-var") == "nvme0n1p3"
     assert machine.partition("nvme0n1", "kubermesh-b") is None
+    # One that was added while the kernel ran: it has no name for it.
+    (sys / "block/nvme0n1/nvme0n1p4").mkdir()
+    (sys / "block/nvme0n1/nvme0n1p4/uevent").write_text("DEVTYPE=partition\nPARTN=4\n")
+    monkeypatch.setattr(machine, "_label", lambda name: {"nvme0n1p4": "kubermesh-b"}[name])
+    assert machine.partition("nvme0n1", "kubermesh-b") == "nvme0n1p4"
 
 
 TABLE = ["0", "1572864", "verity", "1", "8:18", "8:19", "4096", "4096", "196608", "1", "sha256", "aa", "bb"]
