@@ -17,6 +17,7 @@ from kmagent import (
     console,
     containerd_seed,
     control_plane,
+    disk_state,
     egress,
     facts,
     fence,
@@ -40,7 +41,6 @@ from kmagent.fence import Fence
 from kmagent.follow import Follower, RestartError
 from kmagent.http import Client, Tls
 from kmagent.http_server import serve
-from kmagent.join import disk_state
 from kmagent.lead import Leader
 from kmagent.ledger import Ledger
 from kmagent.mesh import Mesh, Self
@@ -75,7 +75,7 @@ async def _main(paths: Paths) -> int:
     loop.set_default_executor(ThreadPoolExecutor(THREADS))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    state = State(version=_image_version(paths), events=earlier_events(paths.status), disk=disk_state(paths)[1])
+    state = State(version=_image_version(paths), events=earlier_events(paths.status), disk=disk_state.read(paths)[1])
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     state.on_change += [lambda: write_status(paths.status, state), console.Console(state).update]
     state.record("started")

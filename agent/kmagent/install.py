@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from kmagent import console, disk_choice, disk_copy, home_disk, join, machine, memory_disk, verity
+from kmagent import console, disk_choice, disk_copy, disk_state, home_disk, join, machine, memory_disk, verity
 from kmagent.disk_choice import Found, describe
 from kmagent.disk_look import NODE_AUTHORITY, look_around, mounted
 from kmagent.paths import Paths
@@ -41,7 +41,7 @@ def main(permission: str = "") -> int:
     stick = find_stick(*root_uuids(verity.table()))
     if chosen is None or stick is None:
         text = refusals(found, wish) if stick else "the stick is not in"
-        if text != join.disk_state(paths)[1]:
+        if text != disk_state.read(paths)[1]:
             say(paths, None, text, state="blocked")
         print(json.dumps({"state": "blocked", "message": text}))
         return 0
@@ -90,7 +90,7 @@ def settle_on(paths: Paths) -> str:
                 return memory_disk.make_var()
             time.sleep(FAILED_AGAIN_S)
         elif chosen is None and agreed:
-            if (text := refusals(found, wish)) != join.disk_state(paths)[1]:
+            if (text := refusals(found, wish)) != disk_state.read(paths)[1]:
                 say(paths, None, text, state="blocked")
             if not is_seed(paths):
                 return memory_disk.make_var()

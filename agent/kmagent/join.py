@@ -7,13 +7,12 @@ certificate of the join API. Prints `{"state": pending|denied|admitted|…, "fin
 import asyncio
 import contextlib
 import json
-import re
 import time
 from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, http, identity, machine, ports, relay
+from kmagent import certificates, clock, disk_state, http, identity, machine, ports, relay
 from kmagent import registry as registries
 from kmagent.identity import Role
 from kmagent.paths import Paths
@@ -24,7 +23,6 @@ from kmplan.files import write
 from kmplan.secret_files import PUBLIC_FILES
 from kmplan.seed import JoinBundle
 
-MAX_BLOCKED = 300
 STATES = {202: "pending", 403: "denied", 429: "busy", 503: "busy"}
 
 
@@ -82,27 +80,9 @@ def request(paths: Paths, join: JoinBundle, key: str, via: str) -> dict[str, Any
         "via": via,
         "ports": [{"name": port.name, "mac": port.mac} for port in ports.physical_ports(ignored=ignored)][:16],
         "disks": machine.disks()[:16],
-        "diskless": disk_state(paths)[0] == "ram",
-        "blocked": blocked(paths),
+        "diskless": disk_state.read(paths)[0] == "ram",
+        "blocked": disk_state.blocked(paths),
     }
-
-
-def disk_state(paths: Paths) -> tuple[str, str]:
-    """Return what became of the stick that this machine was booted from (install.py), and words; empty when there was none."""
-    try:
-        data = json.loads(paths.disk.read_text())
-        return str(data["state"]), str(data["message"])
-    except (OSError, ValueError, KeyError):
-        return "", ""
-
-
-def blocked(paths: Paths) -> str:
-    """Return why this machine has no disk to live on, in printable ASCII; empty when it has one.
-
-    One that was interrupted while it installed has none either.
-    """
-    state, text = disk_state(paths)
-    return re.sub(r"[^\x20-\x7e]", "?", text)[:MAX_BLOCKED] if state in ("blocked", "installing") else ""
 
 
 def keep(paths: Paths, join: JoinBundle, key: str, answer: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from kmagent import notify
-from kmagent.join import blocked
+from kmagent.disk_state import blocked
 from kmagent.mesh import Mesh, Self
 from kmagent.paths import Paths
 from kmagent.state import State

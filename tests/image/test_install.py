@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +80,12 @@ def stick(raw: Path) -> Iterator[list[tuple[str, str]]]:
     for name in (ESP, ROOT, HASHES):
         place = ("--offset", str(table[name].offset), "--sizelimit", str(table[name].size))
         devices.append(loop(raw, "--read-only", *place))
-    yield [(device, to_text(table[name].uuid)) for device, name in zip(devices, (ESP, ROOT, HASHES), strict=True)]
+    yield [
+        (device, str(uuid.UUID(bytes_le=table[name].uuid)))
+        for device, name in zip(devices, (ESP, ROOT, HASHES), strict=True)
+    ]
     for device in devices:
         run(["losetup", "--detach", device])
-
-
-def to_text(uuid: bytes) -> str:
-    one, two, three = struct.unpack_from("<IHH", uuid)
-    return f"{one:08x}-{two:04x}-{three:04x}-{uuid[8:10].hex()}-{uuid[10:].hex()}"
 
 
 @pytest.fixture

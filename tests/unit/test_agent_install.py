@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kmagent import disk_choice, disk_copy, disk_look, home_disk, install, join, machine, verity
+from kmagent import disk_choice, disk_copy, disk_look, disk_state, home_disk, install, machine, verity
 from kmagent.disk_choice import Found, choose, refusal
 from kmagent.paths import Paths
 from kmplan import document
@@ -369,15 +369,15 @@ def test_the_disks_boot_entry_counts_no_tries(paths: Paths, tmp_path: Path, monk
 
 
 def test_a_machine_says_that_it_has_no_disk(paths: Paths) -> None:
-    assert join.disk_state(paths) == ("", "") and join.blocked(paths) == ""
+    assert disk_state.read(paths) == ("", "") and disk_state.blocked(paths) == ""
     install.say(paths, None, "runs in memory", state="ram")
-    assert join.disk_state(paths)[0] == "ram" and join.blocked(paths) == ""
+    assert disk_state.read(paths)[0] == "ram" and disk_state.blocked(paths) == ""
     install.say(paths, None, "installing, 40 %")
-    assert join.blocked(paths) == "installing, 40 %"
+    assert disk_state.blocked(paths) == "installing, 40 %"
     install.say(paths, None, "sda holds Fótos " + 400 * "x", state="blocked")
-    assert join.blocked(paths) == ("sda holds F?tos " + 400 * "x")[: join.MAX_BLOCKED]
+    assert disk_state.blocked(paths) == ("sda holds F?tos " + 400 * "x")[: disk_state.MAX_BLOCKED]
     install.say(paths, None, "holds a\tb\x1b[2J", state="blocked")
-    assert join.blocked(paths) == "holds a?b?[2J"
+    assert disk_state.blocked(paths) == "holds a?b?[2J"
 
 
 def test_a_disk_is_described_for_people() -> None:
