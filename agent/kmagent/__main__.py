@@ -18,6 +18,7 @@ COMMANDS = {
     "revision": ("data_revision", (0,)),
     "order": ("keep_order", (0,)),
     "begin-anew": ("begin_anew", (0,)),
+    "provide": ("provide", (0,)),
     "wait-ready": ("wait_ready", (0,)),
 }
 

@@ -1,9 +1,10 @@
 """Which node should vote next: the one that most different ways lead to, that has been up for long and has room on its disk."""
 
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 
 from kmagent.registry import Node
@@ -11,17 +12,22 @@ from kmagent.registry import Node
 # More ways than this make no node a better one: a single cable or node that breaks cuts none of two.
 ENOUGH_PATHS = 2
 YOUNG_S = 300.0
-MAX_NEIGHBOURS = 256
+MAX_NEIGHBOURS, MAX_OFFERS = 256, 64
+TEXT = re.compile(r"[\x20-\x7e]{1,80}\Z")
 LITTLE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a node says of itself: the numbers of its neighbours, seconds since it started, and free bytes of `/var`."""
+    """What a node says of itself: the numbers of its neighbours, seconds since it started, and free bytes of `/var`.
+
+    `offers` say in words what machines do that it offers a system, by its ports.
+    """
 
     neighbours: frozenset[int] = frozenset()
     up_s: float = 0.0
     free_bytes: int = 0
+    offers: Mapping[str, str] = field(default_factory=dict)
 
 
 def to_text(report: Report) -> str:
@@ -35,11 +41,19 @@ def from_text(text: str) -> Report:
     if not isinstance(data, dict):
         raise ValueError("a report is a JSON object")
     neighbours, up_s, free_bytes = data.get("neighbours"), data.get("up_s"), data.get("free_bytes")
+    offers = data.get("offers", {})
     if not isinstance(neighbours, list) or len(neighbours) > MAX_NEIGHBOURS or {*map(type, neighbours)} - {int}:
         raise ValueError(f"neighbours: expected at most {MAX_NEIGHBOURS} numbers")
     if not isinstance(up_s, int | float) or not isinstance(free_bytes, int):
         raise ValueError("up_s, free_bytes: expected numbers")
-    return Report(frozenset(neighbours), float(up_s), free_bytes)
+    if not isinstance(offers, dict) or len(offers) > MAX_OFFERS or not all(map(is_text, [*offers, *offers.values()])):
+        raise ValueError(f"offers: expected at most {MAX_OFFERS} short texts by port")
+    return Report(frozenset(neighbours), float(up_s), free_bytes, offers)
+
+
+def is_text(value: object) -> bool:
+    """Tell whether this can be shown to people."""
+    return isinstance(value, str) and TEXT.match(value) is not None
 
 
 Reports = Mapping[int, Report]

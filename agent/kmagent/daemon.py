@@ -29,6 +29,7 @@ from kmagent import (
     notify,
     recover,
     registry,
+    routers,
     space,
     ssh,
     status,
@@ -48,6 +49,7 @@ from kmagent.node_api import NodeApi
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
+from kmagent.provision import Provision
 from kmagent.relay import Relay
 from kmagent.state import State, earlier_events, keep_written, write_status
 from kmagent.witness import Witness
@@ -151,6 +153,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     assert state.facts is not None  # noqa: S101 - set up
     me = state.facts
     mesh = Mesh(state, paths, _self(paths, me), me.ignored_ports, me)
+    heard = routers.listen(mesh)
     follower = Follower(state, paths, mesh, me)
     orders, peers = Orders(state, paths, me), Peers(paths, me)
     own_etcd = _etcd(paths, me, 1.5) if me.controls else None
@@ -159,7 +162,8 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         mesh.run(),
         follower.run(),
         _relay(mesh, me),
-        egress.run(state, mesh, me),
+        egress.run(state, mesh, me, heard),
+        Provision(state, paths, mesh, me, heard).run(),
         _prepare_again(state, paths, renew_in_s),
         node_api.run(paths, own_api, me.probe_scale),
         recover.run(state, paths, me, orders, peers),

@@ -23,15 +23,16 @@ CHUNK = 4 << 20
 
 @dataclass(frozen=True)
 class Parts:
-    """What is copied from the stick: its EFI system partition, and the root that runs with its hashes."""
+    """What is copied: the root that runs with its hashes, and a stick's EFI system partition, or the files of a new one."""
 
-    esp: Partition
     root: Partition
     hashes: Partition
+    esp: Partition | None = None
+    files: Path = Path()
 
     def sizes(self) -> int:
         """Bytes of all of it."""
-        return sum(machine.size(part.path.name) for part in (self.esp, self.root, self.hashes))
+        return sum(machine.size(part.path.name) for part in (self.esp, self.root, self.hashes) if part)
 
 
 def parts_of(stick: Drive, root: str, hashes: str) -> Parts:
@@ -40,7 +41,7 @@ def parts_of(stick: Drive, root: str, hashes: str) -> Parts:
     esp = next((part for part in stick.partitions if part.label == home_disk.ESP), None)
     if esp is None or not {root, hashes} <= set(by_uuid):
         raise UserError(f"{stick.path}: the system that runs is not on it")
-    return Parts(esp, by_uuid[root], by_uuid[hashes])
+    return Parts(by_uuid[root], by_uuid[hashes], esp)
 
 
 async def copy(paths: Paths, parts: Parts, target: Drive, report: Callable[[int], None]) -> None:
@@ -68,7 +69,8 @@ def define(paths: Paths, parts: Parts) -> Path:
     for name, part in (("10-esp", parts.esp), ("20-root-a", parts.root), ("21-root-a-verity", parts.hashes)):
         drop_in = folder / f"{name}.conf.d"
         drop_in.mkdir()
-        (drop_in / "install.conf").write_text(f"[Partition]\nCopyBlocks={part.path}\nUUID={part.uuid}\n")
+        filled = f"CopyBlocks={part.path}\nUUID={part.uuid}\n" if part else f"Format=vfat\nCopyFiles={parts.files}:/\n"
+        (drop_in / "install.conf").write_text(f"[Partition]\n{filled}")
     return folder
 
 
@@ -81,8 +83,23 @@ def partition(target: Drive, uuid: str) -> Partition:
     raise UserError(f"{target.path}: no partition {uuid} after it was written")
 
 
+def check_esp(paths: Paths, parts: Parts, target: Drive) -> None:
+    """Read the EFI system partition back; UserError when it has something else than was written."""
+    if parts.esp:
+        there = partition(target, parts.esp.uuid).path
+        compare(parts.esp.path, there)
+        bless(paths, there)
+        return
+    found = machine.partition(target.path.name, home_disk.ESP)
+    if found is None:
+        raise UserError(f"{target.path}: no partition {home_disk.ESP} after it was written")
+    with mounted(paths, Path("/dev") / found, "ro", "vfat") as folder:
+        for path in sorted(one for one in parts.files.rglob("*") if one.is_file()):
+            compare(path, folder / path.relative_to(parts.files))
+
+
 def compare(source: Path, target: Path) -> None:
-    """Read two partitions from their disks; UserError when the second is not the first."""
+    """Read two partitions or files from their disks; UserError when the second is not the first."""
     with source.open("rb", buffering=0) as one, target.open("rb", buffering=0) as other:
         for file in (one, other):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -7,8 +7,7 @@ own; the agent copies the default routes whose router answers into the main tabl
 import asyncio
 import json
 import logging
-import socket
-import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ NETWORKS = Path("/run/systemd/network")
 PERIOD_S = 1.0
 BAD_TO_WITHDRAW = 2
 METRIC = 512
-ICMP6_FILTER = 1
-ROUTER_ADVERTISEMENT = 134
 
 NETWORK = """\
 [Match]
@@ -88,17 +85,19 @@ def default_routes(listing: str, family: int) -> set[Router]:
     }
 
 
-async def run(state: State, mesh: Mesh, facts: Facts) -> None:
-    """Configure this node's gateway ports, and announce what leads outside while it does."""
+async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, float]) -> None:
+    """Configure this node's gateway ports, and announce what leads outside while it does.
+
+    `routers` are the ports on which a router was heard.
+    """
     configured = {str(gateway["port"]): gateway for gateway in facts.gateways}
     if not configured and not facts.discover_gateways:
         return
-    heard = _listen(mesh) if facts.discover_gateways else set()
     misses: dict[Router, int] = {}
     # What an agent before this one announced.
     announced = {router for router in await _routers("main") if router.port in configured}
     while True:
-        for port in heard - set(configured):
+        for port in set(routers) - set(configured) if facts.discover_gateways else ():
             log.info("%s: a router is heard, the port leads outside", port)
             configured[port] = {"port": port, "addresses": [], "routers": []}
         ports = frozenset(configured) & set(mesh.ports)
@@ -164,22 +163,3 @@ def _route(router: Router) -> list[str]:
     """Return a route's words; `onlink`, as the prefix of a leased address is in the table of its own, too."""
     words = ["default", "via", router.address, "dev", router.port, "onlink"]
     return [*words, "proto", "static", "metric", str(METRIC)]
-
-
-def _listen(mesh: Mesh) -> set[str]:
-    """Collect the names of ports on which a router offers itself (RFC 4861, 4.2); the set grows in the background."""
-    heard: set[str] = set()
-    raw = socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6)
-    passes = [0xFFFFFFFF] * 8
-    passes[ROUTER_ADVERTISEMENT >> 5] &= ~(1 << (ROUTER_ADVERTISEMENT & 31))
-    raw.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, struct.pack("@8I", *passes))
-
-    def read() -> None:
-        data, (_, _, _, index) = raw.recvfrom(1500)
-        lifetime_s = int.from_bytes(data[6:8], "big") if len(data) >= 16 else 0
-        name = next((port.name for port in mesh.ports.values() if port.index == index), None)
-        if lifetime_s and name and not mesh.is_neighbour(name):
-            heard.add(name)
-
-    asyncio.get_running_loop().add_reader(raw, read)
-    return heard

@@ -17,7 +17,7 @@ class Facts:
     anew. `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity certificate; `voters` is how
     many the cluster wants, 0 for as many as fit, `voter_grace_s` how long one may be away, `auto_recover_after_s` after how
     long without most of them a voter begins anew by itself, 0 for never; `admission` and `allowlist` are its policy,
-    `gateways` this node's ports that lead outside.
+    `gateways` this node's ports that lead outside; `provision` says whether machines without a system are offered one.
     """
 
     cluster: str
@@ -51,6 +51,7 @@ class Facts:
     ignored_ports: tuple[str, ...] = ()
     gateways: tuple[dict[str, Any], ...] = ()
     discover_gateways: bool = False
+    provision: bool = True
 
     @property
     def controls(self) -> bool:

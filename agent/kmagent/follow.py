@@ -50,7 +50,8 @@ class Follower:
         self._client = Client(facts.join, JOIN_PORT, tls=tls, timeout_s=10 * facts.probe_scale)
         self._enrol_at = time.monotonic() + SOON_S
         self._refused_since: float | None = None
-        self._reported: tuple[frozenset[int], float] = (frozenset(), 0.0)
+        self._reported: tuple[frozenset[int], dict[str, str]] = (frozenset(), {})
+        self._report_at = 0.0
 
     async def run(self) -> None:
         """Follow; ends with RestartError when this node's part in the cluster changed."""
@@ -109,16 +110,16 @@ class Follower:
         return f"{self._facts.join}/128" in self._mesh.routes() or await network.has_address(self._facts.join)
 
     async def _report_if_due(self) -> None:
-        """Say how this node is: every minute, and when it has other neighbours."""
-        neighbours = self._mesh.believed()
-        if neighbours == self._reported[0] and time.monotonic() - self._reported[1] < REPORT_S:
+        """Say how this node is: every minute, and when something changed on its cables."""
+        neighbours, offers = self._mesh.believed(), dict(self._mesh.offers)
+        if (neighbours, offers) == self._reported and time.monotonic() < self._report_at:
             return
         free = await asyncio.to_thread(shutil.disk_usage, self._paths.state)
-        report = Report(neighbours, round(boot_seconds(), 1), free.free)
+        report = Report(neighbours, round(boot_seconds(), 1), free.free, offers)
         with contextlib.suppress(OSError, ValueError):
             answer = await self._client.request("POST", "/v1/report", candidates.to_text(report).encode())
             if answer.status == 200:
-                self._reported = (neighbours, time.monotonic())
+                self._reported, self._report_at = (neighbours, offers), time.monotonic() + REPORT_S
 
     def _enrol_is_due(self) -> bool:
         return time.monotonic() >= self._enrol_at or not (self._paths.pki / "kubelet/client.crt").exists()

@@ -16,30 +16,37 @@ from kmplan.run import run
 DEFINITIONS = Path("/usr/lib/kubermesh/repart.d")
 APPEARS_S = 20.0
 ESP, VAR = "kubermesh-esp", "kubermesh-var"
+MEMORY = "zram"
 
 
 def main() -> int:
     """Find the disk, complete its partitions, and say where `/var` is."""
     paths = Paths()
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if machine.is_removable(root_drive()) or any(machine.partition(name, ESP) for name in machine.removable_disks()):
+    drive = root_drive()
+    if (
+        drive.startswith(MEMORY)
+        or machine.is_removable(drive)
+        or any(machine.partition(name, ESP) for name in machine.removable_disks())
+    ):
         # What it takes to install is not loaded at every boot.
         var = importlib.import_module("kmagent.install").settle_on(paths)
     else:
-        var = complete(root_drive())
+        var = complete(drive)
     paths.var_device.unlink(missing_ok=True)
     paths.var_device.symlink_to(f"/dev/{var}")
     return 0
 
 
 def root_drive() -> str:
-    """Return the name of the disk that the root is on."""
+    """Return the name of the disk that the root is on, or of the memory."""
     number = Path("/").stat().st_dev
     device = machine.SYS / "dev/block" / f"{os.major(number)}:{os.minor(number)}"
     below = sorted((device / "slaves").iterdir())
     if not below:
         raise UserError("the root is on no partition of a disk", "is this a Kubermesh image?")
-    return below[0].resolve().parent.name
+    found = below[0].resolve()
+    return found.parent.name if (found / "partition").exists() else found.name
 
 
 def complete(drive: str) -> str:

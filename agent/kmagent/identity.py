@@ -70,7 +70,7 @@ def load(paths: Paths, now: float) -> Identity | None:
         # Half of an admission, or of a removal that a power cut interrupted.
         identity_files.put_aside(paths.state, everything=False)
         return None
-    return Identity(cluster=_read_cluster(paths), role=role)
+    return Identity(cluster=read_cluster(paths), role=role)
 
 
 def read_join(paths: Paths) -> JoinBundle | None:
@@ -183,7 +183,8 @@ def read_role(paths: Paths) -> Role | None:
         raise UserError(f"{path}: {error}") from error
 
 
-def _read_cluster(paths: Paths) -> ClusterFile:
+def read_cluster(paths: Paths) -> ClusterFile:
+    """Read the cluster file as this node was given it; UserError when it cannot be read."""
     path = paths.state / "cluster.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=ClusterFile)

@@ -1,14 +1,26 @@
-"""A machine that was booted from a stick: it takes a disk of its own, or memory, and runs from that at once."""
+"""A machine that was booted from a stick or a neighbour: it takes a disk of its own, or memory, and runs from that at once."""
 
 import asyncio
 import json
 import os
 import time
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 
-from kmagent import console, disk_choice, disk_copy, disk_state, home_disk, join, machine, memory_disk, verity
+from kmagent import (
+    console,
+    disk_choice,
+    disk_copy,
+    disk_state,
+    home_disk,
+    join,
+    machine,
+    memory_disk,
+    network_boot,
+    verity,
+)
 from kmagent.disk_choice import Found, describe
 from kmagent.disk_look import NODE_AUTHORITY, look_around, mounted
 from kmagent.paths import Paths
@@ -19,6 +31,7 @@ from kmplan.files import write
 from kmplan.run import CommandError, run
 from kmplan.seed import parse_bundle, parse_join
 
+IN_MEMORY = "this machine runs in memory: it forgets all when it is switched off"
 AGAIN_S, FAILED_AGAIN_S = 5.0, 60.0
 # Disks may come late: one is taken when as many looks in a row found the same.
 LOOKS = 3
@@ -38,9 +51,10 @@ def main(permission: str = "") -> int:
     force = permission == "wipe" and not used.exists()
     found = look_around(paths, authority)
     chosen = disk_choice.choose(found, wish, force=force)
-    stick = find_stick(*root_uuids(verity.table()))
-    if chosen is None or stick is None:
-        text = refusals(found, wish) if stick else "the stick is not in"
+    from_network = network_boot.was_booted(paths, home_disk.root_drive())
+    stick = None if from_network else find_stick(*root_uuids(verity.table()))
+    if chosen is None or not (stick or from_network):
+        text = refusals(found, wish) if stick or from_network else "the stick is not in"
         if text != disk_state.read(paths)[1]:
             say(paths, None, text, state="blocked")
         print(json.dumps({"state": "blocked", "message": text}))
@@ -62,18 +76,27 @@ def settle_on(paths: Paths) -> str:
     """Return the device that `/var` is on, of a disk that is installed first where that is due.
 
     Where no disk may be taken, a seed waits for one, as nobody can be asked; any other machine goes on in memory, and says so
-    when it asks to be admitted.
+    when it asks to be admitted. What came from a neighbour and shall stay on a stick takes a disk.
     """
     run(["udevadm", "settle", "--timeout=60"], check=False)
     uuids = root_uuids(verity.table())
-    stick = find_stick(*uuids)
-    if stick is None:
+    from_network = network_boot.was_booted(paths, home_disk.root_drive())
+    stick = None if from_network else find_stick(*uuids)
+    if not (stick or from_network):
         # What is plugged in is another version's: the machine was booted from its disk.
         return home_disk.complete(home_disk.root_drive())
     wish, authority = wishes(paths)
-    if not authority or wish.to != "disk":
+    if stick is None and wish.to == "ram":
+        say(paths, None, IN_MEMORY, state="ram")
+        return memory_disk.make_var()
+    if stick and (not authority or wish.to != "disk"):
         move_to(stick, uuids)
         return live_in_memory(paths, stick) if authority and wish.to == "ram" else home_disk.complete(stick.path.name)
+    return find_home(paths, stick, wish, authority)
+
+
+def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) -> str:
+    """Take a disk as soon as there is one to take; returns the device of `/var`."""
     seen: list[str] = []
     while True:
         found = look_around(paths, authority)
@@ -111,9 +134,9 @@ def find_stick(root: str, hashes: str) -> Drive | None:
 
 
 def root_uuids(words: list[str]) -> tuple[str, str]:
-    """Return the UUIDs of the partitions that the root and its hashes are read from."""
-    known = {part.device: part.uuid for drive in listed(lsblk()) for part in drive.partitions}
-    return known.get(words[verity.DATA], ""), known.get(words[verity.HASHES], "")
+    """Return the UUIDs of the partitions that root and hashes are on: halves of the root hash (repart.d(5), Verity=)."""
+    roothash = words[verity.ROOT_HASH]
+    return str(UUID(roothash[:32])), str(UUID(roothash[32:]))
 
 
 def is_seed(paths: Paths) -> bool:
@@ -145,7 +168,7 @@ def refusals(found: list[Found], wish: Install) -> str:
     return "no disk to install to: " + "; ".join(why)
 
 
-def take(paths: Paths, stick: Drive, chosen: Found, key: str = "") -> str:
+def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str:
     """Make the disk this machine's own, and have the root read from it; returns the device of its `/var`.
 
     A machine that asked already takes its `key` there. UserError or OSError when the disk cannot be used: it has nothing
@@ -154,46 +177,57 @@ def take(paths: Paths, stick: Drive, chosen: Found, key: str = "") -> str:
     target, words = chosen.drive, verity.table()
     uuids = root_uuids(words)
     if chosen.holds == "ours":
-        return keep(paths, target, words, uuids)
-    parts = disk_copy.parts_of(stick, *uuids)
-    move_to(stick, uuids)
-    say(paths, target, "installing; leave the stick in")
+        return keep(paths, stick, target, words, uuids)
+    if stick:
+        parts = disk_copy.parts_of(stick, *uuids)
+        move_to(stick, uuids)
+    else:
+        parts = network_boot.parts_of(paths, words, uuids)
+    say(paths, target, "installing; leave the stick in" if stick else "installing")
     asyncio.run(disk_copy.copy(paths, parts, target, lambda done: say(paths, target, f"installing, {done} %")))
     say(paths, target, "reading back what was written")
     try:
         moved = table_on(target, words, uuids)
         verity.check(moved, root_bytes())
-        esp = disk_copy.partition(target, parts.esp.uuid).path
-        disk_copy.compare(parts.esp.path, esp)
-        disk_copy.bless(paths, esp)
+        disk_copy.check_esp(paths, parts, target)
         var = home_disk.var_of(target.path.name)
         if key:
             carry_over(paths, var, key)
     except (UserError, OSError):
         run(["wipefs", "--all", "--force", target.path], check=False)
         raise
-    verity.move(moved)
+    leave_memory(words, moved)
     # Where the EFI system partition is follows from the root's disk (systemd-gpt-auto-generator(8)).
     run(["systemctl", "daemon-reload"], check=False)
-    say(paths, target, "installed; this machine runs from it, the stick may be pulled out", state="installed")
+    may_go = ", the stick may be pulled out" if stick else ""
+    say(paths, target, f"installed; this machine runs from it{may_go}", state="installed")
     return var
 
 
-def keep(paths: Paths, target: Drive, words: list[str], uuids: tuple[str, str]) -> str:
+def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str], uuids: tuple[str, str]) -> str:
     """Go on with a disk that has been this machine's before; the root moves there when it is the same, and can be read."""
     devices = {part.device for part in target.partitions}
-    text = "is this machine's own; the stick may be pulled out"
+    text = "is this machine's own; the stick may be pulled out" if stick else "is this machine's own"
     if not {words[verity.DATA], words[verity.HASHES]} <= devices:
         try:
             moved = table_on(target, words, uuids)
             verity.check(moved, root_bytes())
         except (UserError, OSError) as error:
-            text = f"has this machine's data, but not the system that runs: leave the stick in ({reason(error)})"
+            leave = ": leave the stick in" if stick else ""
+            text = f"has this machine's data, but not the system that runs{leave} ({reason(error)})"
         else:
-            verity.move(moved)
+            leave_memory(words, moved)
             run(["systemctl", "daemon-reload"], check=False)
     say(paths, target, text, state="kept")
     return home_disk.complete(target.path.name)
+
+
+def leave_memory(words: list[str], moved: str) -> None:
+    """Have the root read from elsewhere, and give back the memory that it was in, if it was."""
+    verity.move(moved)
+    for place in (verity.DATA, verity.HASHES):
+        if (name := machine.name_of(words[place])).startswith(home_disk.MEMORY):
+            memory_disk.release(name)
 
 
 def carry_over(paths: Paths, var: str, key: str) -> None:
@@ -218,7 +252,7 @@ def live_in_memory(paths: Paths, stick: Drive) -> str:
     table = verity.elsewhere(words, moved[0], moved[1])
     verity.check(table, root_bytes())
     verity.move(table)
-    say(paths, None, "this machine runs in memory: it forgets all when it is switched off", state="ram")
+    say(paths, None, IN_MEMORY, state="ram")
     return memory_disk.make_var()
 
 
@@ -255,3 +289,4 @@ def say(paths: Paths, drive: Drive | None, text: str, *, state: str = "installin
     for device in console.devices():
         console.show(device, f"\r\n  Kubermesh: {line}\r\n")
     write(paths.disk, json.dumps({"state": state, "disk": drive.path.name if drive else "", "message": line}))
+    network_boot.tell(paths, line)

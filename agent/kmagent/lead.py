@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any
 
 from kmagent import kubernetes_api, network, serving
 from kmagent.authority import RefusedError
@@ -131,18 +130,16 @@ class Leader:
             if node.name in objects:
                 await self._complete(node, objects[node.name])
         await serving.approve(self._client, self._ledger.authority, registry, self._facts)
-        busy = await self._watch_outages(registry, objects)
+        reports = await self._ledger.reports()
+        reachable = self._reachable(registry.numbers)
+        busy = await self._outages.reconcile(registry, objects, reachable, reports, time.monotonic())
         ready = {name: is_ready_now(item) for name, item in objects.items()}
-        return await self._nodes.reconcile(ready, self._reachable(registry.numbers), time.time()) or busy
+        offers = {number: report.offers for number, report in reports.items() if number in reachable}
+        return await self._nodes.reconcile(ready, self._reachable(registry.numbers), time.time(), offers) or busy
 
     async def _settings(self) -> None:
         registry, _ = await self._ledger.registry()
         await self._rollout.reconcile(registry, self._reachable(registry.numbers))
-
-    async def _watch_outages(self, registry: Registry, objects: dict[str, dict[str, Any]]) -> bool:
-        reachable = self._reachable(registry.numbers)
-        reports = await self._ledger.reports() if registry.numbers - reachable else {}
-        return await self._outages.reconcile(registry, objects, reachable, reports, time.monotonic())
 
     async def _complete(self, node: Node, item: dict[str, object]) -> None:
         patch = missing(item, node, network.pod_prefixes(self._facts.prefix, node.number))

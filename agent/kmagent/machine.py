@@ -66,6 +66,11 @@ def _label(name: str) -> str:
     return run(argv, check=False).stdout.strip()
 
 
+def name_of(number: str) -> str:
+    """Return the name of the disk or partition that is `major:minor`."""
+    return (SYS / "dev/block" / number).resolve().name
+
+
 def number(name: str) -> str:
     """Return `major:minor` of a disk or partition."""
     return _read(SYS / "class/block" / name / "dev")

@@ -3,11 +3,14 @@
 Blocks of zeros take no memory, and what can be compressed takes less than its size.
 """
 
+import time
 from pathlib import Path
 
 from kmplan.run import run
 
 CONTROL = Path("/sys/class/zram-control/hot_add")
+HOT_REMOVE = CONTROL.with_name("hot_remove")
+RELEASED_S = 10.0
 BLOCK = Path("/sys/block")
 MEMINFO = Path("/proc/meminfo")
 CHUNK = 1 << 20
@@ -32,6 +35,20 @@ def copy(source: Path, target: Path) -> None:
                 other.seek(at)
                 other.write(data)
             at += len(data)
+
+
+def release(name: str) -> None:
+    """Give the memory of a disk back that nobody reads from any more."""
+    deadline = time.monotonic() + RELEASED_S
+    while time.monotonic() < deadline:
+        try:
+            (BLOCK / name / "reset").write_text("1")
+        except OSError:
+            # udev looks at it for a moment.
+            time.sleep(0.2)
+            continue
+        HOT_REMOVE.write_text(name.removeprefix("zram"))
+        return
 
 
 def make_var() -> str:

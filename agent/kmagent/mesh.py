@@ -57,6 +57,8 @@ class Mesh:
         self.ports: dict[str, Port] = {}
         self.links: dict[str, Link] = {}
         self.gateways: frozenset[str] = frozenset()
+        # Ports on which a machine is offered a system, and what it does.
+        self.offers: dict[str, str] = {}
         self.on_port: list[Callable[[], None]] = []
         self._state, self._paths, self._ignored, self._facts = state, paths, ignored, facts
         self._trusted: frozenset[str] | None = None
@@ -168,7 +170,7 @@ class Mesh:
             return
         mesh_ports = self.mesh_ports()
         async with self._rules:
-            await firewall.apply(firewall.ruleset(mesh_ports, self.gateways))
+            await firewall.apply(firewall.ruleset(mesh_ports, self.gateways, self._facts.api, self._facts.address))
         if self._trusted is None:
             self._trusted = await firewall.trusted()
             self._inherited = self._trusted & {name for name, port in self.ports.items() if port.carrier}
@@ -349,6 +351,7 @@ class Mesh:
         neighbour = link.neighbour if link else None
         kind = "gateway" if port.name in self.gateways else "mesh"
         shown = {"name": port.name, "mac": port.mac, "carrier": port.carrier, "mtu": port.mtu, "kind": kind}
+        shown["offer"] = self.offers.get(port.name)
         if neighbour is None:
             return {**shown, "neighbour": None}
         cost = self._babel.table.link(port.name)

@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kmagent import kubernetes_api, network
@@ -95,10 +96,17 @@ class MeshNodes:
     def __init__(self, client: Client, ledger: Ledger, cluster: str, prefix: str) -> None:
         self._client, self._ledger, self._cluster, self._prefix = client, ledger, cluster, prefix
 
-    async def reconcile(self, ready: Mapping[str, bool], reachable: frozenset[int], now: float) -> bool:
+    async def reconcile(
+        self,
+        ready: Mapping[str, bool],
+        reachable: frozenset[int],
+        now: float,
+        offers: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
+    ) -> bool:
         """Carry out decisions, then bring every object up to date. Tells whether anything was decided.
 
-        `ready` is by node name, `reachable` has the numbers of nodes that the mesh leads to.
+        `ready` is by node name, `reachable` has the numbers of nodes that the mesh leads to; `offers` are what nodes offer to
+        machines on their cables, by number and port.
         """
         listed = await kubernetes_api.get(self._client, PATH)
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
@@ -118,6 +126,8 @@ class MeshNodes:
                 old = {**old, **facts(asked[node.fingerprint])}
             leaves = _decision(objects, node.fingerprint) == "Removed"
             status = status_of_node(node, ready.get(node.name), old, now, leaves=leaves)
+            if offered := offers.get(node.number):
+                status["offers"] = [{"port": port, "message": text} for port, text in sorted(offered.items())]
             wanted[object_name(node.fingerprint)] = status
         for fingerprint in set(asked) - finished:
             wanted[object_name(fingerprint)] = status_of_asked(asked[fingerprint], _status(objects, fingerprint), now)

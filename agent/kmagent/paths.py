@@ -59,6 +59,21 @@ class Paths:
         return self.run / "disk.json"
 
     @property
+    def booted(self) -> Path:
+        """What a machine that was booted from the network has of it; not there otherwise."""
+        return Path("/run/kubermesh-boot")
+
+    @property
+    def provision(self) -> Path:
+        """Configuration of what serves machines without a system, by port."""
+        return self.run / "provision"
+
+    @property
+    def provided(self) -> Path:
+        """What `provide` last heard from each port, JSON."""
+        return self.run / "provided.json"
+
+    @property
     def clock(self) -> Path:
         """What is known of the machine's clock in this boot."""
         return self.run / "clock.json"

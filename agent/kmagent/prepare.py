@@ -116,6 +116,7 @@ def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
             if one.node in mine or one.node.lower() == uuid
         ),
         discover_gateways=me.cluster.egress.discover,
+        provision=me.cluster.provision,
     )
 
 

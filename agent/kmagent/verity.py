@@ -12,8 +12,9 @@ from kmplan.run import run
 ROOT = "root"
 TRIAL = "kubermesh-trial"
 CHUNK = 4 << 20
-# Places in a table's line (dm-verity, kernel documentation): start, length, "verity", version, data device, hash device, …
-DATA, HASHES = 4, 5
+# Places in a table's line (dm-verity, kernel documentation): start, length, "verity", version, data device, hash device, sizes of
+# their blocks, number of data blocks, where the hashes begin, algorithm, root hash, …
+DATA, HASHES, BLOCKS, ROOT_HASH = 4, 5, 8, 11
 
 
 def table() -> list[str]:

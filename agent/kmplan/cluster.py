@@ -148,6 +148,9 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     ] = []
     admission: Annotated[Admission, Meta(description="Which machines become nodes.")] = Admission()
     install: Annotated[Install, Meta(description="Where a machine that boots from a stick lives.")] = Install()
+    provision: Annotated[
+        bool, Meta(description="Whether nodes offer a system to machines on their cables that have none.")
+    ] = True
     egress: Annotated[Egress, Meta(description="Ways out of the cluster.")] = Egress()
 
     def __post_init__(self) -> None:

@@ -53,6 +53,13 @@ class Disk(msgspec.Struct, frozen=True):
     model: str = ""
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """A port on which a machine is offered a system, and how far that is."""
+
+    port: str = ""
+    message: str = ""
+
+
 class Condition(msgspec.Struct, frozen=True, rename="camel"):
     """One condition: `type` is Admitted, Ready or Voter, `status` is True, False or Unknown."""
 
@@ -78,6 +85,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     via: str = ""
     ports: list[Port] = []
     disks: list[Disk] = []
+    offers: list[Offer] = []
     blocked: str = ""
     first_seen: datetime | None = None
     last_seen: datetime | None = None

@@ -109,6 +109,8 @@ def list_nodes(directory: Path | None, as_json: bool) -> None:
         for node in found:
             if node.status.blocked:
                 click.echo(f"{node.label}: {node.status.blocked}")
+            for offer in node.status.offers:
+                click.echo(f"{node.label} {offer.port}: {offer.message}")
     else:
         click.echo("no machine has asked to be admitted yet", err=True)
 

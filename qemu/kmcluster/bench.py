@@ -1,8 +1,10 @@
 """Clusters up and down: the order of things, whatever the driver."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -10,6 +12,7 @@ from kmcluster import inotify, state
 from kmcluster.drivers import check_host, driver_of, tuning_of
 from kmcluster.image import Image, check_image
 from kmcluster.kvm import kvm_works
+from kmcluster.nspawn_files import SERVED
 from kmcluster.qemu_argv import STICK_FILE
 from kmcluster.state import Cluster, Machine
 from kmcluster.topology import Boot, Role, Topology, count_ports, plug
@@ -64,15 +67,16 @@ def up(order: Order) -> Cluster:
                 raise
         driver = driver_of(cluster)
         for machine in cluster.seed_first():
-            driver.power_on(machine)
+            if not machine.waits:
+                driver.power_on(machine)
         driver.apply_cables(cluster.cables)
     return cluster
 
 
 def check_boot(order: Order) -> None:
-    """A container boots from no stick; raises UserError."""
-    if order.driver != "qemu" and any(node.boot is Boot.STICK for node in order.topology.nodes):
-        raise UserError("a container boots from no stick", "use --driver qemu")
+    """A container boots from nothing but its disk; raises UserError."""
+    if other := [node.boot for node in order.topology.nodes if node.boot is not Boot.DISK and order.driver != "qemu"]:
+        raise UserError(f"a container cannot boot by `{other[0].value}`", "use --driver qemu")
 
 
 def check_same(cluster: Cluster, order: Order) -> None:
@@ -111,6 +115,8 @@ def create(order: Order) -> Cluster:
         order.make_directory(directory, order.name)
     for machine in cluster.machines:
         write_credentials(cluster, machine, order)
+    if order.driver != "qemu":
+        keep_served(cluster, manifest)
     cluster.save()
     return cluster
 
@@ -118,14 +124,28 @@ def create(order: Order) -> Cluster:
 def keep_image(image: Image, driver: str, folder: Path) -> Image:
     """Keep what the machines run under names of the cluster's own: the next build replaces the files of this one."""
     name = "raw" if driver == "qemu" else "erofs"
-    source: Path = getattr(image, name)
     kept = folder / f"image.{name}"
+    keep(getattr(image, name), kept)
+    return msgspec.structs.replace(image, **{name: kept})
+
+
+def keep(source: Path, kept: Path) -> None:
+    """Have a file under another name, too."""
     try:
         kept.hardlink_to(source.resolve())
     except OSError:
         # Another file system, or one without hard links.
         run.run(["cp", "--sparse=always", "--reflink=auto", source, kept])
-    return msgspec.structs.replace(image, **{name: kept})
+
+
+def keep_served(cluster: Cluster, manifest: Mapping[str, Any]) -> None:
+    """Keep what a container serves to machines without a system (agent/kmagent/boot_image.py): it has no disk with that."""
+    folder = cluster.folder / SERVED
+    folder.mkdir()
+    (folder / "system.json").write_text(json.dumps({"roothash": cluster.roothash}))
+    for kind, name in (("erofs", "root"), ("verity", "hashes"), ("uki", "kubermesh.efi")):
+        if file := manifest["artefacts"].get(kind):
+            keep(cluster.image.manifest.parent / file["name"], folder / name)
 
 
 def choose_accelerator(order: Order) -> str:
@@ -143,6 +163,8 @@ def write_credentials(cluster: Cluster, machine: Machine, order: Order) -> None:
         given = {"kubermesh.seed": seed.make_bundle(cluster.directory, machine.number, machine.name)}
     else:
         given = {"kubermesh.join": seed.make_join(cluster.directory, machine.number)}
+    if machine.node.boot.is_from_network:
+        machine.waits, given = True, {}
     if machine.node.boot is Boot.STICK:
         order.make_stick(order.image, cluster.machine_folder(machine) / STICK_FILE, given)
         machine.stick, given = True, {}
@@ -183,7 +205,9 @@ def power(name: str, node: str, action: str) -> Cluster:
         }
         if action not in actions:
             raise UserError(f"{action}: no such action", f"there are: {', '.join(actions)}")
+        machine.waits = machine.waits and action not in ("on", "reset")
         actions[action]()
+        cluster.save()
     return cluster
 
 

@@ -16,7 +16,7 @@ from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
 from kmcluster.nspawn_cables import NspawnCables
-from kmcluster.nspawn_files import write_files
+from kmcluster.nspawn_files import SERVED, SERVED_AT, write_files
 from kmcluster.process import Process
 from kmcluster.qemu_argv import machine_uuid
 from kmcluster.roots import root_tree
@@ -43,7 +43,15 @@ LEGACY_KERNEL_ARGUMENTS = "systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENA
 
 
 def nspawn_argv(
-    name: str, uuid: str, root: Path, folder: Path, network: int, credentials: Sequence[Path], *, legacy: bool
+    name: str,
+    uuid: str,
+    root: Path,
+    folder: Path,
+    served: Path,
+    network: int,
+    credentials: Sequence[Path],
+    *,
+    legacy: bool,
 ) -> list[str]:
     """The argv of a machine's systemd-nspawn; `network` is the pid of a process in the network namespace to use."""
     argv = [
@@ -52,7 +60,7 @@ def nspawn_argv(
         "--capability=all", f"--drop-capability={DROPPED}", f"--system-call-filter={CALLS}",
         "--console=read-only", "--link-journal=no", "--resolv-conf=off", "--timezone=off",
         "--bind=/dev/kmsg", f"--bind={folder}/var:/var", f"--overlay=+/etc:{folder}/etc/upper:/etc",
-        f"--bind-ro={folder}/bench:/run/kubermesh-bench",
+        f"--bind-ro={folder}/bench:/run/kubermesh-bench", f"--bind-ro={served}:{SERVED_AT}",
         *(f"--load-credential={path.name}:{path}" for path in credentials),
     ]  # fmt: skip
     if legacy:
@@ -94,7 +102,10 @@ class NspawnDriver:
         holder = self.start_forward(machine)
         self.cables.connect(machine, holder)
         uuid = machine_uuid(self.cluster.name, machine)
-        argv = nspawn_argv(machine.name, uuid, root, folder, holder.pid, credentials, legacy=not cgroups.is_unified())
+        served = self.cluster.folder / SERVED
+        argv = nspawn_argv(
+            machine.name, uuid, root, folder, served, holder.pid, credentials, legacy=not cgroups.is_unified()
+        )
         argv = var_disk.mounted(disk, folder / "var", argv, failing="errors" in machine.disk_faults)
         spec = Spec(argv=argv, cgroups=machine.cgroups, private_mounts=True, tmpfs=["/run/systemd"])
         environment = ENVIRONMENT | ({} if cgroups.is_unified() else LEGACY_ENVIRONMENT)

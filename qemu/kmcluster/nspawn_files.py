@@ -15,6 +15,9 @@ SYSCTLS = {
 
 UNIT = "kmbench-host.service"
 
+# A cluster's folder with what its containers serve, and where they find it.
+SERVED, SERVED_AT = "served", "/run/kubermesh-image"
+
 # systemd-nspawn cannot bind over /proc itself, and leaves the cgroup v1 hierarchies read-only.
 UNIT_TEXT = """\
 [Unit]

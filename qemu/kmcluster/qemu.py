@@ -72,7 +72,7 @@ class QemuDriver:
             return
         partial = disk.with_suffix(".partial")
         tools, size_gib = self.cluster.image.tools, machine.node.disk_gib
-        if machine.node.boot is Boot.STICK and machine.node.holds is Holds.DATA:
+        if machine.node.boot is not Boot.DISK and machine.node.holds is Holds.DATA:
             qemu_stick.make_used_disk(tools, partial, size_gib)
             partial.rename(disk)
             return

@@ -48,6 +48,14 @@ def firmware_arguments(tools: Path, variables: str) -> list[str]:
     ]  # fmt: skip
 
 
+def firmware_settings(boot: Boot) -> list[str]:
+    """What OVMF is told of ways to boot (OvmfPkg, opt/org.tianocore): PXE comes before HTTP where both are on."""
+    if boot is not Boot.HTTP:
+        return []
+    names = ("IPv4PXESupport", "IPv6PXESupport")
+    return [word for name in names for word in ("-fw_cfg", f"name=opt/org.tianocore/{name},string=no")]
+
+
 def quoted(path: Path | str) -> str:
     """A comma in an option's value is written twice."""
     return str(path).replace(",", ",,")
@@ -58,13 +66,14 @@ def mac_address(machine: Machine) -> str:
     return f"52:54:00:6b:{machine.number >> 8:02x}:{machine.number & 255:02x}"
 
 
-def port_arguments(port: Port, mtu: int) -> list[str]:
-    """A network port whose cable is a pair of datagram sockets in the machine's folder."""
+def port_arguments(port: Port, mtu: int, boot: Boot) -> list[str]:
+    """A network port whose cable is a pair of datagram sockets in the machine's folder; it may be booted from after the disk."""
+    order = f",bootindex={2 + port.index}" if boot.is_from_network else ""
     local = f"local.type=unix,local.path={port.name}.sock"
     remote = f"remote.type=unix,remote.path={port.name}.cable"
     return [
         "-netdev", f"dgram,id={port.name},{local},{remote}",
-        "-device", f"virtio-net-pci,netdev={port.name},mac={port.mac},host_mtu={mtu},romfile=",
+        "-device", f"virtio-net-pci,netdev={port.name},mac={port.mac},host_mtu={mtu},romfile={order}",
     ]  # fmt: skip
 
 
@@ -109,7 +118,8 @@ def qemu_arguments(
         "-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
         "-device", "virtio-serial-pci", "-chardev", "socket,id=exec,path=exec.sock,server=on,wait=off",
         "-device", "virtserialport,chardev=exec,name=kubermesh.exec",
-        *(argument for port in machine.port_list for argument in port_arguments(port, mtus[port])),
+        *(argument for port in machine.port_list for argument in port_arguments(port, mtus[port], machine.node.boot)),
+        *firmware_settings(machine.node.boot),
         "-netdev", f"user,id=api,restrict=on,ipv6=off,net={NETWORK},host={HOST},{forward}",
         "-device", f"virtio-net-pci,netdev=api,mac={mac_address(machine)},romfile=",
         *(argument for file in credentials for argument in ("-smbios", f"type=11,path={quoted(file)}")),

@@ -31,7 +31,7 @@ class Machine(msgspec.Struct):
     `processes` maps a role ("init", "nspawn", "qemu", "forward") to the process; `cgroups` are folders made for it;
     `api_port` and `node_port` are ports of the host's loopback that lead to its API server and to its agent's node API;
     `ports` is how many network ports it has; `disk_faults` are "full" and "errors" (`kmcluster.disk_faults`); `stick` says
-    whether a stick is plugged in.
+    whether a stick is plugged in, `waits` whether it has not been switched on yet, as it boots from a neighbour.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Machine(msgspec.Struct):
     cgroups: list[str] = msgspec.field(default_factory=list)
     disk_faults: list[str] = msgspec.field(default_factory=list)
     stick: bool = False
+    waits: bool = False
 
     @property
     def port_list(self) -> list[Port]:

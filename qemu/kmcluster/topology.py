@@ -29,14 +29,21 @@ class Role(Enum):
 
 
 class Boot(Enum):
-    """What a machine boots from at its first power on."""
+    """What a machine boots from at its first power on: `http` and `pxe` are a neighbour, by UEFI HTTP Boot or by PXE."""
 
     DISK = "disk"
     STICK = "stick"
+    HTTP = "http"
+    PXE = "pxe"
+
+    @property
+    def is_from_network(self) -> bool:
+        """Whether the firmware takes its boot image from a neighbour."""
+        return self in (Boot.HTTP, Boot.PXE)
 
 
 class Holds(Enum):
-    """What is on the disk of a machine that boots from a stick: `data` is a file system that somebody has left."""
+    """What is on the disk of a machine that does not boot from it: `data` is a file system that somebody has left."""
 
     NOTHING = "nothing"
     DATA = "data"
@@ -46,12 +53,13 @@ class Node(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One machine; its number is its place in the list, counted from 1.
 
     The seed gets the cluster's secrets as credentials; a blank one has to ask its neighbours. One that boots from a stick
-    has an empty disk, and finds its credentials on a stick as `kmbuild flash` makes it.
+    has an empty disk, and finds its credentials on a stick as `kmbuild flash` makes it. One that boots from a neighbour has an
+    empty disk and no credentials.
     """
 
     role: Role = Role.BLANK
     boot: Annotated[Boot, Meta(description="what it boots from at first; the qemu driver only")] = Boot.DISK
-    holds: Annotated[Holds, Meta(description="what is on the disk of one that boots from a stick")] = Holds.NOTHING
+    holds: Annotated[Holds, Meta(description="what is on the disk of one that does not boot from it")] = Holds.NOTHING
     cpus: Annotated[int, Meta(ge=1, le=64, description="virtual processors; the qemu driver only")] = 2
     memory_mib: Annotated[int, Meta(ge=1024, description="memory; the qemu driver only")] = 4096
     disk_gib: Annotated[int, Meta(ge=6, description="size of the disk; the qemu driver only")] = 8

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kmcluster import bench
 from kmcluster.console import read_lines
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
@@ -58,8 +59,10 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
     start = time.monotonic()
     wanted = wanted_roles(cluster)
     while not is_settled(seen, wanted):
-        for machine in cluster.machines:
+        for machine in [machine for machine in cluster.machines if not machine.waits]:
             observe(driver, machine, seen[machine.name], lambda node, what: show(time.monotonic() - start, node, what))
+        for machine in switch_on(cluster, seen):
+            show(time.monotonic() - start, machine.name, "power on")
         if time.monotonic() - start > limit and not is_settled(seen, wanted):
             late = next((machine for machine in cluster.machines if not seen[machine.name].ready), cluster.machines[0])
             roles = ", ".join(f"{count} {role}" for role, count in wanted.items())
@@ -67,6 +70,18 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
             raise failure(driver, late, f"is not {what} after {limit:g} s", seen[late.name])
         time.sleep(0 if is_settled(seen, wanted) else POLL_S[cluster.accelerator])
     return time.monotonic() - start
+
+
+def switch_on(cluster: Cluster, seen: Mapping[str, Seen]) -> list[Machine]:
+    """Switch on the machines that boot from a neighbour which is Ready by now, as whoever cables them does; returns them."""
+    found = []
+    for cable in cluster.cables:
+        for end, other in ((cable.a, cable.b), (cable.b, cable.a)):
+            machine, neighbour = cluster.machines[end.node - 1], cluster.machines[other.node - 1]
+            if machine.waits and seen[neighbour.name].ready:
+                cluster.machines = bench.power(cluster.name, machine.name, "on").machines
+                found.append(cluster.machines[end.node - 1])
+    return found
 
 
 def is_settled(seen: Mapping[str, Seen], wanted: Mapping[str, int]) -> bool:

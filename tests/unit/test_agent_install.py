@@ -249,33 +249,35 @@ def test_what_can_be_pulled_out_is_never_a_home(sys: Path, monkeypatch: pytest.M
     assert machine.partition("nvme0n1", "kubermesh-b") == "nvme0n1p4"
 
 
-TABLE = ["0", "1572864", "verity", "1", "8:18", "8:19", "4096", "4096", "196608", "1", "sha256", "aa", "bb"]
+ROOT_HASH = "11" * 16 + "22" * 16
+ROOT, HASHES = "11111111-1111-1111-1111-111111111111", "22222222-2222-2222-2222-222222222222"
+TABLE = ["0", "1572864", "verity", "1", "8:18", "8:19", "4096", "4096", "196608", "1", "sha256", ROOT_HASH, "bb"]
 
 
 def test_the_root_moves_with_all_else_of_its_table() -> None:
     moved = verity.elsewhere(TABLE, "259:2", "259:3")
-    assert moved == "0 1572864 verity 1 259:2 259:3 4096 4096 196608 1 sha256 aa bb"
+    assert moved == "0 1572864 verity 1 259:2 259:3 4096 4096 196608 1 sha256 " + ROOT_HASH + " bb"
 
 
 def parts(device: str) -> list[Partition]:
     labels = ("kubermesh-esp", "kubermesh-a", "kubermesh-a-verity")
     return [
-        Partition(path=Path(f"/dev/sdb{number}"), device=f"{device}:{16 + number}", label=label, uuid=f"u{number}")
-        for number, label in enumerate(labels, 1)
+        Partition(path=Path(f"/dev/sdb{number}"), device=f"{device}:{16 + number}", label=label, uuid=uuid)
+        for number, (label, uuid) in enumerate(zip(labels, ("u1", ROOT, HASHES), strict=True), 1)
     ]
 
 
 def test_what_runs_is_what_is_copied(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = disk_copy.parts_of(drive("sdb", partitions=parts("8")), "u2", "u3")
-    assert [part.uuid for part in (copied.esp, copied.root, copied.hashes)] == ["u1", "u2", "u3"]
+    copied = disk_copy.parts_of(drive("sdb", partitions=parts("8")), ROOT, HASHES)
+    assert [part.uuid for part in (copied.esp, copied.root, copied.hashes)] == ["u1", ROOT, HASHES]
     with pytest.raises(UserError, match="the system that runs is not on it"):
-        disk_copy.parts_of(drive("sdc", partitions=parts("9")), "u2", "u9")
+        disk_copy.parts_of(drive("sdc", partitions=parts("9")), ROOT, "u9")
     definitions = tmp_path / "definitions"
     definitions.mkdir()
     monkeypatch.setattr(home_disk, "DEFINITIONS", definitions)
     folder = disk_copy.define(paths, copied)
     drop_ins = {path.parent.name: path.read_text() for path in folder.glob("*.conf.d/*.conf")}
-    assert drop_ins["20-root-a.conf.d"] == "[Partition]\nCopyBlocks=/dev/sdb2\nUUID=u2\n"
+    assert drop_ins["20-root-a.conf.d"] == "[Partition]\nCopyBlocks=/dev/sdb2\nUUID=" + f"{ROOT}\n"
     assert sorted(drop_ins) == ["10-esp.conf.d", "20-root-a.conf.d", "21-root-a-verity.conf.d"]
 
 
@@ -319,33 +321,34 @@ def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) ->
     stick, disk = with_root("sdb", "8"), with_root("nvme0n1", "259")
     disks.drives = [stick, disk]
     uuids = install.root_uuids(TABLE)
-    assert uuids == ("u2", "u3") and install.find_stick(*uuids) == stick
-    assert install.keep(paths, disk, TABLE, uuids) == "nvme0n16"
+    assert uuids == (ROOT, HASHES) and install.find_stick(*uuids) == stick
+    assert install.keep(paths, stick, disk, TABLE, uuids) == "nvme0n16"
     assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
     assert "may be pulled out" in json.loads(paths.disk.read_text())["message"]
     # One half of it comes from the disk already.
     half = verity.elsewhere(TABLE, "8:18", "259:19").split()
-    install.keep(paths, disk, half, uuids)
+    install.keep(paths, stick, disk, half, uuids)
     assert len(disks.moved) == 2
     # All of it does.
-    install.keep(paths, stick, TABLE, uuids)
+    install.keep(paths, stick, stick, TABLE, uuids)
     assert len(disks.moved) == 2
 
 
 @pytest.mark.parametrize("other", [True, False])
 def test_a_disk_whose_system_is_of_no_use_is_kept_and_not_run(paths: Paths, disks: Disks, other: bool) -> None:
     disk = with_root("nvme0n1", "259", **({"uuid": "another"} if other else {}))
-    disks.drives, disks.readable = [with_root("sdb", "8"), disk], other
-    assert install.keep(paths, disk, TABLE, ("u2", "u3")) == "nvme0n16"
+    stick = with_root("sdb", "8")
+    disks.drives, disks.readable = [stick, disk], other
+    assert install.keep(paths, stick, disk, TABLE, (ROOT, HASHES)) == "nvme0n16"
     assert disks.moved == [] and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
 
 
 def test_of_two_sticks_nobody_knows_which_one_was_booted(disks: Disks) -> None:
     disks.drives = [with_root("sdb", "8"), with_root("sdc", "9")]
     with pytest.raises(UserError, match="several sticks with the same system"):
-        install.find_stick("u2", "u3")
+        install.find_stick(ROOT, HASHES)
     disks.drives = [with_root("sda", "8")]
-    assert install.find_stick("u2", "u3") is None
+    assert install.find_stick(ROOT, HASHES) is None
 
 
 def test_what_was_written_is_compared(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from agent_fakes import FACTS
 
-from kmagent import babel, firewall, hello, mesh, ports, relay
+from kmagent import babel, boot_image, firewall, hello, mesh, ports, relay
 from kmagent.hello import HOLD_S, Hello, Keys, Link
 from kmagent.paths import Paths
 from kmagent.ports import Port
@@ -334,44 +334,61 @@ def test_commands_reach_babeld_in_order_and_at_once(tmp_path: Path, monkeypatch:
     assert told[:3] == [*babel.interface("eth3", KEY), "dump"]
 
 
+API, NODE = "fd12::a:1", "fd12::7"
+
+
 def chains(script: str) -> dict[str, list[str]]:
     """The rules of each chain that has some."""
     found = re.findall(r"chain (\w+) \{\n(.*?)\n  \}", script, re.DOTALL)
     return {name: [rule.strip() for rule in rules.splitlines() if "#" not in rule] for name, rules in found}
 
 
-def test_a_stranger_reaches_nothing_but_the_question_to_be_admitted() -> None:
-    rules = chains(firewall.ruleset(["eth0"], []))
+def test_a_stranger_reaches_what_lets_it_boot_and_ask_and_nothing_else() -> None:
+    rules = chains(firewall.ruleset(["eth0"], [], API, NODE))
     assert rules["input"][:2] == ["iifname @trusted accept", "iifname @ports jump stranger"]
     *accepted, last = rules["stranger"]
     assert last == "drop"
-    assert all(re.match(r"ip6 saddr (fe80::/10|::) .* accept$", rule) for rule in accepted)
+    # From addresses of this very cable; a machine that asks for one has none yet.
+    own = re.compile(
+        r"(ip6 saddr (fe80::/10|::|fd6b:6d00::/32|\{ fe80::/10, (::|fd6b:6d00::/32) \})|ip saddr 198.19.0.0/16) .* accept$"
+    )
+    assert [rule for rule in accepted if not own.match(rule)] == ["udp dport { 67, 547 } accept"]
     reached = {found for rule in accepted for found in re.findall(r"(tcp|udp) dport (.*) accept", rule)}
-    assert reached == {("udp", f"{{ 6696, {hello.PORT} }}"), ("tcp", str(relay.PORT))}
-    tcp = next(rule for rule in accepted if "tcp" in rule)
-    assert "ip6 daddr fe80::/10" in tcp
+    assert reached == {
+        ("udp", f"{{ 6696, {hello.PORT} }}"), ("udp", "{ 67, 547 }"), ("udp", "69"),
+        ("tcp", str(relay.PORT)), ("tcp", str(boot_image.PORT)), ("tcp", "6443"),
+    }  # fmt: skip
+    to = {rule.partition("daddr ")[2].partition(" tcp")[0] for rule in accepted if "tcp" in rule}
+    assert to == {"fe80::/10", "{ fe80::/10, fd6b:6d00::/32 }", "198.19.0.0/16", API}
     icmp = {kind for rule in accepted for kind in re.findall(r"(?:nd|echo)-[a-z-]+", rule)}
-    assert icmp <= {"nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-advert", "echo-request", "echo-reply"}
+    assert "nd-redirect" not in icmp and icmp <= {
+        "nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit", "nd-router-advert", "echo-request", "echo-reply",
+    }  # fmt: skip
 
 
-def test_nothing_is_forwarded_from_or_to_a_port_that_is_not_trusted() -> None:
-    assert chains(firewall.ruleset(["eth0"], ["eth1"]))["forward"] == [
+def test_nothing_but_the_api_is_forwarded_for_a_port_that_is_not_trusted() -> None:
+    rules = chains(firewall.ruleset(["eth0"], ["eth1"], API, NODE))
+    assert rules["forward"] == [
+        f"iifname @ports iifname != @trusted ip6 saddr fd6b:6d00::/32 ip6 daddr {API} tcp dport 6443 accept",
         "iifname @ports iifname != @trusted drop",
+        f"oifname @ports oifname != @trusted ip6 saddr {API} ct state established accept",
         "oifname @ports oifname != @trusted drop",
         "iifname @gateways ct state established,related accept",
         "iifname @gateways drop",
     ]
+    # The mesh has no route back to a plain computer: the API server sees this node.
+    assert f"ip6 saddr fd6b:6d00::/32 ip6 daddr {API} snat to {NODE}" in rules["postrouting"]
 
 
 def test_the_outside_gets_answers_only_and_sees_one_address() -> None:
-    rules = chains(firewall.ruleset([], ["eth1"]))
+    rules = chains(firewall.ruleset([], ["eth1"], API, NODE))
     assert rules["input"][2] == "iifname @gateways jump outside"
     assert (rules["outside"][0], rules["outside"][-1]) == ("ct state established,related accept", "drop")
-    assert rules["postrouting"] == ["oifname @gateways ct state new masquerade"]
+    assert rules["postrouting"][0] == "oifname @gateways ct state new masquerade"
 
 
 def test_a_new_agent_fills_every_chain_anew_and_leaves_what_is_trusted() -> None:
-    script = firewall.ruleset(["eth1", "eth0"], ["wan"])
+    script = firewall.ruleset(["eth1", "eth0"], ["wan"], API, NODE)
     flushed = set(re.findall(r"^flush chain inet kubermesh (\w+)$", script, re.MULTILINE))
     assert flushed == set(chains(script))
     assert script.endswith(

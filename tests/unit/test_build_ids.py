@@ -56,7 +56,7 @@ def test_the_same_inputs_give_the_same_ids(tmp_path: Path) -> None:
             Config(version=1, components={"coredns": "9.9.9"}),
             {"components-coredns", "containers", "root", "disk"},
         ),
-        (Config(version=1, components={"go": "9.9.9"}), {*COMPONENTS, "containers", "root", "disk"}),
+        (Config(version=1, components={"go": "9.9.9"}), {*COMPONENTS, "containers", "root", "initrd", "disk"}),
         (Config(version=1, output="elsewhere"), set()),
     ],
     ids=["compression", "kernel arguments", "image version", "cni", "coredns", "go", "output"],

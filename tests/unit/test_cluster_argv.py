@@ -17,7 +17,14 @@ SEED = Machine(name="one-1", number=1, node=Node(role=Role.SEED), api_port=7000,
 
 def test_nspawn_on_cgroup_v1() -> None:
     argv = nspawn_argv(
-        "one-1", "u-1", Path("/roots/abc"), Path("/state/one-1"), 42, [Path("/c/kubermesh.seed")], legacy=True
+        "one-1",
+        "u-1",
+        Path("/roots/abc"),
+        Path("/state/one-1"),
+        Path("/state/served"),
+        42,
+        [Path("/c/kubermesh.seed")],
+        legacy=True,
     )
     assert argv == [
         "systemd-nspawn",
@@ -41,6 +48,7 @@ def test_nspawn_on_cgroup_v1() -> None:
         "--bind=/state/one-1/var:/var",
         "--overlay=+/etc:/state/one-1/etc/upper:/etc",
         "--bind-ro=/state/one-1/bench:/run/kubermesh-bench",
+        "--bind-ro=/state/served:/run/kubermesh-image",
         "--load-credential=kubermesh.seed:/c/kubermesh.seed",
         "--setenv=SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
         "--setenv=SYSTEMD_PROC_CMDLINE=systemd.unified_cgroup_hierarchy=0 SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",
@@ -49,7 +57,7 @@ def test_nspawn_on_cgroup_v1() -> None:
 
 
 def test_nspawn_on_cgroup_v2_says_nothing_of_v1() -> None:
-    argv = nspawn_argv("one-1", "u-1", Path("/r"), Path("/s"), 42, [], legacy=False)
+    argv = nspawn_argv("one-1", "u-1", Path("/r"), Path("/s"), Path("/i"), 42, [], legacy=False)
     assert not [word for word in argv if "LEGACY" in word or "unified" in word]
     assert argv[-1] == "--boot"
 

@@ -17,7 +17,7 @@ from kmcluster import cabling, nspawn_cables, process, qemu_cables, relays, stat
 from kmcluster.cable import Cable, Port
 from kmcluster.qemu_argv import port_arguments
 from kmcluster.state import Cluster, Machine
-from kmcluster.topology import Node, Role
+from kmcluster.topology import Boot, Node, Role
 from kmplan.errors import UserError
 
 CABLE = Cable(number=1, a=Port(1, 0), b=Port(2, 1))
@@ -188,12 +188,14 @@ def test_a_port_has_carrier_when_the_other_machine_is_there(cabled: Cluster) -> 
 
 
 def test_qemu_ports() -> None:
-    assert port_arguments(Port(2, 1), 1400) == [
+    assert port_arguments(Port(2, 1), 1400, Boot.DISK) == [
         "-netdev",
         "dgram,id=eth1,local.type=unix,local.path=eth1.sock,remote.type=unix,remote.path=eth1.cable",
         "-device",
         "virtio-net-pci,netdev=eth1,mac=52:54:00:6c:02:01,host_mtu=1400,romfile=",
     ]
+    # The disk has 1.
+    assert port_arguments(Port(2, 1), 1400, Boot.HTTP)[-1].endswith(",bootindex=3")
 
 
 def test_qemu_ports_have_carrier_when_both_machines_are_on(cabled: Cluster) -> None:

@@ -95,7 +95,7 @@ def test_a_stick_is_for_virtual_machines_that_have_one(tmp_path: Path) -> None:
     topology.write_text("version: 1\nnodes: [{role: seed, boot: stick}]\n")
     image = Image(*(tmp_path / name for name in ("raw", "erofs", "manifest", "tools", "kubectl")))
     order = Order("one", read_topology(topology), "nspawn", image, None, lambda *_: None, lambda *_: None)
-    with pytest.raises(UserError, match="a container boots from no stick; use --driver qemu"):
+    with pytest.raises(UserError, match="a container cannot boot by `stick`; use --driver qemu"):
         check_boot(order)
     saved("one")
     assert refused("stick", "1", "pull") == "one-1 has no stick; `boot: stick` in the topology gives it one"

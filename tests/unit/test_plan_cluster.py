@@ -46,7 +46,8 @@ def test_every_key_may_be_given() -> None:
     [
         (GOOD + "votes: 3\n",
          "cluster.yaml: Object contains unknown field `votes`; known here: version, name, prefix, voters, "
-         "voter_grace_s, auto_recover, auto_recover_after_s, ssh_authorized_keys, dns_upstreams, admission, install, egress"),
+         "voter_grace_s, auto_recover, auto_recover_after_s, ssh_authorized_keys, dns_upstreams, admission, install, "
+         "provision, egress"),
         (GOOD.replace("version: 1", "version: 2"), "cluster.yaml: version: Invalid enum value 2; expected one of: 1"),
         (GOOD + "voters: 2\n", "cluster.yaml: voters: Invalid enum value 2; expected one of: 1, 3, 5, auto"),
         (GOOD + "voters: many\n",

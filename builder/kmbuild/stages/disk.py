@@ -17,6 +17,7 @@ from kmbuild.stages.components import COMPONENTS, stage_name
 from kmbuild.stages.root import NAMESPACE, pack
 from kmplan import document
 from kmplan.errors import UserError
+from kmplan.esp import LOADER, layout
 
 SLOT_BYTES = 768 << 20  # overlays/root/usr/lib/kubermesh/repart.d
 BOOT_TRIES = 3
@@ -170,15 +171,8 @@ def fill_esp(context: Context, esp: Path, uki: Path) -> None:
 
     The boot image's name carries the tries that systemd-boot counts down (systemd-boot(7), boot counting).
     """
-    loader = context.tools / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
-    files: dict[str, Path | str] = {
-        "EFI/BOOT/BOOTX64.EFI": loader,
-        f"EFI/Linux/kubermesh_{context.config.image_version}+{BOOT_TRIES}.efi": uki,
-        "EFI/systemd/systemd-bootx64.efi": loader,
-        "loader/entries.srel": "type1\n",
-        "loader/loader.conf": "timeout 0\neditor no\n",
-    }
-    for name, content in files.items():
+    entry = f"kubermesh_{context.config.image_version}+{BOOT_TRIES}"
+    for name, content in layout(context.tools / LOADER, uki, entry).items():
         path = esp / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, Path):

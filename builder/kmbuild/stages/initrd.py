@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kmbuild import sandbox, source, tarball
 from kmbuild.stage import Context, Inputs, Stage
+from kmbuild.stages import fetch
 from kmplan.errors import UserError
 
 DRACUT_MODULES = "bash dm fs-lib rootfs-block systemd systemd-initrd systemd-veritysetup udev-rules"
@@ -18,12 +19,18 @@ DRIVERS = (
     "sdhci-pci smartpqi uas uhci-hcd usb-storage virtio_blk virtio_pci virtio_scsi vmd vmw_pvscsi xen-blkfront xhci-pci"
 )
 
+# What it takes to fetch the root from a neighbour: cards that firmware boots from, disks in memory, the firmware's variables.
+NETWORK_DRIVERS = (
+    "=drivers/net/ethernet =drivers/net/mdio =drivers/net/pcs =drivers/net/phy =drivers/net/usb efivarfs hv_netvsc "
+    "virtio_net vmxnet3 xen-netfront zram"
+)
+
 
 def inputs(context: Context) -> Inputs:
     """Our own units of the initrd; dracut and the kernel come by the needs."""
     return {
         "overlays/initrd": source.digest(source.folder("overlays") / "initrd")[:32],
-        "drivers": DRIVERS,
+        "drivers": f"{DRIVERS} {NETWORK_DRIVERS}",
         "dracut": DRACUT_MODULES,
     }
 
@@ -50,15 +57,19 @@ def make(context: Context, work: Path) -> None:
         "--modules",
         DRACUT_MODULES,
         "--drivers",
-        DRIVERS,
+        f"{DRIVERS} {NETWORK_DRIVERS}",
         "--include",
-        "/input",
+        "/input/overlay",
         "/",
+        "--include",
+        f"/input/fetch/{fetch.PROGRAM}",
+        f"/usr/bin/{fetch.PROGRAM}",
         "--tmpdir",
         "/build",
         "/build/initrd",
     ]
-    context.in_tools("initrd", argv, binds={work: "/build"}, read_only={overlay: "/input", modules: "/usr/lib/modules"})
+    folders = {overlay: "/input/overlay", context.folder(fetch.NAME): "/input/fetch", modules: "/usr/lib/modules"}
+    context.in_tools("initrd", argv, binds={work: "/build"}, read_only=folders)
     if not (work / "initrd").exists():
         raise UserError(f"initrd: dracut made no file\n  log: {context.log('initrd')}")
     (work / "initrd").chmod(0o644)
@@ -84,4 +95,4 @@ def extract_modules(tree: Path, target: Path) -> str:
     return versions[0]
 
 
-STAGE = Stage("initrd", ("tools", "tree"), inputs, make, (sys.modules[__name__], sandbox, tarball))
+STAGE = Stage("initrd", ("tools", "tree", fetch.NAME), inputs, make, (sys.modules[__name__], sandbox, tarball))

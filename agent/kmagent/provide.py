@@ -1,0 +1,196 @@
+"""`python3 -m kmagent provide`: serves this node's own system to machines without one, by HTTP (RFC 9110) on all ports.
+
+| request | what |
+|---|---|
+| GET, HEAD /kubermesh.efi | the boot image, for firmware |
+| GET /v1/offer | which system it is, and whom to ask to be admitted (JSON) |
+| GET /v1/root, /v1/hashes | the root file system and its dm-verity hashes, by ranges |
+| POST /v1/progress | what the machine on this cable does now, in words |
+
+All of it is public; nothing of it is secret. A process of its own, with a small share of the processors (its unit): the kernel
+copies from the disk to the cable (sendfile(2)).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from kmagent import boot_image, facts, identity
+from kmagent.paths import Paths
+from kmplan.errors import UserError
+from kmplan.files import write
+from kmplan.run import run_async
+from kmplan.seed import JoinBundle
+
+log = logging.getLogger(__name__)
+
+MAX_HEAD, MAX_BODY = 8 * 1024, 256
+MAX_CONNECTIONS, MAX_PER_PORT = 16, 6
+PIECE = 1 << 20
+STALL_S = 30.0
+RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})?\Z")
+TEXT = re.compile(r"[\x20-\x7e]{1,80}\Z")
+REASONS = {
+    200: "OK", 204: "No Content", 206: "Partial Content", 400: "Bad Request", 404: "Not Found",
+    416: "Range Not Satisfiable", 503: "Service Unavailable",
+}  # fmt: skip
+TOLD_S = 0.5
+
+
+@dataclass(frozen=True)
+class File:
+    """What is sent: a file or device, and how many of its bytes."""
+
+    path: Path
+    size: int
+
+
+def main() -> int:
+    """Serve until the unit is stopped."""
+    asyncio.run(_main(Paths()))
+    return 0
+
+
+async def _main(paths: Paths) -> None:
+    made = Provider(paths)
+    listening = await made.start()
+    async with listening:
+        await listening.serve_forever()
+
+
+class Provider:
+    """The server, and what it knows of who is at the other end of each port."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._open: dict[str, int] = {}
+        self._progress: dict[str, dict[str, object]] = {}
+        self._told = 0.0
+
+    async def start(self, port: int = boot_image.PORT) -> asyncio.Server:
+        """Start to listen, at all addresses of both families."""
+        return await asyncio.start_server(self._accept, None, port, reuse_address=True, limit=MAX_HEAD)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = await port_of(writer.get_extra_info("sockname"))
+        if sum(self._open.values()) >= MAX_CONNECTIONS or self._open.get(port, 0) >= MAX_PER_PORT:
+            writer.transport.abort()
+            return
+        self._open[port] = self._open.get(port, 0) + 1
+        try:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                await self._answer(reader, writer, port)
+        finally:
+            self._open[port] -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str) -> None:
+        head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), STALL_S)).decode("latin-1").split("\r\n")
+        method, target, *_ = [*head[0].split(" "), "", ""]
+        path = target.partition("?")[0]
+        fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:])}
+        try:
+            if (method, path) == ("POST", "/v1/progress"):
+                length = fields.get("content-length", "")
+                body = await reader.readexactly(int(length)) if re.fullmatch(r"\d{1,3}", length) else b""
+                taken = len(body) <= MAX_BODY and TEXT.match(text := body.decode("ascii", "replace").strip())
+                if taken:
+                    self._tell(port, text)
+                await self._send(writer, 204 if taken else 400)
+            elif method in ("GET", "HEAD") and path == "/v1/offer":
+                await self._send(writer, 200, await asyncio.to_thread(self._offer), "application/json", method)
+            elif method in ("GET", "HEAD") and (file := await asyncio.to_thread(self._find, path)):
+                await self._send_file(writer, file, port, path, method, fields.get("range", ""))
+            else:
+                await self._send(writer, 404, b"try GET /kubermesh.efi\n")
+        except (UserError, ValueError, KeyError) as error:
+            log.error("%s: %s", path, error)
+            await self._send(writer, 503, b"this node cannot serve its system now\n")
+
+    def _offer(self) -> bytes:
+        me = facts.load(self._paths.facts)
+        cluster = identity.read_cluster(self._paths)
+        authority = (self._paths.state / "pki/node-ca.crt").read_text(encoding="ascii")
+        join = msgspec.json.encode(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
+        return boot_image.offer(self._paths, boot_image.running(), me.name, join)
+
+    def _find(self, path: str) -> File | None:
+        if path not in ("/kubermesh.efi", "/v1/root", "/v1/hashes"):
+            return None
+        system = boot_image.running()
+        if path == "/v1/root":
+            return File(system.root, system.root_bytes)
+        if path == "/v1/hashes":
+            return File(system.hashes, system.hash_bytes)
+        found = boot_image.find(system.roothash)
+        return File(found, found.stat().st_size)
+
+    async def _send(
+        self,
+        writer: asyncio.StreamWriter,
+        status: int,
+        body: bytes = b"",
+        kind: str = "text/plain",
+        method: str = "GET",
+    ) -> None:
+        writer.write(header(status, len(body), kind) + (body if method != "HEAD" else b""))
+        await asyncio.wait_for(writer.drain(), STALL_S)
+
+    async def _send_file(
+        self, writer: asyncio.StreamWriter, file: File, port: str, path: str, method: str, wanted: str
+    ) -> None:
+        start, end = 0, file.size
+        if wanted:
+            found = RANGE.match(wanted)
+            start = int(found[1]) if found else file.size
+            end = min(file.size, int(found[2]) + 1) if found and found[2] else file.size
+            if not start < end:
+                writer.write(header(416, 0, "text/plain", f"Content-Range: bytes */{file.size}\r\n"))
+                return
+        more = f"Content-Range: bytes {start}-{end - 1}/{file.size}\r\n" if wanted else ""
+        writer.write(header(206 if wanted else 200, end - start, "application/octet-stream", more))
+        await asyncio.wait_for(writer.drain(), STALL_S)
+        if method == "HEAD":
+            return
+        self._tell(port, "booting" if path == "/kubermesh.efi" else "fetching")
+        loop = asyncio.get_running_loop()
+        with file.path.open("rb", buffering=0) as source:
+            while start < end:
+                count = min(PIECE, end - start)
+                await asyncio.wait_for(loop.sendfile(writer.transport, source, start, count), STALL_S)
+                start += count
+                if path == "/v1/root":
+                    self._tell(port, f"fetching, {100 * start // file.size} %", often=False)
+
+    def _tell(self, port: str, text: str, *, often: bool = True) -> None:
+        """Write down for the agent what happens on a port."""
+        now = time.time()
+        self._progress[port] = {"text": text, "at": round(now, 1)}
+        if often or now - self._told > TOLD_S:
+            self._told = now
+            write(self._paths.provided, json.dumps(self._progress))
+
+
+def header(status: int, length: int, kind: str, more: str = "") -> bytes:
+    """Return the head of an answer."""
+    return (
+        f"HTTP/1.1 {status} {REASONS[status]}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{more}"
+        "Accept-Ranges: bytes\r\nConnection: close\r\n\r\n"
+    ).encode()
+
+
+async def port_of(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """Return the name of the port that one of this node's own addresses is on; empty when there is none."""
+    if len(address) == 4 and address[3]:
+        return socket.if_indextoname(address[3])
+    own = address[0].removeprefix("::ffff:")
+    _, text = await run_async(["ip", "--json", "address", "show", "to", own], check=False)
+    return next((str(one["ifname"]) for one in json.loads(text or "[]") if one.get("ifname")), "")

@@ -1,0 +1,201 @@
+"""Machines without a system, on this node's cables: where no node of the cluster is on a port, it is offered one.
+
+dnsmasq(8) gives addresses and boot files, radvd(8) a route to the cluster, and `kmagent provide` the system itself. Ports that
+lead outside are left alone, and so are those on which a router is heard: somebody else gives addresses there.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from kmagent.boot_image import PORT
+from kmagent.facts import Facts
+from kmagent.mesh import Mesh
+from kmagent.paths import Paths
+from kmagent.ports import Port
+from kmagent.state import State
+from kmplan.files import write_if_changed
+from kmplan.run import run_async
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+# A neighbour of the cluster is known after a second or two; firmware does not wait for long.
+STRANGE_S = 3.0
+SERVER = "kubermesh-provide.service"
+PER_PORT = ("kubermesh-dnsmasq@{}.service", "kubermesh-radvd@{}.service")
+# For cables only, and never announced: a prefix of our own as RFC 4193 has them, and RFC 2544's range.
+PREFIX, PREFIX4 = int(IPv6Address("fd6b:6d00::")), int(IPv4Address("198.19.0.0"))
+SHOWN_S, TELL_S = 120.0, 3.0
+
+# Firmware only is given an address: nobody who has another way to one shall notice a node on his network (dnsmasq(8)).
+# Client architectures are RFC 4578's and IANA's: 7 and 9 are x86-64 UEFI by PXE, 16 is x86-64 UEFI by HTTP; 61 is RFC 5970's.
+# The vendor class that UEFI asks for over IPv6 (UEFI 2.10, 24.7.3) is that of enterprise 343 with 10 letters: HTTPClient.
+DNSMASQ = """\
+port=0
+interface={port}
+bind-dynamic
+user=dnsmasq
+dhcp-leasefile={folder}/{port}.leases
+dhcp-range={first4},{last4},255.255.255.240,10m
+dhcp-range={prefix}100,{prefix}1ff,64,10m
+dhcp-option=option:router
+dhcp-option=option:dns-server
+dhcp-vendorclass=set:firmware,PXEClient
+dhcp-vendorclass=set:firmware,HTTPClient
+dhcp-vendorclass=set:firmware,enterprise:343,PXEClient
+dhcp-vendorclass=set:firmware,enterprise:343,HTTPClient
+dhcp-userclass=set:ipxe,iPXE
+dhcp-ignore=tag:!firmware,tag:!ipxe
+dhcp-match=set:pxe,option:client-arch,7
+dhcp-match=set:pxe,option:client-arch,9
+dhcp-match=set:http,option:client-arch,16
+dhcp-match=set:pxe6,option6:61,7
+dhcp-match=set:pxe6,option6:61,9
+dhcp-match=set:http6,option6:61,16
+dhcp-option-force=tag:http,60,HTTPClient
+dhcp-boot=tag:http,http://{address4}:{server}/kubermesh.efi
+dhcp-boot=tag:ipxe,http://{address4}:{server}/kubermesh.efi
+dhcp-boot=tag:pxe,tag:!ipxe,snponly.efi
+dhcp-option=tag:http6,option6:16,00:00:01:57:00:0a:48:54:54:50:43:6c:69:65:6e:74
+dhcp-option=tag:http6,option6:59,http://[{address}]:{server}/kubermesh.efi
+dhcp-option=tag:ipxe,option6:59,http://[{address}]:{server}/kubermesh.efi
+dhcp-option=tag:pxe6,tag:!ipxe,option6:59,tftp://[{address}]/snponly.efi
+enable-tftp
+tftp-root=/usr/lib/ipxe
+tftp-single-port
+"""
+
+# No default route: the lifetime is that of one. The route is RFC 4191's.
+RADVD = """\
+interface {port} {{
+  AdvSendAdvert on;
+  IgnoreIfMissing on;
+  AdvManagedFlag on;
+  AdvOtherConfigFlag on;
+  AdvDefaultLifetime 0;
+  MinRtrAdvInterval 3;
+  MaxRtrAdvInterval 10;
+  prefix {prefix}/64 {{ AdvValidLifetime 600; AdvPreferredLifetime 300; }};
+  route {cluster} {{ AdvRouteLifetime 600; }};
+}};
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The addresses of one port: this node's, and what it gives away."""
+
+    prefix: str
+    address: str
+    address4: str
+    first4: str
+    last4: str
+
+
+def place_of(number: int, index: int) -> Place:
+    """Return the addresses for the port with this index of the node with this number: others than those of its neighbours."""
+    prefix = IPv6Address(PREFIX | number << 80 | (index & 0xFFFF) << 64)
+    block = PREFIX4 + ((number * 61 + index) % 4096) * 16
+    first, second, last = (str(IPv4Address(block + offset)) for offset in (1, 2, 14))
+    return Place(str(prefix), f"{prefix}1", first, second, last)
+
+
+class Provision:
+    """What is offered on which port."""
+
+    def __init__(self, state: State, paths: Paths, mesh: Mesh, me: Facts, routers: Mapping[str, float]) -> None:
+        self._state, self._paths, self._mesh, self._me, self._routers = state, paths, mesh, me, routers
+        self._strange: dict[str, float] = {}
+        self._offered: dict[str, Port] = {}
+        self._tell_at = 0.0
+
+    async def run(self) -> None:
+        """Offer until cancelled; what an agent before this one offered is taken back where it is not wanted any more."""
+        self._paths.provision.mkdir(mode=0o755, parents=True, exist_ok=True)
+        before = {path.stem: None for path in self._paths.provision.glob("*.dnsmasq")}
+        while True:
+            wanted = self._wanted(time.monotonic())
+            for name in [*before, *self._offered]:
+                if name not in wanted and (name in self._offered or not self._is_strange(name)):
+                    before.pop(name, None)
+                    await self._withdraw(name)
+            for name, port in wanted.items():
+                if self._offered.get(name) != port:
+                    before.pop(name, None)
+                    await self._offer(port)
+            self._look()
+            await asyncio.sleep(PERIOD_S)
+
+    def _wanted(self, now: float) -> dict[str, Port]:
+        """The ports that a stranger may be on, some time after the last one of the cluster was."""
+        strange = {name for name in self._mesh.ports if self._is_strange(name)}
+        self._strange = {name: self._strange.get(name, now) for name in strange}
+        return {
+            name: self._mesh.ports[name]
+            for name, since in self._strange.items()
+            if name in self._offered or now - since >= STRANGE_S
+        }
+
+    def _is_strange(self, name: str) -> bool:
+        port = self._mesh.ports.get(name)
+        if not self._me.provision or port is None or not port.carrier:
+            return False
+        return (
+            name not in self._mesh.gateways
+            and self._routers.get(name, 0.0) < time.monotonic()
+            and not self._mesh.is_neighbour(name)
+        )
+
+    async def _offer(self, port: Port) -> None:
+        place = place_of(self._me.number, port.index)
+        folder = self._paths.provision
+        dnsmasq = DNSMASQ.format(
+            port=port.name, folder=folder, server=PORT, prefix=place.prefix, address=place.address,
+            address4=place.address4, first4=place.first4, last4=place.last4,
+        )  # fmt: skip
+        radvd = RADVD.format(port=port.name, prefix=place.prefix, cluster=self._me.prefix)
+        write_if_changed(folder / f"{port.name}.dnsmasq", dnsmasq)
+        write_if_changed(folder / f"{port.name}.radvd", radvd)
+        for address in (f"{place.address}/64", f"{place.address4}/28"):
+            await run_async(["ip", "address", "replace", address, "dev", port.name, *_nodad(address)], check=False)
+        units = [SERVER, *(unit.format(port.name) for unit in PER_PORT)]
+        await run_async(["systemctl", "start", *units], check=False)
+        self._offered[port.name] = port
+        self._state.record(f"offered {port.name}")
+        log.info("%s: no node of the cluster there: offering it a system", port.name)
+
+    async def _withdraw(self, name: str) -> None:
+        await run_async(["systemctl", "stop", *(unit.format(name) for unit in PER_PORT)], check=False)
+        for path in self._paths.provision.glob(f"{name}.*"):
+            path.unlink(missing_ok=True)
+        for family, known in (("-6", "fd6b:6d00::/32"), ("-4", "198.19.0.0/16")):
+            await run_async(["ip", family, "address", "flush", "dev", name, "to", known], check=False)
+        if self._offered.pop(name, None):
+            self._state.record(f"offered-lost {name}")
+        if not self._offered:
+            await run_async(["systemctl", "stop", SERVER], check=False)
+
+    def _look(self) -> None:
+        """Show what the machines do that were heard of lately."""
+        try:
+            heard: dict[str, dict[str, Any]] = json.loads(self._paths.provided.read_text())
+        except (OSError, ValueError):
+            heard = {}
+        now = time.time()
+        fresh = {name: str(one["text"]) for name, one in heard.items() if abs(now - one["at"]) < SHOWN_S}
+        shown = {name: fresh.get(name, "offered") for name in self._offered}
+        if shown != self._mesh.offers and time.monotonic() >= self._tell_at:
+            self._tell_at = time.monotonic() + TELL_S
+            self._mesh.offers = shown
+            self._state.touch()
+            self._mesh.wake()
+
+
+def _nodad(address: str) -> list[str]:
+    return ["nodad"] if ":" in address else []

@@ -1,0 +1,3 @@
+module kubermesh.local/fetch
+
+go 1.26.0

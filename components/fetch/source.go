@@ -1,0 +1,205 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+)
+
+const (
+	port         = "9445"
+	maxOffer     = 64 << 10
+	maxHashes    = 1 << 30
+	maxBootImage = 256 << 20
+	// How long a neighbour may send nothing.
+	stallAfter = 10 * time.Second
+)
+
+// offer is what a node says of the system that it runs (docs/provisioning.md). `Join` is the credential `kubermesh.join`.
+type offer struct {
+	Node      string          `json:"node"`
+	Version   string          `json:"version"`
+	RootHash  string          `json:"roothash"`
+	RootBytes int64           `json:"root_bytes"`
+	HashBytes int64           `json:"hash_bytes"`
+	Join      json.RawMessage `json:"join"`
+}
+
+type join struct {
+	Name      string `json:"name"`
+	Authority string `json:"authority"`
+}
+
+// source is a neighbour that offers something.
+type source struct {
+	address string // with its port: fe80::…%eth0
+	offer   offer
+	join    join
+}
+
+var client = &http.Client{Transport: &http.Transport{
+	DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+	ResponseHeaderTimeout: 10 * time.Second,
+	DisableKeepAlives:     true,
+}}
+
+// ask returns what a neighbour offers.
+func ask(address string) (*source, error) {
+	found := &source{address: address}
+	text, err := found.read("/v1/offer", -maxOffer)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, &found.offer); err != nil {
+		return nil, errors.New("an offer that cannot be read")
+	}
+	if err := json.Unmarshal(found.offer.Join, &found.join); err != nil || found.join.Name == "" {
+		return nil, errors.New("an offer without a cluster")
+	}
+	if found.offer.HashBytes > maxHashes {
+		return nil, errors.New("an offer with too many hashes")
+	}
+	return found, nil
+}
+
+func (from *source) String() string {
+	zone := from.address[strings.Index(from.address, "%")+1:]
+	return fmt.Sprintf("%s on %s", printable(from.offer.Node), zone)
+}
+
+// byIndex is the address with its port's number: the running system may give the port another name.
+func (from *source) byIndex() string {
+	address, zone, _ := strings.Cut(from.address, "%")
+	device, err := net.InterfaceByName(zone)
+	if err != nil {
+		return from.address
+	}
+	return fmt.Sprintf("%s%%%d", address, device.Index)
+}
+
+func (from *source) cluster() string { return printable(from.join.Name) }
+
+// fingerprint is the SHA-256 of the certificate of the cluster's node authority, of which 128 bits are shown.
+func (from *source) fingerprint() string {
+	found, _ := pem.Decode([]byte(from.join.Authority))
+	if found == nil {
+		return "none"
+	}
+	sum := sha256.Sum256(found.Bytes)
+	text := hex.EncodeToString(sum[:16])
+	groups := []string{}
+	for at := 0; at < len(text); at += 4 {
+		groups = append(groups, text[at:at+4])
+	}
+	return strings.Join(groups, " ")
+}
+
+// printable keeps what a stranger sends from moving a cursor.
+func printable(text string) string {
+	kept := strings.Map(func(one rune) rune {
+		if one < 0x20 || one > 0x7e {
+			return '?'
+		}
+		return one
+	}, text)
+	return kept[:min(len(kept), 64)]
+}
+
+// read returns all of something: `size` bytes, or with a negative size at most as many.
+func (from *source) read(path string, size int64) ([]byte, error) {
+	stream, err := from.open(path, 0, max(size, -1))
+	if err != nil {
+		return nil, err
+	}
+	defer stream.Close()
+	if size >= 0 {
+		data := make([]byte, size)
+		_, err := io.ReadFull(stream, data)
+		return data, err
+	}
+	data, err := io.ReadAll(io.LimitReader(stream, 1-size))
+	if err == nil && int64(len(data)) > -size {
+		err = errors.New("too many bytes")
+	}
+	return data, err
+}
+
+// open begins to read from `start` up to `end` (not with it), or everything with a negative `end`. A neighbour that sends
+// nothing for a while ends it.
+func (from *source) open(path string, start, end int64) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	host := strings.Replace(from.address, "%", "%25", 1)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://["+host+"]:"+port+path, nil)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	wanted := http.StatusOK
+	if end >= 0 {
+		request.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", start, end-1))
+		wanted = http.StatusPartialContent
+	}
+	answer, err := client.Do(request)
+	if err == nil && answer.StatusCode != wanted {
+		answer.Body.Close()
+		err = fmt.Errorf("%s: %s", path, answer.Status)
+	}
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &watched{answer.Body, cancel, time.AfterFunc(stallAfter, cancel)}, nil
+}
+
+// copyBootImage takes the boot image that has this root: with it the disk boots that is installed.
+func (from *source) copyBootImage(path string) error {
+	data, err := from.read("/kubermesh.efi", -maxBootImage)
+	if err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(data, []byte("MZ")) || !bytes.Contains(data, []byte("roothash="+from.offer.RootHash)) {
+		return fmt.Errorf("its boot image is another one's: %w", errFalse)
+	}
+	return os.WriteFile(path, data, 0o644)
+}
+
+type watched struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+	timer  *time.Timer
+}
+
+func (stream *watched) Read(data []byte) (int, error) {
+	stream.timer.Reset(stallAfter)
+	return stream.ReadCloser.Read(data)
+}
+
+func (stream *watched) Close() error {
+	stream.timer.Stop()
+	stream.cancel()
+	return stream.ReadCloser.Close()
+}
+
+// readPinned returns the cluster that this machine was told to belong to, if it was (credential kubermesh.join).
+func readPinned() (*join, error) {
+	text, err := os.ReadFile("/run/credentials/@system/kubermesh.join")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	found := &join{}
+	if err == nil {
+		err = json.Unmarshal(text, found)
+	}
+	return found, err
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// store is where the root is kept: in memory (zram, Documentation/admin-guide/blockdev/zram.rst), or in files.
+type store struct {
+	root   rootHash
+	folder string
+	data   *os.File
+	names  []string
+}
+
+func newStore(folder string, root rootHash) (*store, error) {
+	if folder == "" {
+		return &store{root: root}, command("modprobe", "zram", "num_devices=0")
+	}
+	return &store{root: root, folder: folder}, os.MkdirAll(folder, 0o755)
+}
+
+// create makes room for `size` bytes of the root, and keeps its hashes.
+func (kept *store) create(size int64, hashes []byte) error {
+	hashFile, err := kept.make("hashes", int64(len(hashes)))
+	if err != nil {
+		return err
+	}
+	defer hashFile.Close()
+	if _, err := hashFile.Write(hashes); err != nil {
+		return err
+	}
+	if err := hashFile.Sync(); err != nil {
+		return err
+	}
+	kept.data, err = kept.make("root", size)
+	return err
+}
+
+func (kept *store) make(name string, size int64) (*os.File, error) {
+	if kept.folder != "" {
+		file, err := os.Create(filepath.Join(kept.folder, name))
+		if err == nil {
+			err = file.Truncate(size)
+		}
+		return file, err
+	}
+	text, err := os.ReadFile("/sys/class/zram-control/hot_add")
+	if err != nil {
+		return nil, err
+	}
+	device := "zram" + strings.TrimSpace(string(text))
+	limit := filepath.Join("/sys/block", device, "disksize")
+	if err := os.WriteFile(limit, []byte(strconv.FormatInt(size, 10)), 0o644); err != nil {
+		return nil, err
+	}
+	if err := command("udevadm", "settle", "--timeout=30"); err != nil {
+		return nil, err
+	}
+	kept.names = append(kept.names, device)
+	return os.OpenFile("/dev/"+device, os.O_RDWR, 0)
+}
+
+func (kept *store) write(data []byte, at int64) (int, error) { return kept.data.WriteAt(data, at) }
+
+func (kept *store) sync() error { return kept.data.Sync() }
+
+// show lets udev name the devices in memory like the partitions that they are in the place of.
+func (kept *store) show() error {
+	kept.data.Close()
+	if kept.folder != "" {
+		return nil
+	}
+	uuids := []string{kept.root.hashUUID(), kept.root.dataUUID()}
+	rules := ""
+	for place, device := range kept.names {
+		rules += fmt.Sprintf("SUBSYSTEM==\"block\", KERNEL==\"%s\", SYMLINK+=\"disk/by-partuuid/%s\", TAG+=\"systemd\"\n", device, uuids[place])
+	}
+	if err := os.MkdirAll(rulesFolder, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(rulesFolder, "90-kubermesh-fetch.rules"), []byte(rules), 0o644); err != nil {
+		return err
+	}
+	if err := command("udevadm", "control", "--reload"); err != nil {
+		return err
+	}
+	for _, device := range kept.names {
+		if err := command("udevadm", "trigger", "--settle", "--action=change", "/dev/"+device); err != nil {
+			return err
+		}
+	}
+	return nil
+}
