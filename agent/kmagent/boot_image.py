@@ -1,8 +1,9 @@
 """The system that this node runs, as its neighbours may have it: root, hashes, and the boot image that names their hash."""
 
 import json
+import mmap
 import os
-import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from kmplan.errors import UserError
 
 # Where it is served by HTTP (provide.py).
 PORT = 9445
-# Where a boot image may be: kept from the network, or on the EFI system partition (systemd-gpt-auto-generator(8)).
-FOLDERS = ("run/kubermesh-boot", "efi/EFI/Linux", "boot/EFI/Linux")
+# Where a boot image may be: kept from the network, or on the EFI system partition, as systemd-gpt-auto-generator(8) shows it, or
+# `provide` itself, where the firmware has not said which one it is.
+FOLDERS = ("run/kubermesh-boot", "efi/EFI/Linux", "boot/EFI/Linux", "run/kubermesh/boot-esp/EFI/Linux")
 # A container has no disk: the bench gives it the image's files.
 GIVEN = Path("/run/kubermesh-image")
+PE_OFFSET = 0x3C
 BLOCK, DIGEST = 4096, 32
 PER_BLOCK = BLOCK // DIGEST
 
@@ -48,20 +51,47 @@ def running() -> System:
 def hash_bytes(blocks: int) -> int:
     """Return the length of the hashes of so many blocks, with their superblock (dm-verity, kernel documentation)."""
     total = 1
-    while True:
+    while blocks > 1:
         blocks = -(-blocks // PER_BLOCK)
         total += blocks
-        if blocks <= 1:
-            return total * BLOCK
+    return total * BLOCK
 
 
 def find(roothash: str, top: Path = Path("/")) -> Path:
     """Return the boot image that starts the system with this root hash; UserError when it is nowhere."""
     folders = [GIVEN] if in_container() else [top / folder for folder in FOLDERS]
     for path in (path for folder in folders for path in sorted(folder.glob("*.efi"))):
-        if re.search(rb"\broothash=" + roothash.encode() + rb"\b", path.read_bytes()):
+        if is_of(path, roothash):
             return path
     raise UserError(f"no boot image of the system that runs in {', '.join(map(str, folders))}")
+
+
+def is_of(path: Path, roothash: str) -> bool:
+    """Tell whether a boot image starts the system with this root hash: its command line says so."""
+    if not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b"roothash=" + roothash.encode()) >= 0
+
+
+def command_line(path: Path) -> str:
+    """Return the kernel's command line that a boot image has in it (PE/COFF, section `.cmdline`; systemd-stub(7))."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        head: int = struct.unpack_from("<I", data, PE_OFFSET)[0]
+        count, optional = struct.unpack_from("<H12xH", data, head + 6)
+        for place in range(count):
+            name, size, _, _, start = struct.unpack_from("<8sIIII", data, head + 24 + optional + 40 * place)
+            if name.rstrip(b"\0") == b".cmdline":
+                return data[start : start + size].rstrip(b"\0").decode()
+    raise UserError(f"{path}: a boot image without a command line")
+
+
+def script(path: Path) -> bytes:
+    """Return what iPXE does (https://ipxe.org/scripting): start the boot image, with the command line that is in it.
+
+    iPXE gives every program its name as an argument, and the stub takes arguments for another command line.
+    """
+    return f"#!ipxe\nchain kubermesh.efi {command_line(path)}\n".encode()
 
 
 def offer(paths: Paths, system: System, name: str, join: bytes) -> bytes:

@@ -79,6 +79,7 @@ async def _main(paths: Paths) -> int:
         loop.add_signal_handler(number, stop.set)
     state = State(version=_image_version(paths), events=earlier_events(paths.status), disk=disk_state.read(paths)[1])
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    paths.started_own.unlink(missing_ok=True)
     state.on_change += [lambda: write_status(paths.status, state), console.Console(state).update]
     state.record("started")
     server = await status.serve(state)

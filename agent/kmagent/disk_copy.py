@@ -76,6 +76,7 @@ def define(paths: Paths, parts: Parts) -> Path:
 
 def partition(target: Drive, uuid: str) -> Partition:
     """Return a partition of a disk as it is now; UserError when it is not there."""
+    run(["udevadm", "settle", "--timeout=60"], check=False)
     for drive in listed(lsblk(target.path)):
         for part in drive.partitions:
             if part.uuid == uuid:
@@ -90,12 +91,15 @@ def check_esp(paths: Paths, parts: Parts, target: Drive) -> None:
         compare(parts.esp.path, there)
         bless(paths, there)
         return
-    found = machine.partition(target.path.name, home_disk.ESP)
-    if found is None:
-        raise UserError(f"{target.path}: no partition {home_disk.ESP} after it was written")
-    with mounted(paths, Path("/dev") / found, "ro", "vfat") as folder:
+    with mounted(paths, esp_of(target), "ro", "vfat") as folder:
         for path in sorted(one for one in parts.files.rglob("*") if one.is_file()):
             compare(path, folder / path.relative_to(parts.files))
+    shutil.rmtree(parts.files)
+
+
+def esp_of(target: Drive) -> Path:
+    """Return a disk's EFI system partition; UserError when it has none."""
+    return Path("/dev") / home_disk.partition_of(target.path.name, home_disk.ESP)
 
 
 def compare(source: Path, target: Path) -> None:

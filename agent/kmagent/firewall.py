@@ -1,4 +1,4 @@
-"""What may pass this node's ports (nft(8)): a cable to a stranger carries nothing but the question to be admitted.
+"""What may pass this node's ports (nft(8)): a cable to a stranger carries the question to be admitted, and what boots a machine.
 
 kube-proxy's tables are its own and come after; `accept` here only means that this table has no objection.
 """
@@ -18,6 +18,7 @@ table inet kubermesh {{
   set ports {{ type ifname; }}
   set trusted {{ type ifname; }}
   set gateways {{ type ifname; }}
+  set computers {{ type ipv6_addr; size 1024; flags dynamic; }}
   chain input {{ type filter hook input priority -10; policy accept; }}
   chain forward {{ type filter hook forward priority -10; policy accept; }}
   chain postrouting {{ type nat hook postrouting priority 110; policy accept; }}
@@ -35,21 +36,13 @@ table inet kubermesh {{
     ip6 saddr fe80::/10 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply }} accept
     # Read by the agent when it may look for ways out; the kernel takes no notice of it.
     ip6 saddr fe80::/10 icmpv6 type nd-router-advert accept
-    # A machine without a system, and a computer that somebody plugs in (provision.py): addresses, boot files, the API.
-    udp dport {{ 67, 547 }} accept
-    ip6 saddr {{ fe80::/10, :: }} icmpv6 type nd-router-solicit accept
-    ip6 saddr fd6b:6d00::/32 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
-    ip saddr 198.19.0.0/16 icmp type echo-request accept
-    ip saddr 198.19.0.0/16 ip daddr 198.19.0.0/16 udp dport 69 accept
-    ip saddr 198.19.0.0/16 ip daddr 198.19.0.0/16 tcp dport {provide} accept
-    ip6 saddr fd6b:6d00::/32 ip6 daddr fd6b:6d00::/32 udp dport 69 accept
-    ip6 saddr {{ fe80::/10, fd6b:6d00::/32 }} ip6 daddr {{ fe80::/10, fd6b:6d00::/32 }} tcp dport {provide} accept
-    ip6 saddr fd6b:6d00::/32 ip6 daddr {api} tcp dport 6443 accept
     ip6 saddr :: icmpv6 type nd-neighbor-solicit accept
     ip6 saddr fe80::/10 udp dport {{ {babel}, {hello} }} accept
     ip6 saddr fe80::/10 ip6 daddr fe80::/10 tcp dport {relay} accept
-    drop
+{offered}    drop
   }}
+  chain computer {{
+{computer}  }}
   chain outside {{
     ct state established,related accept
     meta l4proto {{ icmp, icmpv6 }} accept
@@ -57,31 +50,65 @@ table inet kubermesh {{
     drop
   }}
   chain forward {{
-    iifname @ports iifname != @trusted ip6 saddr fd6b:6d00::/32 ip6 daddr {api} tcp dport 6443 accept
-    iifname @ports iifname != @trusted drop
-    oifname @ports oifname != @trusted ip6 saddr {api} ct state established accept
-    oifname @ports oifname != @trusted drop
+{to_api}    iifname @ports iifname != @trusted drop
+{from_api}    oifname @ports oifname != @trusted drop
     iifname @gateways ct state established,related accept
     iifname @gateways drop
   }}
   chain postrouting {{
     oifname @gateways ct state new masquerade
-    # The mesh knows no way back to a plain computer.
-    ip6 saddr fd6b:6d00::/32 ip6 daddr {api} snat to {node}
-  }}
+{from_node}  }}
 }}
 """
 
+# What is offered to strangers (provision.py): addresses and boot files to a machine without a system, on this very cable; and to
+# a computer that somebody plugs in the API, which may be on another node. The mesh knows no way back to it but by this one.
+OFFERED = {
+    "offered": """\
+    udp dport {{ 67, 547 }} accept
+    ip6 saddr {{ fe80::/10, :: }} icmpv6 type nd-router-solicit accept
+    ip6 saddr fd6b:6d00::/32 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    ip6 daddr fd6b:6d00::/32 fib daddr . iif type != local drop
+    ip daddr 198.19.0.0/16 fib daddr . iif type != local drop
+    ip6 saddr fd6b:6d00::/32 icmpv6 type echo-request accept
+    ip6 saddr fd6b:6d00::/32 ip6 daddr fd6b:6d00::/32 udp dport 69 accept
+    ip6 saddr {{ fe80::/10, fd6b:6d00::/32 }} ip6 daddr {{ fe80::/10, fd6b:6d00::/32 }} tcp dport {serve} accept
+    ip saddr 198.19.0.0/16 icmp type echo-request accept
+    ip saddr 198.19.0.0/16 ip daddr 198.19.0.0/16 udp dport 69 accept
+    ip saddr 198.19.0.0/16 ip daddr 198.19.0.0/16 tcp dport {serve} accept
+    ip6 saddr fd6b:6d00::/32 ip6 daddr {api} tcp dport 6443 jump computer
+""",
+    "computer": """\
+    ct state established accept
+    fib saddr . iif oif missing drop
+    ct state new limit rate over 20/second burst 60 packets drop
+    ct state new add @computers {{ ip6 saddr and ffff:ffff:ffff:ffff:: ct count over 128 }} drop
+    accept
+""",
+    "to_api": """\
+    iifname @ports iifname != @trusted ip6 saddr fd6b:6d00::/32 ip6 daddr {api} tcp dport 6443 jump computer
+""",
+    "from_api": """\
+    oifname @ports oifname != @trusted ip6 saddr {api} ct state established accept
+    oifname @ports oifname != @trusted meta l4proto icmpv6 ct state related accept
+""",
+    "from_node": """\
+    ip6 saddr fd6b:6d00::/32 ip6 daddr {api} snat to {node}
+""",
+}
 
-def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str) -> str:
+
+def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, *, provision: bool) -> str:
     """Return the script that sets the rules and which ports they are about; trusted ports stay as they are.
 
-    `api` is the cluster's API address, `node` this node's own.
+    `api` is the cluster's API address, `node` this node's own; `provision` says whether strangers are offered something.
     """
-    numbers = {"babel": BABEL_PORT, "hello": hello.PORT, "relay": relay.PORT, "provide": boot_image.PORT}
-    declared = RULES.format(table=TABLE, api=api, node=node, **numbers)
+    names = {"api": api, "node": node, "serve": boot_image.PORT}
+    more = {name: text.format(**names) if provision else "" for name, text in OFFERED.items()}
+    declared = RULES.format(table=TABLE, babel=BABEL_PORT, hello=hello.PORT, relay=relay.PORT, **more)
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
-    head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in ("stranger", "outside"))
+    named = ("stranger", "computer", "outside")
+    head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)
     return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}"
 
 

@@ -60,13 +60,18 @@ def complete(drive: str) -> str:
 
 
 def var_of(drive: str) -> str:
-    """Return the partition of a disk that is for `/var`; UserError when it has none.
+    """Return the partition of a disk that is for `/var`; UserError when it has none."""
+    return partition_of(drive, VAR)
+
+
+def partition_of(drive: str, label: str) -> str:
+    """Return the partition of a disk that has a label; UserError when there is none.
 
     udev reads a partition table anew that was written, and for a moment there are no partitions.
     """
     deadline = time.monotonic() + APPEARS_S
-    while (found := machine.partition(drive, VAR)) is None:
+    while (found := machine.partition(drive, label)) is None:
         if time.monotonic() > deadline:
-            raise UserError(f"/dev/{drive}: no partition {VAR}", "flash or install it again")
+            raise UserError(f"/dev/{drive}: no partition {label}", "flash or install it again")
         time.sleep(0.1)
     return found

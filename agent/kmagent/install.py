@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from uuid import UUID
@@ -10,6 +11,8 @@ from uuid import UUID
 import msgspec
 
 from kmagent import (
+    boot_entry,
+    boot_image,
     console,
     disk_choice,
     disk_copy,
@@ -22,6 +25,7 @@ from kmagent import (
     verity,
 )
 from kmagent.disk_choice import Found, describe
+from kmagent.disk_copy import Parts
 from kmagent.disk_look import NODE_AUTHORITY, look_around, mounted
 from kmagent.paths import Paths
 from kmplan.cluster import Install
@@ -32,7 +36,7 @@ from kmplan.run import CommandError, run
 from kmplan.seed import parse_bundle, parse_join
 
 IN_MEMORY = "this machine runs in memory: it forgets all when it is switched off"
-AGAIN_S, FAILED_AGAIN_S = 5.0, 60.0
+AGAIN_S, FAILED_AGAIN_S, RESTART_S = 5.0, 60.0, 600.0
 # Disks may come late: one is taken when as many looks in a row found the same.
 LOOKS = 3
 # Where systemd-gpt-auto-generator(8) shows the EFI system partition.
@@ -86,6 +90,8 @@ def settle_on(paths: Paths) -> str:
         # What is plugged in is another version's: the machine was booted from its disk.
         return home_disk.complete(home_disk.root_drive())
     wish, authority = wishes(paths)
+    if stick is None and not authority:
+        return memory_disk.make_var()
     if stick is None and wish.to == "ram":
         say(paths, None, IN_MEMORY, state="ram")
         return memory_disk.make_var()
@@ -155,8 +161,13 @@ def wishes(paths: Paths) -> tuple[Install, str]:
             wish = msgspec.structs.replace(wish, to="stick")
         return wish, seed.files[NODE_AUTHORITY]
     if folder and (folder / "kubermesh.join").exists():
-        asked = parse_join((folder / "kubermesh.join").read_bytes())
-        return asked.install, asked.authority
+        try:
+            asked = parse_join((folder / "kubermesh.join").read_bytes())
+        except UserError as error:
+            # Whoever gave it: the agent says it, too, and the machine stays where it is.
+            print(error, flush=True)
+        else:
+            return asked.install, asked.authority
     return Install(), ""
 
 
@@ -200,6 +211,7 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     # Where the EFI system partition is follows from the root's disk (systemd-gpt-auto-generator(8)).
     run(["systemctl", "daemon-reload"], check=False)
     may_go = ", the stick may be pulled out" if stick else ""
+    boot_first(target)
     say(paths, target, f"installed; this machine runs from it{may_go}", state="installed")
     return var
 
@@ -213,6 +225,8 @@ def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str], uui
             moved = table_on(target, words, uuids)
             verity.check(moved, root_bytes())
         except (UserError, OSError) as error:
+            if stick is None:
+                start_own(paths, target)
             leave = ": leave the stick in" if stick else ""
             text = f"has this machine's data, but not the system that runs{leave} ({reason(error)})"
         else:
@@ -220,6 +234,31 @@ def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str], uui
             run(["systemctl", "daemon-reload"], check=False)
     say(paths, target, text, state="kept")
     return home_disk.complete(target.path.name)
+
+
+def start_own(paths: Paths, target: Drive) -> None:
+    """Start the machine anew from a disk of its own that has another system than the neighbour's: that one is its data's.
+
+    Once: when it comes to this again, its own system does not start, and the neighbour's has to do.
+    """
+    with mounted(paths, Path("/dev") / home_disk.var_of(target.path.name), "rw") as folder:
+        # The agent takes it away, once it runs.
+        tried = folder / "lib/kubermesh" / paths.started_own.name
+        if tried.exists():
+            return
+        tried.touch()
+    if boot_entry.next_time(disk_copy.esp_of(target)):
+        say(paths, target, "has this machine's own system: starting that one")
+        run(["systemctl", "--no-block", "reboot"])
+        time.sleep(RESTART_S)
+
+
+def boot_first(target: Drive) -> None:
+    """Have the firmware boot from the disk; the machine runs from it, whether it can or not."""
+    try:
+        boot_entry.put_first(disk_copy.esp_of(target))
+    except (UserError, OSError) as error:
+        print(f"{target.path}: the firmware has no entry for it: {reason(error)}", flush=True)
 
 
 def leave_memory(words: list[str], moved: str) -> None:
@@ -249,11 +288,22 @@ def live_in_memory(paths: Paths, stick: Drive) -> str:
         name = memory_disk.create(machine.size(part.path.name))
         memory_disk.copy(part.path, Path("/dev") / name)
         moved.append(machine.number(name))
+    keep_boot_image(paths, parts, words[verity.ROOT_HASH])
     table = verity.elsewhere(words, moved[0], moved[1])
     verity.check(table, root_bytes())
     verity.move(table)
     say(paths, None, IN_MEMORY, state="ram")
     return memory_disk.make_var()
+
+
+def keep_boot_image(paths: Paths, parts: Parts, roothash: str) -> None:
+    """Keep the stick's boot image in memory, too: this machine serves it to others when the stick is out."""
+    assert parts.esp is not None  # noqa: S101 - a stick's
+    paths.booted.mkdir(exist_ok=True)
+    with mounted(paths, parts.esp.path, "ro", "vfat") as folder:
+        for path in (folder / "EFI/Linux").glob("*.efi"):
+            if boot_image.is_of(path, roothash):
+                shutil.copyfile(path, paths.booted / "boot.efi")
 
 
 def move_to(drive: Drive, uuids: tuple[str, str]) -> None:

@@ -3,6 +3,7 @@
 Blocks of zeros take no memory, and what can be compressed takes less than its size.
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -41,14 +42,12 @@ def release(name: str) -> None:
     """Give the memory of a disk back that nobody reads from any more."""
     deadline = time.monotonic() + RELEASED_S
     while time.monotonic() < deadline:
-        try:
+        # udev looks at it for a moment, once it is empty, too.
+        with contextlib.suppress(OSError):
             (BLOCK / name / "reset").write_text("1")
-        except OSError:
-            # udev looks at it for a moment.
-            time.sleep(0.2)
-            continue
-        HOT_REMOVE.write_text(name.removeprefix("zram"))
-        return
+            HOT_REMOVE.write_text(name.removeprefix("zram"))
+            return
+        time.sleep(0.2)
 
 
 def make_var() -> str:

@@ -170,7 +170,10 @@ class Mesh:
             return
         mesh_ports = self.mesh_ports()
         async with self._rules:
-            await firewall.apply(firewall.ruleset(mesh_ports, self.gateways, self._facts.api, self._facts.address))
+            me = self._facts
+            await firewall.apply(
+                firewall.ruleset(mesh_ports, self.gateways, me.api, me.address, provision=me.provision)
+            )
         if self._trusted is None:
             self._trusted = await firewall.trusted()
             self._inherited = self._trusted & {name for name, port in self.ports.items() if port.carrier}

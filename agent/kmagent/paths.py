@@ -64,6 +64,11 @@ class Paths:
         return Path("/run/kubermesh-boot")
 
     @property
+    def started_own(self) -> Path:
+        """Says that the machine was started anew from this disk, as its neighbour has another system."""
+        return self.state / "started-own"
+
+    @property
     def provision(self) -> Path:
         """Configuration of what serves machines without a system, by port."""
         return self.run / "provision"

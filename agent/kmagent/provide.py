@@ -3,6 +3,7 @@
 | request | what |
 |---|---|
 | GET, HEAD /kubermesh.efi | the boot image, for firmware |
+| GET /boot.ipxe | how iPXE starts it |
 | GET /v1/offer | which system it is, and whom to ask to be admitted (JSON) |
 | GET /v1/root, /v1/hashes | the root file system and its dm-verity hashes, by ranges |
 | POST /v1/progress | what the machine on this cable does now, in words |
@@ -23,17 +24,17 @@ from pathlib import Path
 
 import msgspec
 
-from kmagent import boot_image, facts, identity
+from kmagent import boot_image, facts, home_disk, identity
 from kmagent.paths import Paths
 from kmplan.errors import UserError
 from kmplan.files import write
-from kmplan.run import run_async
+from kmplan.run import run, run_async
 from kmplan.seed import JoinBundle
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD, MAX_BODY = 8 * 1024, 256
-MAX_CONNECTIONS, MAX_PER_PORT = 16, 6
+MAX_CONNECTIONS, MAX_PER_PORT = 64, 6
 PIECE = 1 << 20
 STALL_S = 30.0
 RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})?\Z")
@@ -71,7 +72,9 @@ class Provider:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
+        self._all = 0
         self._open: dict[str, int] = {}
+        self._boot_image: tuple[str, int, Path] = ("", 0, Path())
         self._progress: dict[str, dict[str, object]] = {}
         self._told = 0.0
 
@@ -80,17 +83,28 @@ class Provider:
         return await asyncio.start_server(self._accept, None, port, reuse_address=True, limit=MAX_HEAD)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        port = await port_of(writer.get_extra_info("sockname"))
-        if sum(self._open.values()) >= MAX_CONNECTIONS or self._open.get(port, 0) >= MAX_PER_PORT:
+        if self._all >= MAX_CONNECTIONS:
             writer.transport.abort()
+            return
+        self._all += 1
+        try:
+            # A transport that closes while something is sent is a RuntimeError.
+            with contextlib.suppress(
+                OSError, RuntimeError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
+            ):
+                await self._take(reader, writer, await port_of(writer.get_extra_info("sockname")))
+        finally:
+            self._all -= 1
+            writer.close()
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str) -> None:
+        if self._open.get(port, 0) >= MAX_PER_PORT:
             return
         self._open[port] = self._open.get(port, 0) + 1
         try:
-            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                await self._answer(reader, writer, port)
+            await self._answer(reader, writer, port)
         finally:
             self._open[port] -= 1
-            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str) -> None:
         head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), STALL_S)).decode("latin-1").split("\r\n")
@@ -100,13 +114,16 @@ class Provider:
         try:
             if (method, path) == ("POST", "/v1/progress"):
                 length = fields.get("content-length", "")
-                body = await reader.readexactly(int(length)) if re.fullmatch(r"\d{1,3}", length) else b""
+                count = int(length) if re.fullmatch(r"\d{1,3}", length) else 0
+                body = await asyncio.wait_for(reader.readexactly(count), STALL_S)
                 taken = len(body) <= MAX_BODY and TEXT.match(text := body.decode("ascii", "replace").strip())
                 if taken:
                     self._tell(port, text)
                 await self._send(writer, 204 if taken else 400)
             elif method in ("GET", "HEAD") and path == "/v1/offer":
                 await self._send(writer, 200, await asyncio.to_thread(self._offer), "application/json", method)
+            elif method in ("GET", "HEAD") and path == "/boot.ipxe":
+                await self._send(writer, 200, await asyncio.to_thread(self._script), "text/plain", method)
             elif method in ("GET", "HEAD") and (file := await asyncio.to_thread(self._find, path)):
                 await self._send_file(writer, file, port, path, method, fields.get("range", ""))
             else:
@@ -122,6 +139,9 @@ class Provider:
         join = msgspec.json.encode(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
         return boot_image.offer(self._paths, boot_image.running(), me.name, join)
 
+    def _script(self) -> bytes:
+        return boot_image.script(self._find_boot_image(boot_image.running().roothash).path)
+
     def _find(self, path: str) -> File | None:
         if path not in ("/kubermesh.efi", "/v1/root", "/v1/hashes"):
             return None
@@ -130,8 +150,28 @@ class Provider:
             return File(system.root, system.root_bytes)
         if path == "/v1/hashes":
             return File(system.hashes, system.hash_bytes)
-        found = boot_image.find(system.roothash)
-        return File(found, found.stat().st_size)
+        return self._find_boot_image(system.roothash)
+
+    def _find_boot_image(self, roothash: str) -> File:
+        """Look through the boot images only when the one that was found before is another one now, or gone."""
+        known, written, path = self._boot_image
+        with contextlib.suppress(OSError):
+            if known == roothash and path.stat().st_mtime_ns == written:
+                return File(path, path.stat().st_size)
+        try:
+            path = boot_image.find(roothash)
+        except UserError:
+            self._show_esp()
+            path = boot_image.find(roothash)
+        self._boot_image = roothash, path.stat().st_mtime_ns, path
+        return File(path, path.stat().st_size)
+
+    def _show_esp(self) -> None:
+        """Mount the EFI system partition of the disk that the root is on, for this process alone."""
+        folder = self._paths.run / "boot-esp"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        esp = home_disk.partition_of(home_disk.root_drive(), home_disk.ESP)
+        run(["mount", "-t", "vfat", "-o", "ro,nodev,nosuid,noexec", f"/dev/{esp}", folder])
 
     async def _send(
         self,

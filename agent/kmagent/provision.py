@@ -8,11 +8,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from kmagent import routers
 from kmagent.boot_image import PORT
 from kmagent.facts import Facts
 from kmagent.mesh import Mesh
@@ -35,13 +35,15 @@ SHOWN_S, TELL_S = 120.0, 3.0
 
 # Firmware only is given an address: nobody who has another way to one shall notice a node on his network (dnsmasq(8)).
 # Client architectures are RFC 4578's and IANA's: 7 and 9 are x86-64 UEFI by PXE, 16 is x86-64 UEFI by HTTP; 61 is RFC 5970's.
-# The vendor class that UEFI asks for over IPv6 (UEFI 2.10, 24.7.3) is that of enterprise 343 with 10 letters: HTTPClient.
+# Over IPv6 UEFI looks for HTTPClient behind an enterprise's number (UEFI 2.10, 24.7.3; RFC 8415, 21.16). dnsmasq writes words,
+# each with its length before it: length and letters of the first one, `km`, stand in the number's place, which nobody reads.
 DNSMASQ = """\
 port=0
 interface={port}
 bind-dynamic
 user=dnsmasq
 dhcp-leasefile={folder}/{port}.leases
+pid-file=
 dhcp-range={first4},{last4},255.255.255.240,10m
 dhcp-range={prefix}100,{prefix}1ff,64,10m
 dhcp-option=option:router
@@ -60,11 +62,11 @@ dhcp-match=set:pxe6,option6:61,9
 dhcp-match=set:http6,option6:61,16
 dhcp-option-force=tag:http,60,HTTPClient
 dhcp-boot=tag:http,http://{address4}:{server}/kubermesh.efi
-dhcp-boot=tag:ipxe,http://{address4}:{server}/kubermesh.efi
+dhcp-boot=tag:ipxe,http://{address4}:{server}/boot.ipxe
 dhcp-boot=tag:pxe,tag:!ipxe,snponly.efi
-dhcp-option=tag:http6,option6:16,00:00:01:57:00:0a:48:54:54:50:43:6c:69:65:6e:74
+dhcp-option=tag:http6,option6:16,km,HTTPClient
 dhcp-option=tag:http6,option6:59,http://[{address}]:{server}/kubermesh.efi
-dhcp-option=tag:ipxe,option6:59,http://[{address}]:{server}/kubermesh.efi
+dhcp-option=tag:ipxe,option6:59,http://[{address}]:{server}/boot.ipxe
 dhcp-option=tag:pxe6,tag:!ipxe,option6:59,tftp://[{address}]/snponly.efi
 enable-tftp
 tftp-root=/usr/lib/ipxe
@@ -99,7 +101,7 @@ class Place:
 
 
 def place_of(number: int, index: int) -> Place:
-    """Return the addresses for the port with this index of the node with this number: others than those of its neighbours."""
+    """Return the addresses for the port with this index of the node with this number; those of its other ports are others."""
     prefix = IPv6Address(PREFIX | number << 80 | (index & 0xFFFF) << 64)
     block = PREFIX4 + ((number * 61 + index) % 4096) * 16
     first, second, last = (str(IPv4Address(block + offset)) for offset in (1, 2, 14))
@@ -107,75 +109,77 @@ def place_of(number: int, index: int) -> Place:
 
 
 class Provision:
-    """What is offered on which port."""
+    """What is offered on which port. `routers` says on which a router was heard, and until when it is one."""
 
-    def __init__(self, state: State, paths: Paths, mesh: Mesh, me: Facts, routers: Mapping[str, float]) -> None:
+    def __init__(self, state: State, paths: Paths, mesh: Mesh, me: Facts, routers: dict[str, float]) -> None:
         self._state, self._paths, self._mesh, self._me, self._routers = state, paths, mesh, me, routers
         self._strange: dict[str, float] = {}
         self._offered: dict[str, Port] = {}
         self._tell_at = 0.0
 
     async def run(self) -> None:
-        """Offer until cancelled; what an agent before this one offered is taken back where it is not wanted any more."""
-        self._paths.provision.mkdir(mode=0o755, parents=True, exist_ok=True)
-        before = {path.stem: None for path in self._paths.provision.glob("*.dnsmasq")}
+        """Offer until cancelled. What an agent before this one offered stays, unless a node of the cluster is there."""
+        while not self._mesh.ports:
+            await asyncio.sleep(PERIOD_S)
+        before = {path.stem for path in self._paths.provision.glob("*.dnsmasq")}
         while True:
+            self._forget_routers()
             wanted = self._wanted(time.monotonic())
-            for name in [*before, *self._offered]:
-                if name not in wanted and (name in self._offered or not self._is_strange(name)):
-                    before.pop(name, None)
+            for name in {*before, *self._offered}:
+                if not self._is_strange(name):
+                    before.discard(name)
                     await self._withdraw(name)
             for name, port in wanted.items():
                 if self._offered.get(name) != port:
-                    before.pop(name, None)
+                    before.discard(name)
                     await self._offer(port)
             self._look()
             await asyncio.sleep(PERIOD_S)
 
+    def _forget_routers(self) -> None:
+        """Who was on a cable that is plugged in somewhere else now says nothing about this one."""
+        for name in list(self._routers):
+            port = self._mesh.ports.get(name)
+            if port is None or not port.carrier:
+                del self._routers[name]
+
     def _wanted(self, now: float) -> dict[str, Port]:
-        """The ports that a stranger may be on, some time after the last one of the cluster was."""
+        """The ports that a stranger is on, some time after the last one of the cluster was."""
         strange = {name for name in self._mesh.ports if self._is_strange(name)}
+        for name in strange - set(self._strange):
+            routers.solicit(self._mesh.ports[name])
         self._strange = {name: self._strange.get(name, now) for name in strange}
-        return {
-            name: self._mesh.ports[name]
-            for name, since in self._strange.items()
-            if name in self._offered or now - since >= STRANGE_S
-        }
+        return {name: self._mesh.ports[name] for name, since in self._strange.items() if now - since >= STRANGE_S}
 
     def _is_strange(self, name: str) -> bool:
-        port = self._mesh.ports.get(name)
+        """Whether nobody is on a port who has a system: such a one says hello."""
+        port, link = self._mesh.ports.get(name), self._mesh.links.get(name)
         if not self._me.provision or port is None or not port.carrier:
             return False
-        return (
-            name not in self._mesh.gateways
-            and self._routers.get(name, 0.0) < time.monotonic()
-            and not self._mesh.is_neighbour(name)
-        )
+        heard = link is not None and link.neighbour is not None
+        return not heard and name not in self._mesh.gateways and self._routers.get(name, 0.0) < time.monotonic()
 
     async def _offer(self, port: Port) -> None:
-        place = place_of(self._me.number, port.index)
-        folder = self._paths.provision
+        place, folder = place_of(self._me.number, port.index), self._paths.provision
+        folder.mkdir(mode=0o755, exist_ok=True)
         dnsmasq = DNSMASQ.format(
             port=port.name, folder=folder, server=PORT, prefix=place.prefix, address=place.address,
             address4=place.address4, first4=place.first4, last4=place.last4,
         )  # fmt: skip
         radvd = RADVD.format(port=port.name, prefix=place.prefix, cluster=self._me.prefix)
-        write_if_changed(folder / f"{port.name}.dnsmasq", dnsmasq)
-        write_if_changed(folder / f"{port.name}.radvd", radvd)
+        changed = write_if_changed(folder / f"{port.name}.dnsmasq", dnsmasq)
+        changed |= write_if_changed(folder / f"{port.name}.radvd", radvd)
         for address in (f"{place.address}/64", f"{place.address4}/28"):
             await run_async(["ip", "address", "replace", address, "dev", port.name, *_nodad(address)], check=False)
-        units = [SERVER, *(unit.format(port.name) for unit in PER_PORT)]
-        await run_async(["systemctl", "start", *units], check=False)
+        await run_async(["systemctl", "start", SERVER], check=False)
+        units = [unit.format(port.name) for unit in PER_PORT]
+        await run_async(["systemctl", "restart" if changed else "start", *units], check=False)
         self._offered[port.name] = port
         self._state.record(f"offered {port.name}")
         log.info("%s: no node of the cluster there: offering it a system", port.name)
 
     async def _withdraw(self, name: str) -> None:
-        await run_async(["systemctl", "stop", *(unit.format(name) for unit in PER_PORT)], check=False)
-        for path in self._paths.provision.glob(f"{name}.*"):
-            path.unlink(missing_ok=True)
-        for family, known in (("-6", "fd6b:6d00::/32"), ("-4", "198.19.0.0/16")):
-            await run_async(["ip", family, "address", "flush", "dev", name, "to", known], check=False)
+        await withdraw(self._paths, name)
         if self._offered.pop(name, None):
             self._state.record(f"offered-lost {name}")
         if not self._offered:
@@ -195,6 +199,22 @@ class Provision:
             self._mesh.offers = shown
             self._state.touch()
             self._mesh.wake()
+
+
+async def end(paths: Paths) -> None:
+    """Take back all that is offered: this machine belongs to no cluster any more."""
+    for path in paths.provision.glob("*.dnsmasq"):
+        await withdraw(paths, path.stem)
+    await run_async(["systemctl", "stop", SERVER], check=False)
+
+
+async def withdraw(paths: Paths, name: str) -> None:
+    """Take back what is offered on a port; the file that says that something is goes last."""
+    await run_async(["systemctl", "stop", *(unit.format(name) for unit in PER_PORT)], check=False)
+    for family, known in (("-6", "fd6b:6d00::/32"), ("-4", "198.19.0.0/16")):
+        await run_async(["ip", family, "address", "flush", "dev", name, "to", known], check=False)
+    for path in sorted(paths.provision.glob(f"{name}.*"), key=lambda path: path.suffix == ".dnsmasq"):
+        path.unlink(missing_ok=True)
 
 
 def _nodad(address: str) -> list[str]:

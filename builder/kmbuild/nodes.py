@@ -20,7 +20,8 @@ from kmbuild.table import table
 from kmcluster import access, state
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster
-from kmplan import document
+from kmplan import document, pki
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
 WAIT_S = 60.0
@@ -113,6 +114,8 @@ def list_nodes(directory: Path | None, as_json: bool) -> None:
                 click.echo(f"{node.label} {offer.port}: {offer.message}")
     else:
         click.echo("no machine has asked to be admitted yet", err=True)
+    if not as_json:
+        show_cluster(directory)
 
 
 @nodes.command()
@@ -171,6 +174,15 @@ def remove(
         names = ", ".join(f"{node.label} ({node.status.role or node.status.phase})" for node in chosen)
         click.confirm(f"Remove {names}?", abort=True, err=True)
     carry_out(api, REMOVE, chosen, 0 if no_wait else timeout_s, as_json)
+
+
+def show_cluster(directory: Path | None) -> None:
+    """Show what a machine that boots from a neighbour shows of the cluster, where the directory has that."""
+    home = directory or only_bench().directory
+    with contextlib.suppress(OSError, UserError):
+        authority = (home / "pki/node-ca.crt").read_text(encoding="ascii")
+        shown = meshnode.group(pki.fingerprint(authority)[:COMPARED_DIGITS])
+        click.echo(f"cluster {read_cluster(home).name}, fingerprint {shown}", err=True)
 
 
 def open_api(directory: Path | None) -> Api:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jinja2
@@ -62,9 +62,10 @@ def agent(context: Context, work: Path) -> Iterator[Entry]:
             yield f"{PYTHON}/{path.relative_to(python)}", path, 0o644
 
 
-def write_tar(context: Context, work: Path, target: Path) -> None:
-    """Write overlays and agent as a tar; UserError when one would replace a file that is in the root already."""
-    entries = {name: (content, mode) for name, content, mode in (*overlay(context), *agent(context, work))}
+def write_tar(context: Context, work: Path, target: Path, more: Mapping[str, bytes]) -> None:
+    """Write overlays and agent as a tar, and `more` files; UserError when one would replace a file that is there already."""
+    made = ((name, content, 0o644) for name, content in more.items())
+    entries = {name: (content, mode) for name, content, mode in (*overlay(context), *agent(context, work), *made)}
     present: dict[str, int] = json.loads((context.folder("root") / "modes.json").read_text())
     clash = sorted(set(entries) & set(present))
     if clash:

@@ -3,7 +3,7 @@
 // root hash, and goes on with the next neighbour where one fails. It keeps them in memory (zram), where udev shows them as the
 // partitions that systemd-veritysetup(8) waits for.
 //
-// usage: kubermesh-fetch [-kernel-arguments FILE] [-into FOLDER]
+// usage: kubermesh-fetch [-kernel-arguments FILE] [-pinned FILE] [-into FOLDER]
 //
 // With -into it writes files `root` and `hashes` there, and changes nothing of the machine.
 package main
@@ -36,15 +36,16 @@ const (
 
 func main() {
 	arguments := flag.String("kernel-arguments", "/proc/cmdline", "file with the kernel's command line")
+	known := flag.String("pinned", "/run/credentials/@system/kubermesh.join", "file that says which cluster this machine belongs to")
 	into := flag.String("into", "", "folder to write to, in the place of memory")
 	flag.Parse()
-	if err := run(*arguments, *into); err != nil {
+	if err := run(*arguments, *known, *into); err != nil {
 		say("this machine cannot boot from the network: %v", err)
 		os.Exit(1)
 	}
 }
 
-func run(arguments, into string) error {
+func run(arguments, known, into string) error {
 	text, err := os.ReadFile(arguments)
 	if err != nil {
 		return err
@@ -53,7 +54,6 @@ func run(arguments, into string) error {
 	if err != nil {
 		return err
 	}
-	started := time.Now()
 	if into == "" && onDisk(root) {
 		say("the system is on a disk of this machine")
 		return nil
@@ -62,7 +62,7 @@ func run(arguments, into string) error {
 	if err != nil {
 		return err
 	}
-	pinned, err := readPinned()
+	pinned, err := readPinned(known)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func keepBoot(source *source) error {
 
 // onDisk tells whether a disk has the root already; at first it gives disks a moment.
 func onDisk(root rootHash) bool {
-	deadline := bootTime.Add(disksFirst)
+	deadline := started.Add(disksFirst)
 	for {
 		if exists(filepath.Join(byUUID, root.dataUUID())) && exists(filepath.Join(byUUID, root.hashUUID())) {
 			return true
@@ -127,7 +127,7 @@ func onDisk(root rootHash) bool {
 	}
 }
 
-var bootTime = time.Now()
+var started = time.Now()
 
 func exists(path string) bool {
 	_, err := os.Stat(path)

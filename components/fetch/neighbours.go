@@ -22,7 +22,9 @@ const (
 	forget     = 15 * time.Second
 	avoidFor   = 10 * time.Second
 	askAgain   = 2 * time.Second
-	openFlags  = syscall.O_NOCTTY | syscall.O_NONBLOCK
+	// One is at the other end of a cable; more than one has something in between.
+	mostPerPort = 8
+	openFlags   = syscall.O_NOCTTY | syscall.O_NONBLOCK
 )
 
 type hello struct {
@@ -32,7 +34,7 @@ type hello struct {
 // finder knows who is on the cables.
 type finder struct {
 	lock    sync.Mutex
-	sockets map[string]*net.UDPConn
+	sockets map[int]*net.UDPConn // by the port's index
 	heard   map[string]time.Time // by address with its port
 	avoided map[string]time.Time // until when
 	asked   map[string]time.Time
@@ -42,12 +44,12 @@ type finder struct {
 
 func newFinder() *finder {
 	return &finder{
-		sockets: map[string]*net.UDPConn{}, heard: map[string]time.Time{}, avoided: map[string]time.Time{},
+		sockets: map[int]*net.UDPConn{}, heard: map[string]time.Time{}, avoided: map[string]time.Time{},
 		asked: map[string]time.Time{}, offers: map[string]*source{}, reasons: map[string]string{},
 	}
 }
 
-// look returns the neighbours that have this root, of the cluster that is pinned if one is; the ones heard best come first.
+// look returns the neighbours that have this root, of the cluster that is pinned if one is, by their addresses.
 func (finder *finder) look(root rootHash, pinned *join) []*source {
 	finder.listen()
 	now := time.Now()
@@ -116,7 +118,12 @@ func (finder *finder) present(now time.Time) []string {
 	for address, at := range finder.heard {
 		if now.Sub(at) < forget {
 			found = append(found, address)
+			continue
 		}
+		delete(finder.heard, address)
+		delete(finder.asked, address)
+		delete(finder.offers, address)
+		delete(finder.reasons, address)
 	}
 	sort.Strings(found)
 	return found
@@ -124,23 +131,16 @@ func (finder *finder) present(now time.Time) []string {
 
 // listen brings every port up, and hears who is on its cable.
 func (finder *finder) listen() {
-	for _, name := range ports() {
-		if finder.sockets[name] != nil {
+	for _, device := range ports() {
+		if finder.sockets[device.Index] != nil || setUp(device.Name) != nil {
 			continue
 		}
-		if setUp(name, true) != nil {
-			continue
-		}
-		device, err := net.InterfaceByName(name)
+		socket, err := net.ListenMulticastUDP("udp6", &device, &net.UDPAddr{IP: net.ParseIP(helloGroup), Port: helloPort})
 		if err != nil {
 			continue
 		}
-		socket, err := net.ListenMulticastUDP("udp6", device, &net.UDPAddr{IP: net.ParseIP(helloGroup), Port: helloPort})
-		if err != nil {
-			continue
-		}
-		finder.sockets[name] = socket
-		go finder.hear(socket, name)
+		finder.sockets[device.Index] = socket
+		go finder.hear(socket, device.Name)
 	}
 }
 
@@ -157,9 +157,22 @@ func (finder *finder) hear(socket *net.UDPConn, name string) {
 		if from.Zone != name || json.Unmarshal(line, &said) != nil || said.Number == 0 {
 			continue
 		}
-		finder.lock.Lock()
-		finder.heard[from.IP.String()+"%"+from.Zone] = time.Now()
-		finder.lock.Unlock()
+		finder.note(from.IP.String(), name)
+	}
+}
+
+func (finder *finder) note(address, name string) {
+	finder.lock.Lock()
+	defer finder.lock.Unlock()
+	address += "%" + name
+	others := 0
+	for other := range finder.heard {
+		if strings.HasSuffix(other, "%"+name) && other != address {
+			others++
+		}
+	}
+	if others < mostPerPort {
+		finder.heard[address] = time.Now()
 	}
 }
 
@@ -169,21 +182,20 @@ func (finder *finder) close() {
 	}
 }
 
-// ports returns the names of the network cards; in a container, where cards have no device, of its cables.
-func ports() []string {
-	found := []string{}
-	paths, _ := filepath.Glob("/sys/class/net/*")
-	for _, path := range paths {
-		name := filepath.Base(path)
-		if exists(filepath.Join(path, "device")) || strings.HasPrefix(name, "eth") {
-			found = append(found, name)
+// ports returns the network cards: nothing else is there yet but the loopback.
+func ports() []net.Interface {
+	found := []net.Interface{}
+	devices, _ := net.Interfaces()
+	for _, device := range devices {
+		if device.Flags&net.FlagLoopback == 0 && len(device.HardwareAddr) == 6 {
+			found = append(found, device)
 		}
 	}
 	return found
 }
 
-// setUp brings a port up or down (netdevice(7), SIOCSIFFLAGS). There is nobody else on a cable who has our address.
-func setUp(name string, up bool) error {
+// setUp brings a port up (netdevice(7), SIOCSIFFLAGS). There is nobody else on a cable who has our address.
+func setUp(name string) error {
 	for _, setting := range []string{"accept_dad", "accept_ra", "autoconf"} {
 		_ = os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", name, setting), []byte("0"), 0o644)
 	}
@@ -207,9 +219,6 @@ func setUp(name string, up bool) error {
 	if err := control(syscall.SIOCGIFFLAGS); err != nil {
 		return err
 	}
-	request.flags &^= syscall.IFF_UP
-	if up {
-		request.flags |= syscall.IFF_UP
-	}
+	request.flags |= syscall.IFF_UP
 	return control(syscall.SIOCSIFFLAGS)
 }

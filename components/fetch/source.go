@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -20,10 +21,11 @@ import (
 const (
 	port         = "9445"
 	maxOffer     = 64 << 10
-	maxHashes    = 1 << 30
+	maxHashes    = 64 << 20
 	maxBootImage = 256 << 20
-	// How long a neighbour may send nothing.
+	// How long a neighbour may take for this much: one that is slower is no better than one that is dead.
 	stallAfter = 10 * time.Second
+	stallBytes = 1 << 20
 )
 
 // offer is what a node says of the system that it runs (docs/provisioning.md). `Join` is the credential `kubermesh.join`.
@@ -48,11 +50,17 @@ type source struct {
 	join    join
 }
 
-var client = &http.Client{Transport: &http.Transport{
-	DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-	ResponseHeaderTimeout: 10 * time.Second,
-	DisableKeepAlives:     true,
-}}
+var client = &http.Client{
+	Transport: &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+		ResponseHeaderTimeout: stallAfter,
+		DisableKeepAlives:     true,
+	},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// What the running system takes for a cluster's name (agent/kmplan/cluster.py).
+var clusterName = regexp.MustCompile(`^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$`)
 
 // ask returns what a neighbour offers.
 func ask(address string) (*source, error) {
@@ -64,11 +72,14 @@ func ask(address string) (*source, error) {
 	if err := json.Unmarshal(text, &found.offer); err != nil {
 		return nil, errors.New("an offer that cannot be read")
 	}
-	if err := json.Unmarshal(found.offer.Join, &found.join); err != nil || found.join.Name == "" {
+	if err := json.Unmarshal(found.offer.Join, &found.join); err != nil || !clusterName.MatchString(found.join.Name) {
 		return nil, errors.New("an offer without a cluster")
 	}
-	if found.offer.HashBytes > maxHashes {
-		return nil, errors.New("an offer with too many hashes")
+	if certificate, _ := pem.Decode([]byte(found.join.Authority)); certificate == nil {
+		return nil, errors.New("an offer without a certificate")
+	}
+	if found.offer.HashBytes <= 0 || found.offer.HashBytes > maxHashes || found.offer.RootBytes <= 0 {
+		return nil, errors.New("an offer of an impossible size")
 	}
 	return found, nil
 }
@@ -153,13 +164,13 @@ func (from *source) open(path string, start, end int64) (io.ReadCloser, error) {
 	answer, err := client.Do(request)
 	if err == nil && answer.StatusCode != wanted {
 		answer.Body.Close()
-		err = fmt.Errorf("%s: %s", path, answer.Status)
+		err = fmt.Errorf("%s: status %d", path, answer.StatusCode)
 	}
 	if err != nil {
 		cancel()
 		return nil, err
 	}
-	return &watched{answer.Body, cancel, time.AfterFunc(stallAfter, cancel)}, nil
+	return &watched{answer.Body, cancel, time.AfterFunc(stallAfter, cancel), 0}, nil
 }
 
 // copyBootImage takes the boot image that has this root: with it the disk boots that is installed.
@@ -178,11 +189,16 @@ type watched struct {
 	io.ReadCloser
 	cancel context.CancelFunc
 	timer  *time.Timer
+	since  int
 }
 
 func (stream *watched) Read(data []byte) (int, error) {
-	stream.timer.Reset(stallAfter)
-	return stream.ReadCloser.Read(data)
+	count, err := stream.ReadCloser.Read(data)
+	if stream.since += count; stream.since >= stallBytes {
+		stream.since = 0
+		stream.timer.Reset(stallAfter)
+	}
+	return count, err
 }
 
 func (stream *watched) Close() error {
@@ -192,8 +208,8 @@ func (stream *watched) Close() error {
 }
 
 // readPinned returns the cluster that this machine was told to belong to, if it was (credential kubermesh.join).
-func readPinned() (*join, error) {
-	text, err := os.ReadFile("/run/credentials/@system/kubermesh.join")
+func readPinned(path string) (*join, error) {
+	text, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -18,6 +18,11 @@ type store struct {
 
 func newStore(folder string, root rootHash) (*store, error) {
 	if folder == "" {
+		// What was fetched before this program was started again.
+		before, _ := filepath.Glob("/sys/block/zram*/reset")
+		for _, path := range before {
+			_ = os.WriteFile(path, []byte("1"), 0o644)
+		}
 		return &store{root: root}, command("modprobe", "zram", "num_devices=0")
 	}
 	return &store{root: root, folder: folder}, os.MkdirAll(folder, 0o755)
@@ -25,6 +30,7 @@ func newStore(folder string, root rootHash) (*store, error) {
 
 // create makes room for `size` bytes of the root, and keeps its hashes.
 func (kept *store) create(size int64, hashes []byte) error {
+	kept.names = nil
 	hashFile, err := kept.make("hashes", int64(len(hashes)))
 	if err != nil {
 		return err
@@ -57,9 +63,8 @@ func (kept *store) make(name string, size int64) (*os.File, error) {
 	if err := os.WriteFile(limit, []byte(strconv.FormatInt(size, 10)), 0o644); err != nil {
 		return nil, err
 	}
-	if err := command("udevadm", "settle", "--timeout=30"); err != nil {
-		return nil, err
-	}
+	// Something else of the machine may be slow.
+	_ = command("udevadm", "settle", "--timeout=30")
 	kept.names = append(kept.names, device)
 	return os.OpenFile("/dev/"+device, os.O_RDWR, 0)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 )
@@ -40,18 +41,24 @@ func (taken *transfer) from(source *source) error {
 		}
 		taken.tree = tree
 	}
-	if source.offer.RootBytes > taken.tree.blocks*block || source.offer.RootBytes%block != 0 {
-		return fmt.Errorf("%w: %d bytes", errFalse, source.offer.RootBytes)
+	end := source.offer.RootBytes
+	if end%block != 0 || !taken.tree.endsAt(end/block) {
+		return fmt.Errorf("%w: %d bytes", errFalse, end)
 	}
-	if taken.done == source.offer.RootBytes {
+	if taken.done == end {
 		return nil
 	}
-	stream, err := source.open("/v1/root", taken.done, source.offer.RootBytes)
+	stream, err := source.open("/v1/root", taken.done, end)
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
-	return taken.follow(stream, source.offer.RootBytes)
+	return taken.follow(stream, end)
+}
+
+// isFileSystem tells whether this is how erofs begins (fs/erofs/erofs_fs.h): a false number of levels shows hashes in its place.
+func isFileSystem(data []byte) bool {
+	return binary.LittleEndian.Uint32(data[1024:]) == 0xE0F5E1E2
 }
 
 // follow writes what comes, a MiB at a time, and no block that is not what the tree says.
@@ -64,6 +71,9 @@ func (taken *transfer) follow(stream io.Reader, end int64) error {
 			if !taken.tree.holds(taken.done/block+int64(at/block), piece[at:at+block]) {
 				return errFalse
 			}
+		}
+		if taken.done == 0 && count >= block && !isFileSystem(piece) {
+			return fmt.Errorf("%w: no file system", errFalse)
 		}
 		whole := count / block * block
 		if _, failed := taken.store.write(piece[:whole], taken.done); failed != nil {

@@ -56,7 +56,7 @@ type tree struct {
 
 // parseTree checks all of a hash device against the root hash; errFalse when it is not of that.
 func parseTree(device []byte, root rootHash) (*tree, error) {
-	if len(device) < 2*block || !bytes.HasPrefix(device, []byte("verity\x00\x00")) {
+	if len(device) < block || !bytes.HasPrefix(device, []byte("verity\x00\x00")) {
 		return nil, fmt.Errorf("%w: no hashes", errFalse)
 	}
 	number := func(at int) uint32 { return binary.LittleEndian.Uint32(device[at:]) }
@@ -69,7 +69,7 @@ func parseTree(device []byte, root rootHash) (*tree, error) {
 	}
 	found := &tree{salt: device[88 : 88+salt], blocks: int64(blocks)}
 	sizes := []int64{}
-	for left := found.blocks; left > 1 || len(sizes) == 0; {
+	for left := found.blocks; left > 1; {
 		left = (left + perBlock - 1) / perBlock
 		sizes = append(sizes, left)
 	}
@@ -100,10 +100,27 @@ func (found *tree) holds(number int64, data []byte) bool {
 	return found.fits(data, found.leaves[number*digestBytes:(number+1)*digestBytes])
 }
 
+// endsAt tells whether the root has nothing but zeros from a block on.
+func (found *tree) endsAt(number int64) bool {
+	if number > found.blocks {
+		return false
+	}
+	zeros := found.digest(make([]byte, block))
+	for ; number < found.blocks; number++ {
+		if !bytes.Equal(found.leaves[number*digestBytes:(number+1)*digestBytes], zeros) {
+			return false
+		}
+	}
+	return true
+}
+
 func (found *tree) fits(data, digest []byte) bool {
+	return bytes.Equal(found.digest(data), digest)
+}
+
+func (found *tree) digest(data []byte) []byte {
 	hash := sha256.New()
 	hash.Write(found.salt)
 	hash.Write(data)
-	var sum [digestBytes]byte
-	return bytes.Equal(hash.Sum(sum[:0]), digest)
+	return hash.Sum(nil)
 }

@@ -41,25 +41,33 @@ class Stranger:
 
 
 @contextmanager
-def plugged_in(cluster: Cluster, port: str) -> Iterator[Stranger]:
-    """Plug a stranger into a free port (`1:eth2`) of an nspawn machine, and pull it out again."""
-    cables = cluster.processes[HOLDER].pid
-    end = middle(parse_port(port))
+def nobody() -> Iterator[Stranger]:
+    """A network namespace with nothing plugged in."""
     holder = subprocess.Popen([sys.executable, "-c", HOLD])
     try:
         process.wait_own_network(process.identify(holder.pid), 10, Path("/dev/null"))
-        run(["nsenter", f"--target={cables}", "--net", "ip", "link", "set", end, "netns", str(holder.pid)])
         stranger = Stranger(holder.pid)
         stranger.run("ip", "link", "set", "lo", "up")
-        stranger.run("ip", "link", "set", end, "name", PORT)
-        stranger.run("sysctl", "-q", "-w", f"net.ipv6.conf.{PORT}.dad_transmits=0")
-        stranger.run("ip", "link", "set", PORT, "up")
-        wait_for("link-local address", lambda: stranger.address, 10)
         yield stranger
-        stranger.run("ip", "link", "set", PORT, "down")
-        stranger.run("ip", "link", "set", PORT, "name", end)
-        back = ["ip", "link", "set", end, "netns", str(cables)]
-        stranger.run(*back)
     finally:
         holder.kill()
         holder.wait()
+
+
+@contextmanager
+def plugged_in(cluster: Cluster, *ports: str) -> Iterator[Stranger]:
+    """Plug a stranger into free ports (`1:eth2`) of nspawn machines, and pull it out again; its own are stranger0, 1, …"""
+    cables = cluster.processes[HOLDER].pid
+    ends = {f"stranger{place}": middle(parse_port(port)) for place, port in enumerate(ports)}
+    with nobody() as stranger:
+        for name, end in ends.items():
+            run(["nsenter", f"--target={cables}", "--net", "ip", "link", "set", end, "netns", str(stranger.pid)])
+            stranger.run("ip", "link", "set", end, "name", name)
+            stranger.run("sysctl", "-q", "-w", f"net.ipv6.conf.{name}.dad_transmits=0")
+            stranger.run("ip", "link", "set", name, "up")
+        wait_for("link-local address", lambda: stranger.address, 10)
+        yield stranger
+        for name, end in ends.items():
+            stranger.run("ip", "link", "set", name, "down")
+            stranger.run("ip", "link", "set", name, "name", end)
+            stranger.run("ip", "link", "set", end, "netns", str(cables))

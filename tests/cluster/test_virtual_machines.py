@@ -1,10 +1,11 @@
-"""Two machines of the disk image under OVMF, on a cable: what a container cannot show."""
+"""Machines of the disk image under OVMF: what a container cannot show. One has a stick, the others nothing but a cable."""
 
 import json
 
 from machines import WEB, Node, kmbuild, wait_for
 
 from kmcluster.console import find_faults
+from kmplan import pki
 
 GIB = 1 << 30
 
@@ -28,12 +29,46 @@ def test_a_machine_installs_itself_and_the_stick_may_be_pulled_out(qemu_node: No
     assert qemu_node.output("sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | wc -c")
 
 
+def in_order(text: str, *pieces: str) -> bool:
+    """Whether all pieces are in a text, one behind the other."""
+    places = [text.find(piece) for piece in pieces]
+    return -1 not in places and places == sorted(places)
+
+
+def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
+    """It had no stick and no credential: firmware, boot image, root, cluster and admission came over the cable."""
+    worker = Node(qemu_node.name, 2)
+    first = qemu_node.machine.name
+    console = "\n".join(worker.console_lines())
+    found = f"{first} on eth0 has this system"
+    assert in_order(console, "Start HTTP Boot", found, "fetching, 50 %", "each block checked", "installed;"), console
+    authority = pki.fingerprint((qemu_node.cluster.directory / "pki/node-ca.crt").read_text())
+    shown = " ".join(authority[at : at + 4] for at in range(0, 32, 4))
+    assert f"cluster {qemu_node.name}, fingerprint {shown}" in console
+    assert qemu_node.cluster.roothash in worker.output("cat", "/proc/cmdline")
+    assert find_faults(worker.console_lines()) == []
+
+
 def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: Node) -> None:
+    """It was started anew then, and boots from the partitions that it has made itself."""
     worker = Node(qemu_node.name, 2)
     assert below_root(worker) == {"vda2", "vda3"}
-    console = "\n".join(worker.console_lines())
-    assert "holds photos" in console and console.index("holds photos") < console.index("may be pulled out")
-    assert "no disk" not in worker.status()["disk"]
+    assert in_order("\n".join(worker.console_lines()), "holds photos", "installing, ", "installed;")
+    assert worker.status()["disk"] == ""
+    assert worker.output("ls", "/boot/EFI/Linux").split() == ["kubermesh_0.1.0.efi"]
+
+
+def test_a_machine_boots_from_one_that_has_booted_from_another(qemu_node: Node) -> None:
+    """By PXE, in three steps: firmware, iPXE, boot image."""
+    third = Node(qemu_node.name, 3)
+    console = "\n".join(third.console_lines())
+    second = Node(qemu_node.name, 2).machine.name
+    assert in_order(console, "Start PXE", "iPXE", f"{second} on eth0 has this system", "installed;"), console
+    assert below_root(third) == {"vda2", "vda3"}
+    # What it came with is given back: the root is on the disk now.
+    assert third.output("ls", "/sys/block").split().count("zram0") == 0
+    assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
+    assert third.neighbour("eth0") == second
 
 
 def test_the_root_is_sealed_by_verity(qemu_node: Node) -> None:

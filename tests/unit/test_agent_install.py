@@ -291,7 +291,8 @@ class Disks:
         for module in (install, disk_copy):
             monkeypatch.setattr(module, "lsblk", lambda path=None: path)
             monkeypatch.setattr(module, "listed", self.listed)
-        monkeypatch.setattr(install, "run", lambda *_, **__: None)
+        for module in (install, disk_copy):
+            monkeypatch.setattr(module, "run", lambda *_, **__: None)
         monkeypatch.setattr(verity, "move", self.moved.append)
         monkeypatch.setattr(verity, "check", self.check)
         monkeypatch.setattr(home_disk, "complete", lambda name: f"{name}6")

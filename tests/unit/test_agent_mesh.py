@@ -344,16 +344,18 @@ def chains(script: str) -> dict[str, list[str]]:
 
 
 def test_a_stranger_reaches_what_lets_it_boot_and_ask_and_nothing_else() -> None:
-    rules = chains(firewall.ruleset(["eth0"], [], API, NODE))
+    rules = chains(firewall.ruleset(["eth0"], [], API, NODE, provision=True))
     assert rules["input"][:2] == ["iifname @trusted accept", "iifname @ports jump stranger"]
-    *accepted, last = rules["stranger"]
+    *shown, last = rules["stranger"]
+    accepted = [rule for rule in shown if not rule.endswith("drop")]
     assert last == "drop"
     # From addresses of this very cable; a machine that asks for one has none yet.
-    own = re.compile(
-        r"(ip6 saddr (fe80::/10|::|fd6b:6d00::/32|\{ fe80::/10, (::|fd6b:6d00::/32) \})|ip saddr 198.19.0.0/16) .* accept$"
-    )
+    sources = r"fe80::/10|::|fd6b:6d00::/32|\{ fe80::/10, (::|fd6b:6d00::/32) \}"
+    own = re.compile(rf"(ip6 saddr ({sources})|ip saddr 198.19.0.0/16) .* (accept|jump computer)$")
     assert [rule for rule in accepted if not own.match(rule)] == ["udp dport { 67, 547 } accept"]
-    reached = {found for rule in accepted for found in re.findall(r"(tcp|udp) dport (.*) accept", rule)}
+    reached = {
+        found for rule in accepted for found in re.findall(r"(tcp|udp) dport (.*) (?:accept|jump computer)", rule)
+    }
     assert reached == {
         ("udp", f"{{ 6696, {hello.PORT} }}"), ("udp", "{ 67, 547 }"), ("udp", "69"),
         ("tcp", str(relay.PORT)), ("tcp", str(boot_image.PORT)), ("tcp", "6443"),
@@ -367,28 +369,43 @@ def test_a_stranger_reaches_what_lets_it_boot_and_ask_and_nothing_else() -> None
 
 
 def test_nothing_but_the_api_is_forwarded_for_a_port_that_is_not_trusted() -> None:
-    rules = chains(firewall.ruleset(["eth0"], ["eth1"], API, NODE))
+    rules = chains(firewall.ruleset(["eth0"], ["eth1"], API, NODE, provision=True))
+    stranger = "iifname @ports iifname != @trusted"
+    to_stranger = "oifname @ports oifname != @trusted"
     assert rules["forward"] == [
-        f"iifname @ports iifname != @trusted ip6 saddr fd6b:6d00::/32 ip6 daddr {API} tcp dport 6443 accept",
-        "iifname @ports iifname != @trusted drop",
-        f"oifname @ports oifname != @trusted ip6 saddr {API} ct state established accept",
-        "oifname @ports oifname != @trusted drop",
+        f"{stranger} ip6 saddr fd6b:6d00::/32 ip6 daddr {API} tcp dport 6443 jump computer",
+        f"{stranger} drop",
+        f"{to_stranger} ip6 saddr {API} ct state established accept",
+        f"{to_stranger} meta l4proto icmpv6 ct state related accept",
+        f"{to_stranger} drop",
         "iifname @gateways ct state established,related accept",
         "iifname @gateways drop",
     ]
+    # Only from addresses of its own cable, and not without end.
+    assert [rule.rpartition(" ")[2] for rule in rules["computer"]] == ["accept", "drop", "drop", "drop", "accept"]
     # The mesh has no route back to a plain computer: the API server sees this node.
     assert f"ip6 saddr fd6b:6d00::/32 ip6 daddr {API} snat to {NODE}" in rules["postrouting"]
 
 
+def test_where_nothing_is_offered_a_stranger_reaches_the_question_to_be_admitted_only() -> None:
+    rules = chains(firewall.ruleset(["eth0"], [], API, NODE, provision=False))
+    *accepted, last = rules["stranger"]
+    assert last == "drop" and all(re.match(r"ip6 saddr (fe80::/10|::) .* accept$", rule) for rule in accepted)
+    assert "6443" not in str(rules) and str(boot_image.PORT) not in str(rules)
+    assert [rule for rule in rules["forward"] if not rule.endswith("drop")] == [
+        "iifname @gateways ct state established,related accept"
+    ]
+
+
 def test_the_outside_gets_answers_only_and_sees_one_address() -> None:
-    rules = chains(firewall.ruleset([], ["eth1"], API, NODE))
+    rules = chains(firewall.ruleset([], ["eth1"], API, NODE, provision=True))
     assert rules["input"][2] == "iifname @gateways jump outside"
     assert (rules["outside"][0], rules["outside"][-1]) == ("ct state established,related accept", "drop")
     assert rules["postrouting"][0] == "oifname @gateways ct state new masquerade"
 
 
 def test_a_new_agent_fills_every_chain_anew_and_leaves_what_is_trusted() -> None:
-    script = firewall.ruleset(["eth1", "eth0"], ["wan"], API, NODE)
+    script = firewall.ruleset(["eth1", "eth0"], ["wan"], API, NODE, provision=True)
     flushed = set(re.findall(r"^flush chain inet kubermesh (\w+)$", script, re.MULTILINE))
     assert flushed == set(chains(script))
     assert script.endswith(

@@ -15,7 +15,7 @@ from kmbuild.stage import Context, Inputs, Stage
 from kmbuild.stages import root
 from kmbuild.stages.components import COMPONENTS, stage_name
 from kmbuild.stages.root import NAMESPACE, pack
-from kmplan import document
+from kmplan import boot_images, document
 from kmplan.errors import UserError
 from kmplan.esp import LOADER, layout
 
@@ -52,8 +52,11 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
     """Write the image and its papers; returns the hashes of the large files."""
     names = file_names(context.config.image_version)
     seed = uuid.uuid5(NAMESPACE, context.ids["disk"])
-    make_root(context, work, work / names["erofs"])
+    digest = digest_boot_image(context, work)
+    make_root(context, work, work / names["erofs"], digest)
     roothash = make_disk(context, work, names, seed)
+    if digest != boot_images.digest(work / names["uki"], roothash):
+        raise UserError("disk: the boot image is another one with another root hash", "nodes could not check it")
     context.say("disk", "hashing")
     document.write(work / names["bmap"], bmap.to_xml(bmap.make(work / names["raw"])))
     hashes = {names[kind]: file_digest(work / names[kind]) for kind in ("raw", "uki", "erofs", "verity", "bmap")}
@@ -78,10 +81,19 @@ def make(context: Context, work: Path) -> Mapping[str, str]:
     return hashes
 
 
-def make_root(context: Context, work: Path, target: Path) -> None:
-    """Append overlays and agent to the packed root file system."""
+def digest_boot_image(context: Context, work: Path) -> str:
+    """Return the digest of the boot image that the root's hash will be put into: the root has it, to tell a false one."""
+    context.say("disk", "building the boot image")
+    make_uki(context, work, "trial.efi", boot_images.NO_HASH)
+    found = boot_images.digest(work / "trial.efi", boot_images.NO_HASH)
+    (work / "trial.efi").unlink()
+    return found
+
+
+def make_root(context: Context, work: Path, target: Path, digest: str) -> None:
+    """Append overlays and agent to the packed root file system, and the boot image's digest."""
     context.say("disk", "packing overlays")
-    rootfs.write_tar(context, work, work / "own.tar")
+    rootfs.write_tar(context, work, work / "own.tar", {boot_images.DIGEST: f"{digest}\n".encode()})
     shutil.copyfile(context.folder("root") / "base.erofs", work / "root.erofs")
     pack(context, "disk", work, "root.erofs", "own.tar", append=True)
     size = (work / "root.erofs").stat().st_size

@@ -1,0 +1,64 @@
+"""A neighbour that lies: says hello like a node, offers this very image, and sends something else.
+
+Arguments: port, the image's folder, the file with the authority of the cluster that it claims to be of, its name, and what is
+false: `data`, `hashes` or `nothing`.
+"""
+
+import http.server
+import json
+import re
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+HELLO, GROUP, HTTP = 9441, "ff12::6b6d", 9445
+# What is false comes after a good piece.
+GOOD = 8 << 20
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as a node does, nearly."""
+
+    def do_GET(self) -> None:
+        """Answer one request."""
+        artefacts = manifest["artefacts"]
+        if self.path == "/v1/offer":
+            sizes = {"root_bytes": artefacts["erofs"]["size"], "hash_bytes": artefacts["verity"]["size"]}
+            join = {"version": 1, "name": name, "authority": authority.read_text()}
+            said = {"node": "evil\x1b[2J", "version": "9.9.9", "roothash": manifest["roothash"], "join": join}
+            data, status = json.dumps({**said, **sizes}).encode(), 200
+        else:
+            kind = {"/v1/root": "erofs", "/v1/hashes": "verity", "/kubermesh.efi": "uki"}[self.path]
+            data, status = bytearray((folder / artefacts[kind]["name"]).read_bytes()), 200
+            if kind == "verity" and spoil == "hashes":
+                data[9000] ^= 1
+            if kind == "erofs" and spoil == "data":
+                data[GOOD] ^= 1
+            if found := re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+                data, status = data[int(found[1]) : int(found[2]) + 1], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Listens at addresses of IPv6."""
+
+    address_family = socket.AF_INET6
+
+
+if __name__ == "__main__":
+    port, folder, authority, name, spoil = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    threading.Thread(target=Server(("::", HTTP), Handler).serve_forever, daemon=True).start()
+    said = json.dumps({"cluster": name, "number": 9}).encode() + b"\n{}"
+    peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    while True:
+        peer.sendto(said, (GROUP, HELLO, 0, socket.if_nametoindex(port)))
+        time.sleep(0.3)

@@ -1,0 +1,137 @@
+"""What a node serves to machines without a system, and where it offers that."""
+
+import asyncio
+import http.client
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmagent import boot_image, provision
+from kmagent.boot_image import System
+from kmagent.paths import Paths
+from kmagent.provide import Provider
+from kmplan.errors import UserError
+
+ROOT_HASH = "ab" * 32
+ROOT, HASHES, BOOT = bytes(range(256)) * 48, b"h" * 8192, b"MZ" + b"." * 5000 + f" roothash={ROOT_HASH} ".encode()
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    (tmp_path / "run").mkdir()
+    return Paths(run=tmp_path / "run", state=tmp_path / "state")
+
+
+@pytest.fixture
+def served(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """A provider of a small system; asks it something, and gives status, headers and body."""
+    for name, data in (("root", ROOT + b"not used"), ("hashes", HASHES), ("boot.efi", BOOT)):
+        (tmp_path / name).write_bytes(data)
+    system = System(ROOT_HASH, tmp_path / "root", len(ROOT), tmp_path / "hashes", len(HASHES))
+    monkeypatch.setattr(boot_image, "running", lambda: system)
+    monkeypatch.setattr(boot_image, "find", lambda _: tmp_path / "boot.efi")
+
+    def ask(method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
+        async def scenario() -> tuple[int, dict[str, str], bytes]:
+            server = await Provider(paths).start(0)
+            host, port = server.sockets[0].getsockname()[:2]
+
+            def talk() -> tuple[int, dict[str, str], bytes]:
+                connection = http.client.HTTPConnection({"::": "::1"}.get(host, "127.0.0.1"), port, timeout=10)
+                connection.request(method, path, body, headers)
+                answer = connection.getresponse()
+                return answer.status, dict(answer.getheaders()), answer.read()
+
+            async with server:
+                return await asyncio.to_thread(talk)
+
+        return asyncio.run(scenario())
+
+    yield ask
+
+
+def test_firmware_is_told_the_size_and_gets_the_boot_image(served: Callable[..., Any]) -> None:
+    status, headers, body = served("HEAD", "/kubermesh.efi")
+    assert (status, headers["Content-Length"], body) == (200, str(len(BOOT)), b"")
+    assert served("GET", "/kubermesh.efi")[::2] == (200, BOOT)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "body", "said"),
+    [
+        ("bytes=0-4095", 206, ROOT[:4096], f"bytes 0-4095/{len(ROOT)}"),
+        # What is missing of a transfer that stopped.
+        ("bytes=8192-", 206, ROOT[8192:], f"bytes 8192-{len(ROOT) - 1}/{len(ROOT)}"),
+        ("bytes=8192-99999999", 206, ROOT[8192:], f"bytes 8192-{len(ROOT) - 1}/{len(ROOT)}"),
+        (f"bytes={len(ROOT)}-", 416, b"", f"bytes */{len(ROOT)}"),
+        ("bytes=9-3", 416, b"", f"bytes */{len(ROOT)}"),
+        ("bytes=-500", 416, b"", f"bytes */{len(ROOT)}"),
+        ("furlongs=1-2", 416, b"", f"bytes */{len(ROOT)}"),
+    ],
+)
+def test_the_root_is_read_by_ranges(
+    served: Callable[..., Any], wanted: str, status: int, body: bytes, said: str
+) -> None:
+    got = served("GET", "/v1/root", Range=wanted)
+    assert (got[0], got[2], got[1]["Content-Range"]) == (status, body, said)
+
+
+def test_no_more_of_a_device_is_served_than_is_used(served: Callable[..., Any]) -> None:
+    assert served("GET", "/v1/root")[2] == ROOT
+    assert served("GET", "/v1/hashes")[2] == HASHES
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/root/../../etc/passwd", "/etc/passwd", "/v1/state", "//kubermesh.efi"])
+def test_nothing_else_is_served(served: Callable[..., Any], path: str) -> None:
+    assert served("GET", path)[0] == 404
+    assert served("PUT", "/v1/root", b"x")[0] == 404
+
+
+def test_a_machine_says_what_it_does(served: Callable[..., Any], paths: Paths) -> None:
+    assert served("POST", "/v1/progress", b"installing, 40 %")[0] == 204
+    assert [one["text"] for one in json.loads(paths.provided.read_text()).values()] == ["installing, 40 %"]
+    for bad in (b"", b"two\nlines", b"\x1b[2J", b"x" * 81, b"x" * 300):
+        assert served("POST", "/v1/progress", bad)[0] == 400, bad
+    assert "installing, 40 %" in paths.provided.read_text()
+
+
+def test_what_cannot_be_served_is_said(served: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Path:
+        raise UserError("no boot image")
+
+    monkeypatch.setattr(boot_image, "find", missing)
+    assert served("GET", "/kubermesh.efi")[0] == 503
+
+
+def test_the_boot_image_is_the_one_of_this_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot_image, "in_container", lambda: False)
+    folder = tmp_path / "efi/EFI/Linux"
+    folder.mkdir(parents=True)
+    (folder / "kubermesh_1.efi").write_bytes(b"MZ roothash=" + b"cd" * 32 + b"\0")
+    (folder / "kubermesh_2+3.efi").write_bytes(BOOT)
+    assert boot_image.find(ROOT_HASH, tmp_path) == folder / "kubermesh_2+3.efi"
+    with pytest.raises(UserError, match="no boot image of the system that runs"):
+        boot_image.find("ef" * 32, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "length"),
+    [(1, 4096), (128, 8192), (129, 16384), (16384, 532480), (16385, 544768), (196608, 6348800)],
+)
+def test_the_length_of_the_hashes_follows_from_that_of_the_root(blocks: int, length: int) -> None:
+    """The lengths are those of hash files that veritysetup(8) made."""
+    assert boot_image.hash_bytes(blocks) == length
+
+
+def test_every_port_of_every_node_has_addresses_of_its_own() -> None:
+    places = [provision.place_of(number, index) for number in range(1, 60) for index in range(2, 12)]
+    assert len({place.prefix for place in places}) == len(places)
+    neighbours = [provision.place_of(number, index).address4 for number in (1, 2, 3) for index in range(2, 18)]
+    assert len(set(neighbours)) == len(neighbours)
+    first = provision.place_of(1, 2)
+    assert (first.prefix, first.address) == ("fd6b:6d00:1:2::", "fd6b:6d00:1:2::1")
+    assert (first.address4, first.first4, first.last4) == ("198.19.3.241", "198.19.3.242", "198.19.3.254")
+    assert provision.place_of(32767, 65535).prefix == "fd6b:6d00:7fff:ffff::"
