@@ -146,7 +146,7 @@ class Provision:
     def _wanted(self, now: float) -> dict[str, Port]:
         """The ports that a stranger is on, some time after the last one of the cluster was."""
         strange = {name for name in self._mesh.ports if self._is_strange(name)}
-        for name in strange - set(self._strange):
+        for name in sorted(strange - set(self._strange)):
             routers.solicit(self._mesh.ports[name])
         self._strange = {name: self._strange.get(name, now) for name in strange}
         return {name: self._mesh.ports[name] for name, since in self._strange.items() if now - since >= STRANGE_S}

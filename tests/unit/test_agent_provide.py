@@ -3,8 +3,10 @@
 import asyncio
 import http.client
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ import pytest
 from kmagent import boot_image, provision
 from kmagent.boot_image import System
 from kmagent.paths import Paths
+from kmagent.ports import Port
 from kmagent.provide import Provider
+from kmagent.provision import Provision
+from kmagent.state import State
 from kmplan.errors import UserError
 
 ROOT_HASH = "ab" * 32
@@ -135,3 +140,113 @@ def test_every_port_of_every_node_has_addresses_of_its_own() -> None:
     assert (first.prefix, first.address) == ("fd6b:6d00:1:2::", "fd6b:6d00:1:2::1")
     assert (first.address4, first.first4, first.last4) == ("198.19.3.241", "198.19.3.242", "198.19.3.254")
     assert provision.place_of(32767, 65535).prefix == "fd6b:6d00:7fff:ffff::"
+
+
+def port(name: str, index: int = 2, *, carrier: bool = True) -> Port:
+    return Port(name, index, "52:54:00:00:00:01", carrier, 1500)
+
+
+class Cables:
+    """A node with three ports, and what was done with its units and addresses."""
+
+    def __init__(self, paths: Paths, monkeypatch: pytest.MonkeyPatch, *, offers: bool = True) -> None:
+        self.ports = {name: port(name, index) for index, name in enumerate(("eth0", "eth1", "eth2"), 2)}
+        self.links: dict[str, Any] = {"eth0": SimpleNamespace(neighbour="a node")}
+        self.gateways = frozenset[str]()
+        self.offers: dict[str, str] = {}
+        self.routers: dict[str, float] = {}
+        self.done: list[str] = []
+        self.asked: list[str] = []
+        self.now = 100.0
+        me = SimpleNamespace(provision=offers, number=1, prefix="fd12::/48")
+        state = State()
+        monkeypatch.setattr(provision, "run_async", self.run)
+        monkeypatch.setattr(provision.routers, "solicit", lambda asked: self.asked.append(asked.name))
+        monkeypatch.setattr(provision, "time", SimpleNamespace(monotonic=lambda: self.now, time=time.time))
+        self.made = Provision(state, paths, self, me, self.routers)  # type: ignore[arg-type]
+
+    async def run(self, argv: list[str], **_: Any) -> tuple[int, str]:
+        self.done.append(" ".join(argv))
+        return 0, ""
+
+    def wake(self) -> None:
+        """Nobody waits."""
+
+    def wanted(self, after_s: float = 0.0) -> list[str]:
+        self.now += after_s
+        return sorted(self.made._wanted(self.now))
+
+
+@pytest.fixture
+def cables(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> Cables:
+    return Cables(paths, monkeypatch)
+
+
+def test_a_system_is_offered_where_nobody_says_hello(cables: Cables) -> None:
+    assert cables.wanted() == [] and cables.asked == ["eth1", "eth2"]
+    assert cables.wanted(after_s=3.5) == ["eth1", "eth2"]
+    # Whoever says hello has a system, a node of the cluster or not.
+    cables.links["eth1"] = SimpleNamespace(neighbour="somebody")
+    assert cables.wanted() == ["eth2"]
+    cables.links["eth1"] = SimpleNamespace(neighbour=None)
+    assert cables.wanted() == ["eth2"]
+    assert cables.wanted(after_s=3.5) == ["eth1", "eth2"]
+    assert cables.asked == ["eth1", "eth2", "eth1"]
+
+
+def test_no_system_is_offered_to_the_world_outside(cables: Cables) -> None:
+    cables.gateways = frozenset({"eth1"})
+    cables.routers["eth2"] = cables.now + 100
+    assert cables.wanted() == cables.wanted(after_s=10) == []
+    # The router's word ends, and so it does when the cable is plugged in elsewhere.
+    assert cables.wanted(after_s=100) == [] and cables.wanted(after_s=4) == ["eth2"]
+    cables.routers["eth2"] = cables.now + 100
+    cables.ports["eth2"] = port("eth2", 4, carrier=False)
+    cables.made._forget_routers()
+    assert cables.routers == {}
+
+
+def test_no_system_is_offered_when_the_cluster_file_says_so(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    off = Cables(paths, monkeypatch, offers=False)
+    assert off.wanted() == off.wanted(after_s=10) == []
+
+
+def test_what_is_offered_is_taken_back(cables: Cables, paths: Paths) -> None:
+    async def scenario() -> None:
+        await cables.made._offer(cables.ports["eth1"])
+        await cables.made._offer(cables.ports["eth1"])
+        await cables.made._withdraw("eth1")
+
+    asyncio.run(scenario())
+    units = "kubermesh-dnsmasq@eth1.service kubermesh-radvd@eth1.service"
+    assert [line for line in cables.done if line.startswith("systemctl")] == [
+        "systemctl start kubermesh-provide.service",
+        f"systemctl restart {units}",
+        "systemctl start kubermesh-provide.service",
+        # Nothing changed: who boots there is not disturbed.
+        f"systemctl start {units}",
+        f"systemctl stop {units}",
+        "systemctl stop kubermesh-provide.service",
+    ]
+    assert "ip address replace fd6b:6d00:1:3::1/64 dev eth1 nodad" in cables.done
+    assert [line for line in cables.done if "flush" in line] == [
+        "ip -6 address flush dev eth1 to fd6b:6d00::/32",
+        "ip -4 address flush dev eth1 to 198.19.0.0/16",
+    ]
+    assert list(paths.provision.iterdir()) == []
+
+
+def test_what_an_agent_before_this_one_offered_stays(cables: Cables, paths: Paths) -> None:
+    """Firmware that boots just now is not cut off; a node that has come meanwhile is not offered anything any more."""
+    paths.provision.mkdir()
+    for name in ("eth0", "eth1"):
+        (paths.provision / f"{name}.dnsmasq").write_text("")
+
+    async def scenario() -> None:
+        running = asyncio.create_task(cables.made.run())
+        await asyncio.sleep(0.05)
+        running.cancel()
+
+    asyncio.run(scenario())
+    assert [path.name for path in paths.provision.iterdir()] == ["eth1.dnsmasq"]
+    assert not [line for line in cables.done if "eth1" in line]
