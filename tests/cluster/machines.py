@@ -146,7 +146,7 @@ def kmbuild(*arguments: str | Path, timeout_s: float = 1800) -> subprocess.Compl
     )
 
 
-def boot(driver: str, busybox: Path, topology: str | Path = "one", name: str = "", *more: str) -> Iterator[Node]:
+def boot(driver: str, busybox: Path, topology: str | Path = "one", name: str = "", *more: str | Path) -> Iterator[Node]:
     """Bring a cluster up with the test image in it, and down again; gives its first node."""
     name = name or f"test-{driver}"
     options = ["--driver", driver, "--name", name, "--image", IMAGE, "--load", busybox, "--json"]

@@ -18,6 +18,19 @@ PORT = "stranger0"
 HOLD = "import ctypes, time; ctypes.CDLL(None).unshare(0x40000000); time.sleep(100000)"
 
 
+# Tries to connect to addresses and ports; shows those that it reached.
+CONNECT = """
+import socket, sys
+for target in sys.argv[1:]:
+    address, port = target.split()
+    try:
+        socket.create_connection((address, int(port)), 1).close()
+        print(target)
+    except OSError:
+        pass
+"""
+
+
 class Stranger:
     """Runs commands in the namespace; `address` is its link-local address."""
 

@@ -11,7 +11,7 @@ import pytest
 from firmware import DHCP4, DHCP6, HTTP, READ, TFTP
 from machines import IMAGE, kmbuild, wait_for
 from rings import Ring
-from stranger import PORT, Stranger, nobody, plugged_in
+from stranger import CONNECT, PORT, Stranger, nobody, plugged_in
 
 from kmbuild.config import load
 from kmplan import pki, seed
@@ -127,19 +127,6 @@ def test_a_plain_computer_reaches_the_api_and_nothing_else(ring: Ring) -> None:
         tried = [f"{plan.node(number)} {port}" for number in (1, worker) for port in (22, 2379, 9443, 9444, 10250)]
         pods = [f"{pod.address6} 8080" for pod in ring.pods().values()]
         assert computer.python(CONNECT, *tried, *pods, f"{plan.join} 9443", timeout_s=120) == ""
-
-
-# Tries to connect to addresses and ports; shows those that it reached.
-CONNECT = """
-import socket, sys
-for target in sys.argv[1:]:
-    address, port = target.split()
-    try:
-        socket.create_connection((address, int(port)), 1).close()
-        print(target)
-    except OSError:
-        pass
-"""
 
 
 class Fetch:

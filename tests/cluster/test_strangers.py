@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machines import kmbuild, wait_for
 from rings import Ring
-from stranger import PORT, Stranger, plugged_in
+from stranger import CONNECT, PORT, Stranger, plugged_in
 
 from kmplan import pki
 from kmplan.cluster import read_cluster
@@ -45,18 +45,6 @@ async def main():
         found += await asyncio.gather(*map(one, range(start, min(start + 2048, 65536))))
     print(*[port for port in found if port])
 asyncio.run(main())
-"""
-
-# Tries to connect to addresses and ports; shows those that it reached.
-CONNECT = """
-import socket, sys
-for target in sys.argv[1:]:
-    address, port = target.split()
-    try:
-        socket.create_connection((address, int(port)), 1).close()
-        print(target)
-    except OSError:
-        pass
 """
 
 # A router's advertisement of a default route and a prefix (RFC 4861, 4.2), sent a few times.

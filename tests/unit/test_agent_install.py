@@ -386,3 +386,23 @@ def test_a_machine_says_that_it_has_no_disk(paths: Paths) -> None:
 
 def test_a_disk_is_described_for_people() -> None:
     assert disk_choice.describe(drive("sda", 240.1, model="Blade")) == "/dev/sda (Blade, 240 GB)"
+
+
+def test_a_disk_with_another_system_is_started_instead_of_the_neighbours_once(
+    paths: Paths, disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came over the network is no update of what is installed, and no way back."""
+    var = tmp_path / "disk-var"
+    (var / "lib/kubermesh").mkdir(parents=True)
+    monkeypatch.setattr(install, "mounted", lambda *_: contextlib.nullcontext(var))
+    monkeypatch.setattr(home_disk, "partition_of", lambda drive, label: f"{drive} {label}")
+    started: list[str] = []
+    monkeypatch.setattr(install.boot_entry, "next_time", lambda esp: started.append(esp.name) or True)
+    monkeypatch.setattr(install.time, "sleep", lambda seconds: started.append(f"waits {seconds:g}"))
+    disk = with_root("nvme0n1", "259", uuid="another")
+    disks.drives = [disk]
+    for _ in range(2):
+        assert install.keep(paths, None, disk, TABLE, (ROOT, HASHES)) == "nvme0n16"
+    # The second time its own system has not come up: the neighbour's has to do.
+    assert started == ["nvme0n1 kubermesh-esp", "waits 600"] and disks.moved == []
+    assert "not the system that runs" in json.loads(paths.disk.read_text())["message"]
