@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests import bench_mesh
+from tests import bench_mesh, bench_provision
 from tests.row import ROOT, Row, kmbuild, spread
 
 from kmbuild import archive, sandbox
@@ -167,6 +167,7 @@ MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
     "nspawn": nspawn,
     "qemu": qemu,
     **bench_mesh.MEASUREMENTS,
+    **bench_provision.MEASUREMENTS,
 }
 
 

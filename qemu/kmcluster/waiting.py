@@ -91,8 +91,8 @@ def is_settled(seen: Mapping[str, Seen], wanted: Mapping[str, int]) -> bool:
 
 
 def default_timeout_s(cluster: Cluster) -> float:
-    """How long a cluster of that many machines is given."""
-    further = len(cluster.machines) - 1
+    """How long a cluster of that many machines is given; one that boots from a neighbour begins when that is Ready."""
+    further = len(cluster.machines) - 1 + sum(machine.node.boot.is_from_network for machine in cluster.machines)
     return TIMEOUT_S[cluster.accelerator] + further * TIMEOUT_PER_NODE_S[cluster.accelerator]
 
 

@@ -1,0 +1,126 @@
+"""Figures of serving the system to a neighbour: how fast, and what the node's pods feel of it."""
+
+import contextlib
+import http.client
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests import bench_mesh
+from tests.row import Row, kmbuild
+from tests.simulation import namespace
+from tests.simulation.mesh import wait_until
+from tests.simulation.namespace import Namespace
+
+from kmcluster import state
+from kmcluster.cable import Port
+from kmcluster.drivers import driver_of
+from kmcluster.nspawn_cables import HOLDER, middle
+from kmcluster.state import Cluster
+from kmplan.run import run, spawn
+
+NAME = "bench"
+PAIR = """\
+version: 1
+nodes: [{role: seed, ports: 2}, {}]
+cables: [{a: "1:eth0", b: "2:eth0"}]
+"""
+SPARE = Port(1, 1)
+
+PODS_S = 8.0
+
+# Reads the root from a node again and again until its standard input ends; shows bytes per second of each time.
+READ = """
+import http.client, select, sys, time
+buffer = bytearray(1 << 20)
+while True:
+    connection = http.client.HTTPConnection(sys.argv[1], 9445, timeout=30)
+    start, count = time.monotonic(), 0
+    connection.request("GET", "/v1/root")
+    answer = connection.getresponse()
+    while got := answer.readinto(buffer):
+        count += got
+    print(count / (time.monotonic() - start), flush=True)
+    if select.select([sys.stdin], [], [], 0)[0]:
+        break
+"""
+
+
+def serve(repeat: int) -> list[Row]:
+    """Bytes per second over a cable between two containers, and requests per second of a pod meanwhile."""
+    with pair() as (cluster, blank):
+        assert wait_until(lambda: bool(offered(cluster)), 60, 0.5), "nothing is offered on the spare port"
+        address = offered(cluster)
+        speeds = [speed for _ in range(repeat) for speed in read(blank, address, lambda: None)]
+        alone, beside = [], []
+        for _ in range(repeat):
+            alone.append(requests(cluster))
+            read(blank, address, lambda: beside.append(requests(cluster)))
+    ratio = statistics.median(beside) / statistics.median(alone)
+    command = "python -m tests.bench serve"
+    return [
+        Row("image served over a cable", ">= 400 MB/s", f"{statistics.median(speeds) / 1e6:.0f} MB/s", command),
+        Row("requests to the serving node's pods", ">= 0.9 x without", f"{ratio:.2f} x", command),
+    ]
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[Cluster, Namespace]]:
+    """Two nodes, and a namespace on a spare port of the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        topology = Path(folder) / "pair.yaml"
+        topology.write_text(PAIR)
+        try:
+            kmbuild("cluster", "up", topology, "--name", NAME)
+            cluster, blank = state.load(NAME), namespace.new()
+            holder, end = cluster.processes[HOLDER].pid, middle(SPARE)
+            run(["nsenter", f"--net=/proc/{holder}/ns/net", "ip", "link", "set", end, "netns", blank.path])
+            blank.run("ip", "link", "set", end, "name", "blank0", "up")
+            yield cluster, blank
+            blank.close()
+        finally:
+            kmbuild("cluster", "down", NAME)
+
+
+def offered(cluster: Cluster) -> str:
+    """The address of the node's port as the namespace has to write it, once something is offered there."""
+    driver, first = driver_of(cluster), cluster.machines[0]
+    status = driver.read_status(first) or {}
+    if not [port for port in status.get("ports", []) if port["name"] == SPARE.name and port["offer"]]:
+        return ""
+    shown = driver.execute(first, ["ip", "-6", "-o", "address", "show", "dev", SPARE.name, "scope", "link"]).stdout
+    return f"{shown.split()[3].partition('/')[0]}%blank0"
+
+
+def read(blank: Namespace, address: str, meanwhile: Callable[[], None]) -> list[float]:
+    """Read the root until something is done, as the least of this machine's work; returns bytes per second of each time."""
+    with tempfile.NamedTemporaryFile() as log:
+        argv = ["nice", "-n", "19", *blank.inside([sys.executable, "-c", READ, address])]
+        child = spawn(argv, log=Path(log.name), tied=True)
+        meanwhile()
+        child.communicate()
+        return [float(line) for line in Path(log.name).read_text().split()]
+
+
+def requests(cluster: Cluster) -> float:
+    """Requests per second, one after the other, from the other node to a pod of the serving one."""
+    pods = json.loads(bench_mesh.kubectl(cluster, "get", "pods", "-A", "-l", "k8s-app=kube-dns", "-o", "json"))["items"]
+    first = cluster.machines[0].name
+    pod = next(pod["status"]["podIP"] for pod in pods if pod["spec"]["nodeName"] == first)
+
+    def ask() -> float:
+        connection, count, end = http.client.HTTPConnection(pod, 8181, timeout=10), 0, time.monotonic() + PODS_S
+        while time.monotonic() < end:
+            connection.request("GET", "/ready")
+            connection.getresponse().read()
+            count += 1
+        return count / PODS_S
+
+    return namespace.of_process(cluster.machines[1].processes["init"].pid).do(ask)
+
+
+MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"serve": serve}
