@@ -24,10 +24,10 @@ from pathlib import Path
 from kmagent import disk_copy
 from kmagent.paths import Paths
 from kmplan.drives import Drive, Partition
-parts = [Partition(path=Path(path), uuid=uuid) for path, uuid in json.loads(sys.argv[1])]
+esp, root, hashes = [Partition(path=Path(path), uuid=uuid) for path, uuid in json.loads(sys.argv[1])]
 target = Drive(path=Path(sys.argv[2]), size=0)
 Paths().run.mkdir()
-asyncio.run(disk_copy.copy(Paths(), disk_copy.Parts(*parts), target, lambda done: print(done, flush=True)))
+asyncio.run(disk_copy.copy(Paths(), disk_copy.Parts(root, hashes, esp), target, lambda done: print(done, flush=True)))
 """
 # Runs the rest in the image's root, whose /dev and /sys are this machine's; all mounts are in a namespace of its own.
 INSIDE = """
