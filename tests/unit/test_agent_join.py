@@ -12,7 +12,7 @@ import pytest
 from agent_fakes import FACTS, MESH_KEY, PREFIX, EtcdMember, Machine, Shop
 from cryptography import x509
 
-from kmagent import identity, identity_files, join, join_api, ledger, network, registry
+from kmagent import candidates, identity, identity_files, join, join_api, ledger, network, registry
 from kmagent.candidates import Report
 from kmagent.http_server import Answer, Request
 from kmagent.join_api import JoinApi
@@ -146,11 +146,14 @@ def test_a_machine_without_a_disk_to_live_on_is_no_node_whatever_the_policy(shop
 
 def test_a_node_says_how_it_is_and_a_stranger_does_not(shop: Shop) -> None:
     node, door = asyncio.run(shop.admit(Machine())), Door(shop)
-    report = {"neighbours": [1, 3], "up_s": 12.5, "free_bytes": 10**10}
+    report = {"neighbours": [1, 3], "up_s": 12.5, "free_bytes": 10**10, "offers": {"eth1": "fetching, 40 %"}}
     assert door.to("/v1/report", report, certificate=node.certificate)[0] == 200
+    for bad in ({"eth1": "\x1b[2J"}, {"eth1": "x" * 81}, {"eth1": 7}, ["eth1"], {f"eth{n}": "x" for n in range(65)}):
+        with pytest.raises(ValueError, match="offers"):
+            candidates.from_text(json.dumps({**report, "offers": bad}))
     assert door.to("/v1/report", {"neighbours": "all"}, certificate=node.certificate)[0] == 400
     assert door.to("/v1/report", report)[0] == door.to("/v1/report", report, certificate="c9" * 32)[0] == 403
-    said = Report(frozenset({1, 3}), 12.5, 10**10)
+    said = Report(frozenset({1, 3}), 12.5, 10**10, {"eth1": "fetching, 40 %"})
     assert asyncio.run(shop.ledger.reports()) == {node.number: said}
     asyncio.run(shop.ledger.remove(node.number))
     assert asyncio.run(shop.ledger.reports()) == {}

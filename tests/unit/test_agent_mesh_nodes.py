@@ -126,6 +126,18 @@ def test_machines_that_ask_and_nodes_are_shown_and_nothing_is_written_twice(peop
     assert people.api.writes[written:] == [f"PUT {people.path(FIRST.fingerprint)}/status"]
 
 
+def test_what_a_node_offers_to_machines_on_its_cables_is_shown_while_it_does(people: People) -> None:
+    people.turn()
+    for offers, shown in (
+        ({1: {"eth2": "fetching, 40 %", "eth1": "offered"}}, [("eth1", "offered"), ("eth2", "fetching, 40 %")]),
+        ({1: {}}, None),
+        ({7: {"eth0": "offered"}}, None),
+    ):
+        asyncio.run(people.agent.reconcile({}, frozenset({1}), 2000.0, offers))
+        found = people.status(FIRST.fingerprint).get("offers")
+        assert (found and [(one["port"], one["message"]) for one in found]) == shown
+
+
 def test_an_approved_machine_is_a_node_at_once(people: People) -> None:
     machine = Machine()
     people.asks(machine)

@@ -306,6 +306,19 @@ def test_a_machine_without_an_empty_disk_wipes_one_only_with_a_word_of_its_own(a
     assert "wipes a disk and installs itself" in done.stdout
 
 
+def test_machines_that_boot_from_a_node_are_shown_and_whose_the_cluster_is(api: FakeApi, directory: Path) -> None:
+    offers = [{"port": "enp2s0", "message": "fetching, 40 %"}]
+    api.objects = [machine(A, "Admitted", 1, offers=offers)]
+    assert good(directory, "list").stdout.splitlines()[-1] == "shop-1 enp2s0: fetching, 40 %"
+    pair = pki.create_authority("shop")
+    (directory / "pki").mkdir()
+    (directory / "pki/node-ca.crt").write_text(pair.certificate)
+    (directory / "cluster.yaml").write_text("version: 1\nname: shop\nprefix: fd12:3456:789a::/48\n")
+    fingerprint = pki.fingerprint(pair.certificate)
+    shown = good(directory, "list").stderr.splitlines()[-1]
+    assert shown == "cluster shop, fingerprint " + " ".join(fingerprint[at : at + 4] for at in range(0, 32, 4))
+
+
 def test_approve_all_takes_those_that_wait(api: FakeApi, directory: Path) -> None:
     api.objects, api.react = [machine(A), machine(B, "Denied"), machine(C)], admit
     shown = json.loads(good(directory, "approve", "--all", "--json").stdout)
