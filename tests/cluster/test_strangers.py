@@ -85,6 +85,8 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def stranger(ring: Ring) -> Iterator[Stranger]:
     with plugged_in(ring.first.cluster, "1:eth2") as one:
+        # Not as a plain computer: that is given an address, and a way to the API.
+        one.run("sysctl", "-q", "-w", f"net.ipv6.conf.{PORT}.accept_ra=0")
         wait_for("carrier", lambda: port_of(ring, "eth2")["carrier"], 20)
         yield one
 
