@@ -95,7 +95,11 @@ def test_pods_of_both_machines_reach_each_other(qemu_node: Node) -> None:
         items = json.loads(qemu_node.kubectl(*look))["items"]
         return {item["spec"]["nodeName"]: item["status"]["podIP"] for item in items if item["status"].get("podIP")}
 
-    found = wait_for("a CoreDNS on each", lambda: len(addresses()) == 2 and addresses(), 600, 10)
+    def both() -> dict[str, str] | None:
+        found = addresses()
+        return found if {qemu_node.machine.name, worker.machine.name} <= found.keys() else None
+
+    found = wait_for("a CoreDNS on each", both, 300, 10)
     ask = "import sys, urllib.request; print(urllib.request.urlopen(f'http://[{sys.argv[1]}]:8181/ready', timeout=10).status)"
     for node, other in ((qemu_node, worker), (worker, qemu_node)):
         address = found[other.machine.name]
