@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,15 @@ log = logging.getLogger(__name__)
 
 HELLO_S = 0.2
 UPDATE_S = 2.0
+SMOOTHING_S = 1
 UNIT = "kubermesh-babeld.service"
 # The metric of a route that leads nowhere.
 INFINITY = 0xFFFF
 RETRY_S, ASK_S = 0.3, 1.0
 # How often babeld is asked: often for a while after something changed.
 OFTEN_S, BUSY_S, PERIOD_S = 0.3, 8.0, 3.0
+# It learns of what happens when the agent does: how often it is asked once more, and when.
+SOON, SOON_S = 3, 0.05
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,17 @@ class Way:
     port: str
 
 
+@dataclass(frozen=True)
+class Route:
+    """A route that babeld knows, in use or not: the distances (metric) from here and from the neighbour that it leads by."""
+
+    prefix: str
+    metric: int
+    refmetric: int
+    way: Way
+    installed: bool
+
+
 def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, hello_s: float = HELLO_S) -> str:
     """Return babeld's configuration; `ports` are names with the mesh key (hex) to use there.
 
@@ -74,6 +88,8 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
             "ipv6-subtrees true",
             "random-id true",
             "kernel-priority 1024",
+            # A cable that is back is used after ten seconds; babeld's own 4 s make it forty.
+            f"smoothing-half-life {SMOOTHING_S}",
             # babeld puts a route that a neighbour took back in the place of one that is lost (1.14, `route_lost`). With split
             # horizon it does not tell that neighbour, which may send everything this way: a black hole for a quarter of a minute.
             f"default type wired split-horizon false hello-interval {hello_s:g} update-interval {update_s:g} v4-via-v6 true",
@@ -127,14 +143,40 @@ def parse(dump: Iterable[str]) -> Table:
     return Table(tuple(neighbours), frozenset(installed))
 
 
+def routes(dump: Iterable[str]) -> list[Route]:
+    """Read the routes, in use or not, of the lines that babeld answers to `dump`."""
+    return [
+        Route(
+            values["prefix"],
+            int(values["metric"]),
+            int(values["refmetric"]),
+            Way(values["via"], values["if"]),
+            values["installed"] == "yes",
+        )
+        for what, values in _entries(dump)
+        if what == ("add", "route")
+    ]
+
+
+def ways(dump: Iterable[str]) -> list[Way]:
+    """Read the neighbours that are heard of the lines that babeld answers to `dump`: one without a cable stays for seconds."""
+    return [
+        Way(values["address"], values["if"])
+        for what, values in _entries(dump)
+        if what == ("add", "neighbour") and int(values["cost"]) < INFINITY
+    ]
+
+
+def announced(dump: Iterable[str]) -> frozenset[str]:
+    """Read the prefixes that are announced here of the lines that babeld answers to `dump`."""
+    return frozenset(values["prefix"] for what, values in _entries(dump) if what == ("add", "xroute"))
+
+
 def best_way(dump: Iterable[str], prefix: str) -> Way | None:
     """The best route to a prefix among the lines that babeld answers to `dump`; None when there is none."""
-    found: list[tuple[int, Way]] = []
-    for what, values in _entries(dump):
-        if what == ("add", "route") and values.get("prefix") == prefix:
-            found.append((int(values["metric"]), Way(values["via"], values["if"])))
-    metric, way = min(found, key=lambda one: one[0], default=(INFINITY, None))
-    return way if metric < INFINITY else None
+    found = [route for route in routes(dump) if route.prefix == prefix and route.metric < INFINITY]
+    best = min(found, key=lambda route: route.metric, default=None)
+    return best.way if best else None
 
 
 def _entries(dump: Iterable[str]) -> Iterator[tuple[tuple[str, str], dict[str, str]]]:
@@ -161,15 +203,18 @@ async def ask_best_way(socket: Path, prefix: str) -> Way | None:
 class Babel:
     """The conversation with the running babeld: commands go in, and it is asked again and again for what it knows.
 
+    `told` is given the lines of each answer, none when there is nobody to ask any more, and says whether to ask again soon;
+    `changed` is called when another table follows from them.
     Asked, not monitored: its monitor tells every step of every metric, a hundred lines per second and neighbour.
     """
 
-    def __init__(self, socket: Path, changed: Callable[[], None]) -> None:
+    def __init__(self, socket: Path, changed: Callable[[], None], told: Callable[[list[str]], Awaitable[bool]]) -> None:
         self.table = Table()
         self._socket = socket
-        self._changed = changed
+        self._changed, self._told = changed, told
         self._orders: list[str] = []
         self._hurry = asyncio.Event()
+        self._busy_until = 0.0
 
     async def run(self) -> None:
         """Keep a connection; a babeld that was started anew is asked anew."""
@@ -177,36 +222,48 @@ class Babel:
             with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 await self._converse()
             self.table = Table()
+            with contextlib.suppress(OSError):
+                await self._told([])
             await asyncio.sleep(RETRY_S)
 
     def send(self, lines: Iterable[str]) -> None:
         """Send commands; without a connection they are dropped, as babeld's next start reads the configuration."""
         self._orders += lines
-        self._hurry.set()
+        self.hurry()
 
     def hurry(self) -> None:
         """Ask often for a while: something is about to change."""
+        self._busy_until = time.monotonic() + BUSY_S
+        self._hurry.set()
+
+    def glance(self) -> None:
+        """Ask now, and a few times soon: a route has changed."""
         self._hurry.set()
 
     async def _converse(self) -> None:
         reader, writer = await asyncio.open_unix_connection(self._socket)
         try:
             await _answer(reader)
-            busy_until = time.monotonic() + BUSY_S
+            self._busy_until = time.monotonic() + BUSY_S
+            soon = SOON
             while True:
                 orders, self._orders = self._orders, []
                 for order in orders:
                     writer.write(f"{order}\n".encode())
                     await _answer(reader)
                 writer.write(b"dump\n")
-                table = parse(await _answer(reader))
+                answer = await _answer(reader)
+                soon = SOON if await self._told(answer) else soon
+                table = parse(answer)
                 if table != self.table:
                     self.table = table
                     self._changed()
-                pause = OFTEN_S if time.monotonic() < busy_until else PERIOD_S
+                pause = OFTEN_S if time.monotonic() < self._busy_until else PERIOD_S
+                if soon:
+                    pause, soon = SOON_S, soon - 1
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), pause)
-                    busy_until = time.monotonic() + BUSY_S
+                    soon = SOON
                 self._hurry.clear()
         finally:
             self._orders = []

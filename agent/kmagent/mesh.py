@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kmagent import babel, firewall, hello, network, ports
+from kmagent.detours import Detours
 from kmagent.facts import Facts
 from kmagent.hello import Hello, Link
 from kmagent.paths import Paths
@@ -71,17 +72,21 @@ class Mesh:
         self.news = asyncio.Event()
         self._wake = asyncio.Event()
         self._socket = _hello_socket()
-        self._babel = babel.Babel(paths.babel_socket, self._on_babel)
+        self._babel = babel.Babel(paths.babel_socket, self._on_babel, self._on_answer)
+        self._detours = Detours(facts) if facts else None
 
     async def run(self) -> None:
         """Run until cancelled."""
         asyncio.get_running_loop().add_reader(self._socket, self._read)
+        if self._facts:
+            await network.leave_detours()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_ports())
                 group.create_task(self._greet())
                 if self._facts:
                     group.create_task(self._babel.run())
+                    group.create_task(self._watch_routes())
         finally:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -126,6 +131,13 @@ class Mesh:
             if found != self.ports:
                 await self._take_ports(found)
             await watcher.wait(60)
+
+    async def _watch_routes(self) -> None:
+        """A route that has gone, or leads nowhere now, is replaced by a detour: babeld knows which."""
+        watcher = ports.Watcher(ports.ROUTES)
+        while True:
+            await watcher.wait(3600)
+            self._babel.glance()
 
     async def _take_ports(self, found: dict[str, Port]) -> None:
         before, self.ports = self.ports, found
@@ -333,6 +345,9 @@ class Mesh:
                 await firewall.apply(firewall.trust(self._trusted or ()))
         except UserError as error:
             log.error("firewall: %s", error)
+
+    async def _on_answer(self, dump: list[str]) -> bool:
+        return await self._detours.follow(dump) if self._detours else False
 
     def _on_babel(self) -> None:
         reachable = self.routes()

@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 # A routing protocol's number of our own (/etc/iproute2/rt_protos), and how long such a route lasts, in seconds.
 DETOUR, DETOUR_S = 201, 10
+# Before babeld's own routes, which have the metric 1024, and after a node's own way out, which has 512.
+AROUND = f"proto {DETOUR} metric 768"
 
 
 async def set_up(facts: Facts) -> None:
@@ -52,6 +54,29 @@ def anycast_commands(address: str, present: bool) -> list[str]:
 def detour_command(address: str, via: str, port: str) -> str:
     """Return the command that leads an anycast address to another node for some seconds, if babeld does not."""
     return f"route replace {address}/128 via {via} dev {port} proto {DETOUR} metric 2048 expires {DETOUR_S}"
+
+
+def take_detour(facts: Facts, prefix: str, via: str, port: str) -> str:
+    """Return the command that leads a prefix by a neighbour, in the place of babeld's routes (detours.py)."""
+    if ":" in prefix:
+        return f"route replace {prefix} via {via} dev {port} src {facts.address} {AROUND} expires {DETOUR_S}"
+    return f"route replace {prefix} via inet6 {via} dev {port} src {facts.address4} {AROUND}"
+
+
+def leave_detour(prefix: str) -> str:
+    """Return the command that takes such a route back."""
+    return f"route del {prefix} {AROUND}"
+
+
+async def leave_detours() -> None:
+    """Take back all detours, also those that an agent before this one has left."""
+    for family in ("-4", "-6"):
+        await run_async(["ip", family, "route", "flush", *AROUND.split()], check=False)
+
+
+async def ip_force(commands: list[str]) -> None:
+    """Run `ip` commands in one process; one that fails, for example as its port has gone, stops no other."""
+    await run_async(["ip", "-force", "-batch", "-"], input=_script(commands), check=False)
 
 
 async def has_address(address: str) -> bool:

@@ -1,4 +1,4 @@
-"""This machine's network ports: what there is, and a wake-up whenever one comes, goes or changes."""
+"""This machine's network ports: what there is, and a wake-up whenever one comes, goes or changes, or a route does."""
 
 import asyncio
 import socket
@@ -8,7 +8,8 @@ from pathlib import Path
 from kmagent.paths import in_container
 
 SYSFS = Path("/sys/class/net")
-RTMGRP_LINK = 1
+# What the kernel tells of (rtnetlink(7)): links; routes of both families.
+LINKS, ROUTES = 0x1, 0x40 | 0x400
 SETTLE_S = 0.02
 
 
@@ -31,11 +32,11 @@ def physical_ports(sysfs: Path = SYSFS, ignored: tuple[str, ...] = ()) -> tuple[
 
 
 class Watcher:
-    """Tells when the kernel says that a link changed (rtnetlink(7), RTMGRP_LINK)."""
+    """Tells when the kernel says that a link changed, or what else is in `groups`."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = LINKS) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-        self._socket.bind((0, RTMGRP_LINK))
+        self._socket.bind((0, groups))
         self._changed = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 

@@ -225,6 +225,8 @@ def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster()
         "in deny",
     ]
     assert {"install ip ::/0 pref-src fd12:3456:789a::1", "install ip 0.0.0.0/0 pref-src 10.0.1.1"} <= {*lines}
+    # A number of whole seconds: babeld takes no other, and does not start.
+    assert "smoothing-half-life 1" in lines
     # babeld wants a key before the interface that uses it.
     assert lines[-4:] == [
         f"key id eth0 type blake2s128 value {KEY}",
@@ -265,6 +267,17 @@ def test_what_babeld_knows_is_read() -> None:
     assert table.link("eth1") == babel.Link("fe80::3", 96, 256, 256, 0xFFFF)
     assert table.link("eth2") is None
     assert babel.parse([]) == babel.Table()
+    # A neighbour whose cable was pulled is of no use, though it is still listed.
+    assert babel.ways(DUMP.splitlines()) == [babel.Way("fe80::1", "eth0"), babel.Way("fe80::3", "eth1")]
+    assert babel.announced(DUMP.splitlines()) == {"fd00::1/128"}
+    assert babel.routes(DUMP.splitlines())[1] == babel.Route(
+        "fd00::2/128", 192, 96, babel.Way("fe80::3", "eth1"), installed=False
+    )
+
+
+async def nothing(_: list[str]) -> bool:
+    """What follows from an answer besides."""
+    return False
 
 
 class Babeld:
@@ -298,7 +311,7 @@ def test_a_babeld_that_talks_nonsense_or_dies_is_asked_anew(
     async def scenario() -> None:
         news = asyncio.Event()
         server = await asyncio.start_unix_server(Babeld(nonsense, DUMP).serve, tmp_path / "b.sock")
-        talk = babel.Babel(tmp_path / "b.sock", news.set)
+        talk = babel.Babel(tmp_path / "b.sock", news.set, nothing)
         task = asyncio.create_task(talk.run())
         try:
             while not talk.table.installed:
@@ -318,7 +331,7 @@ def test_commands_reach_babeld_in_order_and_at_once(tmp_path: Path, monkeypatch:
     async def scenario() -> list[str]:
         babeld, news = Babeld(DUMP), asyncio.Event()
         server = await asyncio.start_unix_server(babeld.serve, tmp_path / "b.sock")
-        talk = babel.Babel(tmp_path / "b.sock", news.set)
+        talk = babel.Babel(tmp_path / "b.sock", news.set, nothing)
         task = asyncio.create_task(talk.run())
         await asyncio.wait_for(news.wait(), 5)
         babeld.told.clear()

@@ -1,0 +1,89 @@
+"""Ways around what broke, until the mesh has found its own: routes by a neighbour that does not send packets back.
+
+Babel takes no route that might lead back here before the prefix's source has answered (RFC 8966, 2.4 and 3.8.2). On a ring that
+takes half a second, and seconds where a request for it is lost (docs/design-notes.md, "Detours"). A neighbour whose own
+distance is less than its distance to this node and from here, before the loss, does not send packets through this node
+(RFC 5286, 3.1: loop-free alternates).
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from kmagent import babel, network
+from kmagent.babel import INFINITY, UPDATE_S, Route, Way
+from kmagent.facts import Facts
+
+log = logging.getLogger(__name__)
+
+
+# How long a neighbour may not have heard of a distance that has grown: babeld's updates, and some time on the way.
+HEARD_S = UPDATE_S + 1
+
+
+@dataclass(frozen=True)
+class Known:
+    """How far away a prefix was when it was reached last, as neighbours know it (Babel's metric).
+
+    `at` is when it was as near as that (s), `until` when that is of no use any more.
+    """
+
+    distance: int
+    at: float
+    until: float
+
+
+class Detours:
+    """Keeps the routes in the kernel; is told what babeld knows, each time it is asked."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._known: dict[str, Known] = {}
+        self._taken: dict[str, Way] = {}
+
+    async def follow(self, dump: Sequence[str]) -> bool:
+        """Take and leave detours by what babeld answers to `dump`, leave all without an answer; tells whether there are any."""
+        now = time.monotonic()
+        routes, own = babel.routes(dump), babel.announced(dump)
+        self._known = remember(self._known, routes, own, now)
+        wanted = choose(self._known, routes, frozenset(babel.ways(dump)))
+        if wanted != self._taken:
+            commands = [network.leave_detour(prefix) for prefix in self._taken.keys() - wanted.keys()]
+            for prefix, way in wanted.items():
+                if self._taken.get(prefix) != way:
+                    commands.append(network.take_detour(self._facts, prefix, way.via, way.port))
+            log.info("detours: %s", ", ".join(sorted(wanted)) or "none")
+            await network.ip_force(commands)
+            self._taken = wanted
+        return bool(wanted)
+
+
+def remember(known: Mapping[str, Known], routes: Iterable[Route], own: frozenset[str], now: float) -> dict[str, Known]:
+    """Return how far away each prefix was last, with what is reached now; `own` are announced here."""
+    kept = {prefix: one for prefix, one in known.items() if one.until > now and prefix not in own}
+    for route in routes:
+        if route.installed and route.metric < INFINITY:
+            old = kept.get(route.prefix)
+            if old is None or route.metric <= old.distance or now - old.at > HEARD_S:
+                kept[route.prefix] = Known(route.metric, now, now + network.DETOUR_S)
+            else:
+                kept[route.prefix] = replace(old, until=now + network.DETOUR_S)
+    return kept
+
+
+def choose(known: Mapping[str, Known], routes: Sequence[Route], neighbours: frozenset[Way]) -> dict[str, Way]:
+    """Return the detours: for prefixes that babeld has no way to, the shortest one that does not lead back here."""
+    reached = {route.prefix for route in routes if route.installed and route.metric < INFINITY}
+    lost = {prefix: one for prefix, one in known.items() if prefix not in reached}
+    best: dict[str, Route] = {}
+    for route in routes:
+        gone = lost.get(route.prefix)
+        if gone is None or route.way not in neighbours or route.refmetric >= INFINITY:
+            continue
+        to_neighbour = route.metric - route.refmetric
+        if route.refmetric < to_neighbour + gone.distance:
+            found = best.get(route.prefix)
+            if found is None or route.metric < found.metric:
+                best[route.prefix] = route
+    return {prefix: route.way for prefix, route in best.items()}

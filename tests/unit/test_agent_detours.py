@@ -1,0 +1,132 @@
+"""Which way packets go between a pulled cable and the mesh's own answer to that."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from agent_fakes import FACTS
+
+from kmagent import network
+from kmagent.babel import INFINITY, Route, Way
+from kmagent.detours import HEARD_S, Detours, choose, remember
+
+NEAR, OTHER, THIRD = Way("fe80::1", "eth0"), Way("fe80::2", "eth1"), Way("fe80::3", "eth2")
+FAR = "fd12::9/128"
+NONE = frozenset[str]()
+
+
+def route(way: Way, metric: int, refmetric: int, *, installed: bool = False, prefix: str = FAR) -> Route:
+    return Route(prefix, metric, refmetric, way, installed)
+
+
+def after_loss(before: list[Route], after: list[Route], *neighbours: Way, later: float = 0.1) -> dict[str, Way]:
+    """The detours after what babeld knew has changed."""
+    known = remember({}, before, NONE, 100.0)
+    return choose(remember(known, after, NONE, 100.0 + later), after, frozenset(neighbours))
+
+
+@pytest.mark.parametrize(
+    ("refmetric", "taken"),
+    [
+        # On a ring of five: two hops there the other way, and it was two hops from here.
+        (192, True),
+        (287, True),
+        # As far as through this node: that may be its way.
+        (288, False),
+        (INFINITY, False),
+    ],
+)
+def test_a_detour_is_taken_only_by_a_neighbour_that_does_not_send_packets_back(refmetric: int, taken: bool) -> None:
+    before = [route(NEAR, 192, 96, installed=True)]
+    after = [route(OTHER, min(refmetric + 96, INFINITY), refmetric)]
+    assert after_loss(before, after, OTHER) == ({FAR: OTHER} if taken else {})
+
+
+def test_the_shortest_is_taken() -> None:
+    before = [route(NEAR, 288, 192, installed=True)]
+    after = [route(OTHER, 352, 256), route(THIRD, 288, 192)]
+    assert after_loss(before, after, OTHER, THIRD) == {FAR: THIRD}
+
+
+def test_what_a_neighbour_took_back_is_gone_around_as_well() -> None:
+    before = [route(NEAR, 192, 96, installed=True)]
+    after = [route(NEAR, INFINITY, INFINITY, installed=True), route(OTHER, 288, 192)]
+    assert after_loss(before, after, NEAR, OTHER) == {FAR: OTHER}
+
+
+def test_no_detour_leads_by_a_neighbour_that_is_not_heard() -> None:
+    before = [route(NEAR, 192, 96, installed=True)]
+    assert after_loss(before, [route(OTHER, 288, 192)], NEAR) == {}
+
+
+def test_a_detour_ends_when_the_mesh_has_a_way_and_in_time() -> None:
+    before = [route(NEAR, 192, 96, installed=True)]
+    assert after_loss(before, [route(OTHER, 288, 192, installed=True)], OTHER) == {}
+    assert after_loss(before, [route(OTHER, 288, 192)], OTHER, later=network.DETOUR_S + 1) == {}
+    # The neighbour has lost it as well.
+    assert after_loss(before, [route(OTHER, INFINITY, INFINITY)], OTHER) == {}
+
+
+def test_what_this_node_announces_itself_has_no_detour() -> None:
+    """Its own way out has come, and gone again: others may come back here with it."""
+    known = remember({}, [route(NEAR, 192, 96, installed=True, prefix="::/0")], NONE, 100.0)
+    known = remember(known, [], frozenset({"::/0"}), 101.0)
+    after = [route(OTHER, 288, 192, prefix="::/0")]
+    assert choose(remember(known, after, NONE, 102.0), after, frozenset({OTHER})) == {}
+
+
+def test_a_distance_that_has_grown_counts_when_neighbours_have_heard_of_it() -> None:
+    """One that leads here may still say what it said when this node was nearer."""
+    longer = [route(THIRD, 480, 384, installed=True)]
+    after = [route(OTHER, 384, 288)]
+    for heard_s, taken in ((1.0, False), (HEARD_S + 1, True)):
+        known = remember({}, [route(NEAR, 192, 96, installed=True)], NONE, 100.0)
+        known = remember(known, longer, NONE, 100.0 + heard_s)
+        assert bool(choose(known, after, frozenset({OTHER}))) == taken
+
+
+DUMP = """\
+add neighbour 5 address fe80::1 if eth0 reach ffff ureach 0000 rxcost {near} txcost 96 cost {near}
+add neighbour 6 address fe80::2 if eth1 reach ffff ureach 0000 rxcost 96 txcost 96 cost 96
+add route 1 prefix fd12::9/128 from ::/0 installed {first} id 02:aa metric {metric} refmetric 96 via fe80::1 if eth0
+add route 2 prefix fd12::9/128 from ::/0 installed {second} id 02:aa metric 288 refmetric 192 via fe80::2 if eth1
+add route 3 prefix 10.0.9.0/24 from 0.0.0.0/0 installed {first} id 02:aa metric {metric} refmetric 96 via fe80::1 if eth0
+add route 4 prefix 10.0.9.0/24 from 0.0.0.0/0 installed {second} id 02:aa metric 288 refmetric 192 via fe80::2 if eth1
+"""
+GOOD = DUMP.format(near=96, metric=192, first="yes", second="no").splitlines()
+LOST = DUMP.format(near=65535, metric=65535, first="no", second="no").splitlines()
+FOUND = DUMP.format(near=65535, metric=65535, first="no", second="yes").splitlines()
+
+
+def told(monkeypatch: pytest.MonkeyPatch, *dumps: list[str]) -> tuple[list[list[str]], list[bool]]:
+    """What the kernel is told, batch by batch, and whether there were detours."""
+    batches: list[list[str]] = []
+
+    async def note(commands: list[str]) -> None:
+        batches.append(sorted(commands))
+
+    async def scenario() -> list[bool]:
+        detours = Detours(replace(FACTS, address="fd12::1", address4="10.0.1.1"))
+        return [await detours.follow(dump) for dump in dumps]
+
+    monkeypatch.setattr(network, "ip_force", note)
+    return batches, asyncio.run(scenario())
+
+
+END = f"proto {network.DETOUR} metric 768"
+TAKEN = [
+    f"route replace 10.0.9.0/24 via inet6 fe80::2 dev eth1 src 10.0.1.1 {END}",
+    f"route replace {FAR} via fe80::2 dev eth1 src fd12::1 {END} expires {network.DETOUR_S}",
+]
+LEFT = [f"route del 10.0.9.0/24 {END}", f"route del {FAR} {END}"]
+
+
+def test_the_kernel_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, there = told(monkeypatch, GOOD, LOST, LOST, FOUND, FOUND)
+    assert batches == [TAKEN, LEFT]
+    assert there == [False, True, True, False, False]
+
+
+def test_no_detour_stays_when_babeld_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, _ = told(monkeypatch, GOOD, LOST, [])
+    assert batches == [TAKEN, LEFT]
