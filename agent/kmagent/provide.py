@@ -4,7 +4,7 @@
 |---|---|
 | GET, HEAD /kubermesh.efi | the boot image, for firmware |
 | GET /boot.ipxe | how iPXE starts it |
-| GET /v1/offer | which system it is, and whom to ask to be admitted (JSON) |
+| GET /v1/offer?nonce=… | which system it is, signed with the nonce, and whom to ask to be admitted (JSON) |
 | GET /v1/root, /v1/hashes | the root file system and its dm-verity hashes, by ranges |
 | POST /v1/progress | what the machine on this cable does now, in words |
 
@@ -14,10 +14,12 @@ copies from the disk to the cable (sendfile(2)).
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import re
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ MAX_CONNECTIONS, MAX_PER_PORT = 64, 6
 PIECE = 1 << 20
 STALL_S = 30.0
 RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})?\Z")
+NONCE = re.compile(r"nonce=([0-9A-Za-z]{16,64})")
 TEXT = re.compile(r"[\x20-\x7e]{1,80}\Z")
 REASONS = {
     200: "OK", 204: "No Content", 206: "Partial Content", 400: "Bad Request", 404: "Not Found",
@@ -75,6 +78,8 @@ class Provider:
         self._all = 0
         self._open: dict[str, int] = {}
         self._boot_image: tuple[str, int, Path] = ("", 0, Path())
+        self._digesting = threading.Lock()
+        self._digested = (self._boot_image, "")
         self._progress: dict[str, dict[str, object]] = {}
         self._told = 0.0
 
@@ -109,7 +114,7 @@ class Provider:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str) -> None:
         head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), STALL_S)).decode("latin-1").split("\r\n")
         method, target, *_ = [*head[0].split(" "), "", ""]
-        path = target.partition("?")[0]
+        path, _, query = target.partition("?")
         fields = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:])}
         try:
             if (method, path) == ("POST", "/v1/progress"):
@@ -121,7 +126,7 @@ class Provider:
                     self._tell(port, text)
                 await self._send(writer, 204 if taken else 400)
             elif method in ("GET", "HEAD") and path == "/v1/offer":
-                await self._send(writer, 200, await asyncio.to_thread(self._offer), "application/json", method)
+                await self._send(writer, 200, await asyncio.to_thread(self._offer, query), "application/json", method)
             elif method in ("GET", "HEAD") and path == "/boot.ipxe":
                 await self._send(writer, 200, await asyncio.to_thread(self._script), "text/plain", method)
             elif method in ("GET", "HEAD") and (file := await asyncio.to_thread(self._find, path)):
@@ -132,12 +137,16 @@ class Provider:
             log.error("%s: %s", path, error)
             await self._send(writer, 503, b"this node cannot serve its system now\n")
 
-    def _offer(self) -> bytes:
+    def _offer(self, query: str) -> bytes:
         me = facts.load(self._paths.facts)
         cluster = identity.read_cluster(self._paths)
         authority = (self._paths.state / "pki/node-ca.crt").read_text(encoding="ascii")
         join = msgspec.json.encode(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
-        return boot_image.offer(self._paths, boot_image.running(), me.name, join)
+        system = boot_image.running()
+        asked = NONCE.fullmatch(query)
+        return boot_image.offer(
+            self._paths, system, me.name, join, self._digest(system.roothash), asked[1] if asked else ""
+        )
 
     def _script(self) -> bytes:
         return boot_image.script(self._find_boot_image(boot_image.running().roothash).path)
@@ -165,6 +174,15 @@ class Provider:
             path = boot_image.find(roothash)
         self._boot_image = roothash, path.stat().st_mtime_ns, path
         return File(path, path.stat().st_size)
+
+    def _digest(self, roothash: str) -> str:
+        """Return the SHA-256 of the boot image, read once."""
+        with self._digesting:
+            path = self._find_boot_image(roothash).path
+            if self._digested[0] != self._boot_image:
+                with path.open("rb") as file:
+                    self._digested = self._boot_image, hashlib.file_digest(file, "sha256").hexdigest()
+            return self._digested[1]
 
     def _show_esp(self) -> None:
         """Mount the EFI system partition of the disk that the root is on, for this process alone."""

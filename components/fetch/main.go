@@ -1,16 +1,16 @@
 // Command kubermesh-fetch gives a machine that was booted from the network its root: it asks the neighbours on all cables,
 // takes root and hashes from one that has the very root that the boot image names, block by block and each checked against the
-// root hash, and goes on with the next neighbour where one fails. It keeps them in memory (zram), where udev shows them as the
+// root hash, and goes on with the next neighbour where one fails. Where a neighbour has a newer system, it starts that instead. It keeps them in memory (zram), where udev shows them as the
 // partitions that systemd-veritysetup(8) waits for.
 //
-// usage: kubermesh-fetch [-kernel-arguments FILE] [-pinned FILE] [-into FOLDER]
+// usage: kubermesh-fetch [-kernel-arguments FILE] [-version FILE] [-pinned FILE] [-into FOLDER]
 //
-// With -into it writes files `root` and `hashes` there, and changes nothing of the machine.
+// With -into it writes files `root` and `hashes` there, or `linux`, `initrd` and `cmdline` of what it would start, and changes nothing
+// of the machine.
 package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -28,7 +28,9 @@ const (
 	rulesFolder = "/run/udev/rules.d"
 	// A disk with the same root may be slower to show up than a neighbour.
 	disksFirst = 3 * time.Second
-	look       = 500 * time.Millisecond
+	// How long neighbours are listened to, from the first one on, before one of them is taken.
+	settle = 3 * time.Second
+	look   = 500 * time.Millisecond
 	// How long to look for a neighbour before that is said, and until it is said again.
 	patience = 5 * time.Second
 	repeat   = 30 * time.Second
@@ -36,16 +38,17 @@ const (
 
 func main() {
 	arguments := flag.String("kernel-arguments", "/proc/cmdline", "file with the kernel's command line")
+	version := flag.String("version", versionFile, "file with the version of this image")
 	known := flag.String("pinned", "/run/credentials/@system/kubermesh.join", "file that says which cluster this machine belongs to")
 	into := flag.String("into", "", "folder to write to, in the place of memory")
 	flag.Parse()
-	if err := run(*arguments, *known, *into); err != nil {
+	if err := run(*arguments, *version, *known, *into); err != nil {
 		say("this machine cannot boot from the network: %v", err)
 		os.Exit(1)
 	}
 }
 
-func run(arguments, known, into string) error {
+func run(arguments, version, known, into string) error {
 	text, err := os.ReadFile(arguments)
 	if err != nil {
 		return err
@@ -54,11 +57,7 @@ func run(arguments, known, into string) error {
 	if err != nil {
 		return err
 	}
-	if into == "" && onDisk(root) {
-		say("the system is on a disk of this machine")
-		return nil
-	}
-	store, err := newStore(into, root)
+	own, err := os.ReadFile(version)
 	if err != nil {
 		return err
 	}
@@ -68,32 +67,85 @@ func run(arguments, known, into string) error {
 	}
 	finder := newFinder()
 	defer finder.close()
-	taken := &transfer{root: root, store: store}
-	toldAt := time.Now().Add(patience - repeat)
+	// While disks are looked for, neighbours are heard.
+	finder.listen()
+	if into == "" && onDisk(root) {
+		say("the system is on a disk of this machine")
+		return nil
+	}
+	store, err := newStore(into, root)
+	if err != nil {
+		return err
+	}
+	here := &machine{root, strings.TrimSpace(string(own)), string(text), into, pinned, finder, &transfer{root: root, store: store}}
 	for {
-		if into == "" && !taken.begun && onDisk(root) {
-			say("the system is on a disk of this machine")
-			return nil
-		}
-		sources := finder.look(root, pinned)
-		if len(sources) == 0 && time.Since(toldAt) > repeat {
-			toldAt = time.Now()
-			say("looking for a neighbour that has this system (%.12s…)%s", root.text, finder.refused())
-		}
-		for _, source := range sources {
-			err := taken.from(source)
-			if err == nil && into == "" {
-				err = keepBoot(source)
-			}
-			if err == nil {
-				say("the system is here: %d MB in %.0f s, each block checked", taken.done>>20, time.Since(started).Seconds())
-				return taken.store.show()
-			}
-			say("%s: %v", source, err)
-			finder.avoid(source, errors.Is(err, errFalse))
+		done, err := here.turn()
+		if done || err != nil {
+			return err
 		}
 		time.Sleep(look)
 	}
+}
+
+// machine is what this machine was booted with, and what it has got so far.
+type machine struct {
+	root      rootHash
+	version   string
+	arguments string
+	into      string
+	pinned    *join
+	finder    *finder
+	taken     *transfer
+}
+
+// turn looks who is there, and takes from them what is missing; tells whether it has everything.
+func (here *machine) turn() (bool, error) {
+	if here.into == "" && !here.taken.begun && onDisk(here.root) {
+		say("the system is on a disk of this machine")
+		return true, nil
+	}
+	same := here.finder.look(here.root, here.pinned)
+	if !here.finder.settled() {
+		return false, nil
+	}
+	if here.switched(same) {
+		return true, nil
+	}
+	here.finder.complain(here.root, same)
+	for _, source := range same {
+		before := here.taken.done
+		err := here.taken.from(source)
+		if here.taken.done > before {
+			here.finder.helpedAt = time.Now()
+		}
+		// One with a newer system may have been slower to show up.
+		if err == nil && here.switched(here.finder.look(here.root, here.pinned)) {
+			return true, nil
+		}
+		if err == nil && here.into == "" {
+			err = keepBoot(source)
+		}
+		if err == nil {
+			say("the system is here: %d MB in %.0f s, each block checked", here.taken.done>>20, time.Since(started).Seconds())
+			return true, here.taken.store.show()
+		}
+		here.finder.failed(source, err)
+	}
+	return false, nil
+}
+
+// switched starts a better system where a neighbour has one; tells whether it did, when that did not end this program.
+func (here *machine) switched(same []*source) bool {
+	other := here.finder.better(here.version, here.root, here.pinned, same)
+	if other == nil {
+		return false
+	}
+	say("%s has version %s, this is %s: starting that", other, printable(other.offer.Version), here.version)
+	err := other.startInstead(here.arguments, here.into)
+	if err != nil {
+		here.finder.failed(other, err)
+	}
+	return err == nil
 }
 
 // keepBoot writes down what was booted, for the disk that is installed, and whom to ask to be admitted.

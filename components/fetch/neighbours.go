@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -40,12 +41,18 @@ type finder struct {
 	asked   map[string]time.Time
 	offers  map[string]*source
 	reasons map[string]string
+	// Who was said not to prove what it offers, and all clusters that were ever offered.
+	unproven map[string]bool
+	clusters map[join]bool
+	// When the first neighbour was heard, when one has last sent something of this system, and when it was said that none has it.
+	heardAt, helpedAt, toldAt time.Time
 }
 
 func newFinder() *finder {
 	return &finder{
 		sockets: map[int]*net.UDPConn{}, heard: map[string]time.Time{}, avoided: map[string]time.Time{},
-		asked: map[string]time.Time{}, offers: map[string]*source{}, reasons: map[string]string{},
+		asked: map[string]time.Time{}, offers: map[string]*source{}, reasons: map[string]string{}, unproven: map[string]bool{}, clusters: map[join]bool{},
+		helpedAt: time.Now(), toldAt: time.Now().Add(patience - repeat),
 	}
 }
 
@@ -67,6 +74,10 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 				continue
 			}
 		}
+		offered := finder.offers[address].join
+		if len(finder.clusters) < 2 {
+			finder.clusters[join{offered.Name, strings.TrimSpace(offered.Authority)}] = true
+		}
 		if reason := objection(finder.offers[address], root, pinned); reason != "" {
 			finder.reasons[address] = fmt.Sprintf("%s %s", finder.offers[address], reason)
 			continue
@@ -79,13 +90,21 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 
 // objection says why nothing is taken from a neighbour.
 func objection(offered *source, root rootHash, pinned *join) string {
-	if pinned != nil && (pinned.Name != offered.join.Name || strings.TrimSpace(pinned.Authority) != strings.TrimSpace(offered.join.Authority)) {
+	if isOfAnother(offered, pinned) {
 		return "is of another cluster, " + offered.cluster()
 	}
 	if offered.offer.RootHash != root.text {
 		return "has another system, version " + printable(offered.offer.Version)
 	}
 	return ""
+}
+
+// isOfAnother tells whether a neighbour is of another cluster than the one that is wanted, if one is.
+func isOfAnother(offered *source, wanted *join) bool {
+	if wanted == nil {
+		return false
+	}
+	return wanted.Name != offered.join.Name || strings.TrimSpace(wanted.Authority) != strings.TrimSpace(offered.join.Authority)
 }
 
 // refused says in words who was found and why that does not help.
@@ -99,6 +118,20 @@ func (finder *finder) refused() string {
 		return ""
 	}
 	return ": " + strings.Join(reasons, "; ")
+}
+
+// complain says now and then that nobody has this system.
+func (finder *finder) complain(root rootHash, same []*source) {
+	if len(same) == 0 && time.Since(finder.toldAt) > repeat {
+		finder.toldAt = time.Now()
+		say("looking for a neighbour that has this system (%.12s…)%s", root.text, finder.refused())
+	}
+}
+
+// failed says why nothing more comes from a neighbour.
+func (finder *finder) failed(bad *source, err error) {
+	say("%s: %v", bad, err)
+	finder.avoid(bad, errors.Is(err, errFalse))
 }
 
 // avoid asks others first for a while; one that sent something false is not asked any more.
@@ -174,6 +207,16 @@ func (finder *finder) note(address, name string) {
 	if others < mostPerPort {
 		finder.heard[address] = time.Now()
 	}
+	if finder.heardAt.IsZero() {
+		finder.heardAt = time.Now()
+	}
+}
+
+// settled tells whether all neighbours had the time to be heard.
+func (finder *finder) settled() bool {
+	finder.lock.Lock()
+	defer finder.lock.Unlock()
+	return !finder.heardAt.IsZero() && time.Since(finder.heardAt) > settle
 }
 
 func (finder *finder) close() {

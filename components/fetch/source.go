@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -36,6 +37,10 @@ type offer struct {
 	RootBytes int64           `json:"root_bytes"`
 	HashBytes int64           `json:"hash_bytes"`
 	Join      json.RawMessage `json:"join"`
+	// What the node has signed: the text, and by which certificate (PEM) of the cluster's.
+	Statement   string `json:"statement"`
+	Signature   string `json:"signature"`
+	Certificate string `json:"certificate"`
 }
 
 type join struct {
@@ -48,6 +53,7 @@ type source struct {
 	address string // with its port: fe80::…%eth0
 	offer   offer
 	join    join
+	nonce   string
 }
 
 var client = &http.Client{
@@ -64,8 +70,8 @@ var clusterName = regexp.MustCompile(`^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$`)
 
 // ask returns what a neighbour offers.
 func ask(address string) (*source, error) {
-	found := &source{address: address}
-	text, err := found.read("/v1/offer", -maxOffer)
+	found := &source{address: address, nonce: rand.Text()}
+	text, err := found.read("/v1/offer?nonce="+found.nonce, -maxOffer)
 	if err != nil {
 		return nil, err
 	}

@@ -1,9 +1,11 @@
 """A neighbour that lies: says hello like a node, offers this very image, and sends something else.
 
 Arguments: port, the image's folder, the file with the authority of the cluster that it claims to be of, its name, and what is
-false: `data`, `hashes` or `nothing`.
+false: `data`, `hashes` or `nothing`; or it offers another image, `newer`. That it may is signed with `identity.key` beside the
+authority, if that is there.
 """
 
+import hashlib
 import http.server
 import json
 import re
@@ -13,9 +15,13 @@ import threading
 import time
 from pathlib import Path
 
+from kmagent import boot_image
+from kmplan import pki
+
 HELLO, GROUP, HTTP = 9441, "ff12::6b6d", 9445
 # What is false comes after a good piece.
 GOOD = 8 << 20
+OTHER_ROOT = "cd" * 32
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -24,14 +30,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer one request."""
         artefacts = manifest["artefacts"]
-        if self.path == "/v1/offer":
+        if self.path.startswith("/v1/offer?nonce="):
             sizes = {"root_bytes": artefacts["erofs"]["size"], "hash_bytes": artefacts["verity"]["size"]}
             join = {"version": 1, "name": name, "authority": authority.read_text()}
-            said = {"node": "evil\x1b[2J", "version": "9.9.9", "roothash": manifest["roothash"], "join": join}
-            data, status = json.dumps({**said, **sizes}).encode(), 200
+            said = {"node": "evil\x1b[2J", "version": "9.9.9", "roothash": roothash(), "join": join}
+            data, status = json.dumps({**said, **sizes, **proof(self.path.partition("=")[2])}).encode(), 200
         else:
             kind = {"/v1/root": "erofs", "/v1/hashes": "verity", "/kubermesh.efi": "uki"}[self.path]
             data, status = bytearray((folder / artefacts[kind]["name"]).read_bytes()), 200
+            if kind == "uki":
+                data = boot()
             if kind == "verity" and spoil == "hashes":
                 data[9000] ^= 1
             if kind == "erofs" and spoil == "data":
@@ -45,6 +53,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+def roothash() -> str:
+    """Return the root hash that is offered."""
+    return OTHER_ROOT if spoil == "newer" else str(manifest["roothash"])
+
+
+def boot() -> bytes:
+    """Return the boot image that is offered."""
+    data = (folder / manifest["artefacts"]["uki"]["name"]).read_bytes()
+    return data.replace(manifest["roothash"].encode(), roothash().encode())
+
+
+def proof(nonce: str) -> dict[str, str]:
+    """Return what a node says of its system, signed."""
+    key, certificate = authority.with_name("identity.key"), authority.with_name("identity.crt")
+    if not key.exists():
+        return {}
+    digest = hashlib.sha256(boot()).hexdigest()
+    said = {"version": "9.9.9", "roothash": roothash(), "boot_image": digest, "nonce": nonce}
+    statement = boot_image.STATEMENT + json.dumps(said)
+    signature = pki.sign_text(key.read_text(), statement)
+    return {"statement": statement, "signature": signature, "certificate": certificate.read_text()}
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -130,18 +130,30 @@ def test_a_plain_computer_reaches_the_api_and_nothing_else(ring: Ring) -> None:
         assert computer.python(CONNECT, *tried, *pods, f"{plan.join} 9443", timeout_s=120) == ""
 
 
+def made_by(stage: str) -> Path:
+    """The folder of the build cache with what a stage has made for the image."""
+    return load(None)[0].cache_path / "stages" / stage / MANIFEST["stages"][stage]
+
+
 class Fetch:
     """The initrd's program, in a stranger's namespace; `said` is what it has said so far."""
 
     def __init__(
-        self, stranger: Stranger, folder: Path, roothash: str = MANIFEST["roothash"], pinned: bytes | None = None
+        self,
+        stranger: Stranger,
+        folder: Path,
+        roothash: str = MANIFEST["roothash"],
+        pinned: bytes | None = None,
+        version: str = "0.1.0",
     ) -> None:
         self.folder, self.log = folder, folder / "log"
         folder.mkdir()
         (folder / "arguments").write_text(f"ro roothash={roothash} quiet\n")
-        program = load(None)[0].cache_path / "stages/components-fetch" / MANIFEST["stages"]["components-fetch"]
+        (folder / "version").write_text(version + "\n")
         words = (
-            str(program / "kubermesh-fetch"),
+            str(made_by("components-fetch") / "kubermesh-fetch"),
+            "-version",
+            str(folder / "version"),
             "-kernel-arguments",
             str(folder / "arguments"),
             "-into",
@@ -274,7 +286,40 @@ def test_a_machine_that_knows_its_cluster_takes_nothing_from_another(
         one.wait_done()
 
 
-def test_who_has_another_system_is_of_no_use(fetch: Callable[..., Fetch]) -> None:
-    one = fetch(roothash="ab" * 32)
+def started(one: Fetch) -> list[str]:
+    """What the kernel would be told that a machine starts in the place of its own, which is this image's."""
+    wait_for("end", lambda: one.process.poll() is not None or None, 60, 0.1)
+    assert one.process.returncode == 0, one.said
+    got = one.folder / "got"
+    assert (got / "linux").read_bytes() == (made_by("tree") / "vmlinuz").read_bytes()
+    assert (got / "initrd").read_bytes() == (made_by("initrd") / "initrd").read_bytes()
+    return (got / "cmdline").read_text().split()
+
+
+@pytest.mark.parametrize("proves", [True, False])
+def test_the_newest_system_wins_when_its_node_proves_that_it_is_one(
+    ring: Ring, stranger: Stranger, fetch: Callable[..., Fetch], tmp_path: Path, proves: bool
+) -> None:
+    authority = tmp_path / "authority"
+    authority.write_bytes((ring.first.cluster.directory / "pki/node-ca.crt").read_bytes())
+    for kind in ("key", "crt") if proves else ():
+        (tmp_path / f"identity.{kind}").write_text(ring[2].output("cat", f"/var/lib/kubermesh/identity.{kind}"))
+    with liar(ring, stranger, authority, "newer"):
+        plug(ring, "up")
+        one = fetch(pinned=seed.make_join(ring.first.cluster.directory))
+        if proves:
+            words = started(one)
+            assert "evil?[2J on liar0 has version 9.9.9, this is 0.1.0: starting that" in one.said
+            # What the machine was told besides stays.
+            assert words[-2:] == ["roothash=" + "cd" * 32, "quiet"]
+        else:
+            one.wait_done()
+            assert "evil?[2J on liar0 does not prove that it is a node of its cluster" in one.said
+
+
+def test_where_nobody_has_this_system_another_one_is_started(fetch: Callable[..., Fetch]) -> None:
+    one = fetch(roothash="ab" * 32, version="9.9.9")
     one.wait_said("has another system, version 0.1.0")
-    assert one.process.poll() is None and not (one.folder / "got/root").exists()
+    words = started(one)
+    assert "has version 0.1.0, this is 9.9.9: starting that" in one.said
+    assert words[-2:] == [f"roothash={MANIFEST['roothash']}", "quiet"]

@@ -5,6 +5,7 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from kmagent.ports import Port
 from kmagent.provide import Provider
 from kmagent.provision import Provision
 from kmagent.state import State
+from kmplan import pki
 from kmplan.errors import UserError
 
 ROOT_HASH = "ab" * 32
@@ -120,6 +122,34 @@ def test_the_boot_image_is_the_one_of_this_root(tmp_path: Path, monkeypatch: pyt
     assert boot_image.find(ROOT_HASH, tmp_path) == folder / "kubermesh_2+3.efi"
     with pytest.raises(UserError, match="no boot image of the system that runs"):
         boot_image.find("ef" * 32, tmp_path)
+
+
+def test_what_is_offered_is_signed_by_the_node(paths: Paths, tmp_path: Path) -> None:
+    """A machine that was booted with another system believes nobody else (components/fetch/newer.go)."""
+    authority = pki.create_authority("nodes")
+    me = pki.issue(authority, pki.Subject("shop-1"), 1)
+    paths.state.mkdir()
+    (paths.state / "identity.key").write_text(me.key)
+    (paths.state / "identity.crt").write_text(me.certificate)
+    versions = tmp_path / "versions.json"
+    versions.write_text('{"image": "1.2"}')
+    system = System(ROOT_HASH, tmp_path / "root", 8192, tmp_path / "hashes", 4096)
+    said = json.loads(
+        boot_image.offer(
+            replace(paths, versions=versions), system, "shop-1", b'{"name": "shop"}', "ef" * 32, "0123456789abcdef"
+        )
+    )
+    assert (said["version"], said["roothash"], said["join"]) == ("1.2", ROOT_HASH, {"name": "shop"})
+    head, _, statement = said["statement"].partition("\n")
+    assert head == "kubermesh system"
+    assert json.loads(statement) == {
+        "version": "1.2",
+        "roothash": ROOT_HASH,
+        "boot_image": "ef" * 32,
+        "nonce": "0123456789abcdef",
+    }
+    assert said["certificate"] == me.certificate
+    assert pki.verify_text(me.certificate, said["statement"], said["signature"])
 
 
 @pytest.mark.parametrize(

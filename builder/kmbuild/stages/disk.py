@@ -167,8 +167,11 @@ def repart(context: Context, work: Path, seed: uuid.UUID, image: str, options: l
 
 
 def make_uki(context: Context, work: Path, name: str, roothash: str) -> None:
-    """Build the unified kernel image (ukify(1)): kernel, initrd and a command line with the root hash."""
-    arguments = " ".join([KERNEL_ARGUMENTS, f"roothash={roothash}", *context.config.kernel.arguments])
+    """Build the unified kernel image (ukify(1)): kernel, initrd and a command line with the root hash.
+
+    The hash comes last: what follows it in /proc/cmdline is the machine's own (components/fetch/newer.go).
+    """
+    arguments = " ".join([KERNEL_ARGUMENTS, *context.config.kernel.arguments, f"roothash={roothash}"])
     kernel = (context.folder("initrd") / "kernel-version").read_text().strip()
     version = context.config.image_version
     release = f'ID=kubermesh\nNAME=Kubermesh\nVERSION_ID={version}\nPRETTY_NAME="Kubermesh {version}"\n'

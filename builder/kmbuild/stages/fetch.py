@@ -21,21 +21,14 @@ def inputs(context: Context) -> Inputs:
 
 
 def make(context: Context, work: Path) -> None:
-    """Compile it."""
-    context.say(NAME, "compiling")
+    """Test and compile it."""
+    context.say(NAME, "testing")
     shutil.copytree(source.folder("components") / "fetch", work / "module")
-    argv = [
-        "go",
-        "build",
-        "-trimpath",
-        "-buildvcs=false",
-        "-ldflags",
-        "-s -w -buildid=",
-        "-o",
-        f"/build/{PROGRAM}",
-        ".",
-    ]
-    components.go(context, "fetch", work, argv)
+    components.go(context, "fetch", work, ["go", "test", "."])
+    context.say(NAME, "compiling")
+    output = ["-o", f"/build/{PROGRAM}", "."]
+    build = ["go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid=", *output]
+    components.go(context, "fetch", work, build)
     shutil.rmtree(work / "module")
 
 

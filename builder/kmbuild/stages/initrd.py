@@ -25,6 +25,9 @@ NETWORK_DRIVERS = (
     "virtio_net vmxnet3 xen-netfront zram"
 )
 
+# Which version of the image this is.
+VERSION = "/usr/lib/kubermesh/version"
+
 
 def inputs(context: Context) -> Inputs:
     """Our own units of the initrd; dracut and the kernel come by the needs."""
@@ -32,6 +35,7 @@ def inputs(context: Context) -> Inputs:
         "overlays/initrd": source.digest(source.folder("overlays") / "initrd")[:32],
         "drivers": f"{DRIVERS} {NETWORK_DRIVERS}",
         "dracut": DRACUT_MODULES,
+        "version": context.config.image_version,
     }
 
 
@@ -42,6 +46,7 @@ def make(context: Context, work: Path) -> None:
     version = extract_modules(context.folder("tree") / "tree.tar", modules)
     context.say("initrd", "running dracut")
     overlay = source.folder("overlays") / "initrd"
+    (work / "version").write_text(context.config.image_version + "\n")
     argv = [
         "dracut",
         "--force",
@@ -64,6 +69,9 @@ def make(context: Context, work: Path) -> None:
         "--include",
         f"/input/fetch/{fetch.PROGRAM}",
         f"/usr/bin/{fetch.PROGRAM}",
+        "--include",
+        "/build/version",
+        VERSION,
         "--tmpdir",
         "/build",
         "/build/initrd",
@@ -74,6 +82,7 @@ def make(context: Context, work: Path) -> None:
         raise UserError(f"initrd: dracut made no file\n  log: {context.log('initrd')}")
     (work / "initrd").chmod(0o644)
     (work / "kernel-version").write_text(version + "\n")
+    (work / "version").unlink()
     shutil.rmtree(modules)
 
 
