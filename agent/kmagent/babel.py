@@ -251,6 +251,7 @@ class Babel:
                 for order in orders:
                     writer.write(f"{order}\n".encode())
                     await _answer(reader)
+                asked = time.monotonic()
                 writer.write(b"dump\n")
                 answer = await _answer(reader)
                 soon = SOON if await self._told(answer) else soon
@@ -264,6 +265,7 @@ class Babel:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), pause)
                     soon = SOON
+                    await asyncio.sleep(asked + SOON_S - time.monotonic())
                 self._hurry.clear()
         finally:
             self._orders = []

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmagent import verity
-from kmagent.paths import Paths, in_container
-from kmplan import pki
+from kmagent.paths import in_container
 from kmplan.errors import UserError
 
 # Where it is served by HTTP (provide.py).
@@ -20,8 +19,6 @@ FOLDERS = ("run/kubermesh-boot", "efi/EFI/Linux", "boot/EFI/Linux", "run/kuberme
 # A container has no disk: the bench gives it the image's files.
 GIVEN = Path("/run/kubermesh-image")
 PE_OFFSET = 0x3C
-# How a statement about a system begins: the same key signs other things.
-STATEMENT = "kubermesh system\n"
 BLOCK, DIGEST = 4096, 32
 PER_BLOCK = BLOCK // DIGEST
 
@@ -95,27 +92,3 @@ def script(path: Path) -> bytes:
     iPXE gives every program its name as an argument, and the stub takes arguments for another command line.
     """
     return f"#!ipxe\nchain kubermesh.efi {command_line(path)}\n".encode()
-
-
-def offer(paths: Paths, system: System, name: str, join: bytes, digest: str, nonce: str) -> bytes:
-    """Return what is offered (JSON): the system's version and sizes, and what lets a machine ask to be admitted.
-
-    `statement` says which system it is, `digest` being the SHA-256 of its boot image, and that it is so now: `nonce` is that of
-    who asks. It is signed with this node's key, so that a machine with another system believes that it is the cluster's.
-    """
-    version = json.loads(paths.versions.read_text())["image"]
-    said = {"version": version, "roothash": system.roothash, "boot_image": digest, "nonce": nonce}
-    statement = STATEMENT + json.dumps(said)
-    return json.dumps(
-        {
-            "node": name,
-            "version": version,
-            "roothash": system.roothash,
-            "root_bytes": system.root_bytes,
-            "hash_bytes": system.hash_bytes,
-            "join": json.loads(join),
-            "statement": statement,
-            "signature": pki.sign_text((paths.state / "identity.key").read_text(), statement),
-            "certificate": (paths.state / "identity.crt").read_text(),
-        }
-    ).encode()

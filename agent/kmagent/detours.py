@@ -12,14 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kmagent import babel, network
-from kmagent.babel import INFINITY, UPDATE_S, Route, Way
+from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, Route, Way
 from kmagent.facts import Facts
 
 log = logging.getLogger(__name__)
 
 
-# How long a neighbour may not have heard of a distance that has grown: babeld's updates, and some time on the way.
-HEARD_S = UPDATE_S + 1
+# How long a neighbour may not have heard of a distance that has grown, or its answer not be here: babeld's updates there and
+# back, some time on the way, and until babeld was asked.
+SHOWN = 4
+HEARD_S = 2 * UPDATE_S + PERIOD_S + 1
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Detours:
             for prefix, way in wanted.items():
                 if self._taken.get(prefix) != way:
                     commands.append(network.take_detour(self._facts, prefix, way.via, way.port))
-            log.info("detours: %s", ", ".join(sorted(wanted)) or "none")
+            log.info("detours: %d, %s", len(wanted), ", ".join(sorted(wanted)[:SHOWN]) or "none")
             await network.ip_force(commands)
             self._taken = wanted
         return bool(wanted)

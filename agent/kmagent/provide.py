@@ -28,6 +28,7 @@ import msgspec
 
 from kmagent import boot_image, facts, home_disk, identity
 from kmagent.paths import Paths
+from kmplan import pki
 from kmplan.errors import UserError
 from kmplan.files import write
 from kmplan.run import run, run_async
@@ -40,6 +41,8 @@ MAX_CONNECTIONS, MAX_PER_PORT = 64, 6
 PIECE = 1 << 20
 STALL_S = 30.0
 RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})?\Z")
+# How a statement about a system begins: the same key signs other things.
+STATEMENT = "kubermesh system\n"
 NONCE = re.compile(r"nonce=([0-9A-Za-z]{16,64})")
 TEXT = re.compile(r"[\x20-\x7e]{1,80}\Z")
 REASONS = {
@@ -138,15 +141,8 @@ class Provider:
             await self._send(writer, 503, b"this node cannot serve its system now\n")
 
     def _offer(self, query: str) -> bytes:
-        me = facts.load(self._paths.facts)
-        cluster = identity.read_cluster(self._paths)
-        authority = (self._paths.state / "pki/node-ca.crt").read_text(encoding="ascii")
-        join = msgspec.json.encode(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
-        system = boot_image.running()
-        asked = NONCE.fullmatch(query)
-        return boot_image.offer(
-            self._paths, system, me.name, join, self._digest(system.roothash), asked[1] if asked else ""
-        )
+        system, asked = boot_image.running(), NONCE.fullmatch(query)
+        return offer(self._paths, system, self._digest(system.roothash), asked[1] if asked else "")
 
     def _script(self) -> bytes:
         return boot_image.script(self._find_boot_image(boot_image.running().roothash).path)
@@ -235,6 +231,33 @@ class Provider:
         if often or now - self._told > TOLD_S:
             self._told = now
             write(self._paths.provided, json.dumps(self._progress))
+
+
+def offer(paths: Paths, system: boot_image.System, digest: str, nonce: str) -> bytes:
+    """Return what is offered (JSON): the system's version and sizes, and what lets a machine ask to be admitted.
+
+    `statement` says which system it is, `digest` being the SHA-256 of its boot image, and that it is so now: `nonce` is that of
+    who asks. It is signed with this node's key, so that a machine with another system believes that it is the cluster's.
+    """
+    cluster = identity.read_cluster(paths)
+    authority = identity.read_secret(paths, "pki/node-ca.crt")
+    join = msgspec.json.encode(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
+    version = json.loads(paths.versions.read_text())["image"]
+    said = {"version": version, "roothash": system.roothash, "boot_image": digest, "nonce": nonce}
+    statement = STATEMENT + json.dumps(said)
+    return json.dumps(
+        {
+            "node": facts.load(paths.facts).name,
+            "version": version,
+            "roothash": system.roothash,
+            "root_bytes": system.root_bytes,
+            "hash_bytes": system.hash_bytes,
+            "join": json.loads(join),
+            "statement": statement,
+            "signature": pki.sign_text(identity.read_secret(paths, "identity.key"), statement),
+            "certificate": identity.read_secret(paths, "identity.crt"),
+        }
+    ).encode()
 
 
 def header(status: int, length: int, kind: str, more: str = "") -> bytes:

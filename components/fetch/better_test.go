@@ -86,22 +86,26 @@ func TestBetter(t *testing.T) {
 		pinned *join
 		alone  bool
 		wanted *source
+		// What the kernel was told.
+		arguments string
 	}{
-		"a newer one":                        {both(same, newer), nil, false, newer},
-		"the newest":                         {both(same, newer, shop.offers(t, "1.0.1", older)), nil, false, newer},
-		"an older one":                       {both(same, old), nil, false, nil},
-		"nobody has ours":                    {both(newer), nil, false, nil},
-		"nobody has ours for long":           {both(newer), nil, true, newer},
-		"an older one, nobody has ours":      {both(old), nil, true, old},
-		"nothing signed":                     {both(same, unsigned), nil, false, nil},
-		"an old signature":                   {both(same, recorded), nil, false, nil},
-		"another version than signed":        {both(same, altered), nil, false, nil},
-		"a stranger that claims the cluster": {both(same, foreign), pinned, false, nil},
-		"a stranger's":                       {both(same, stranger.offers(t, "9.0", theirs)), pinned, true, nil},
-		"two clusters, pinned":               {both(same, newer, stranger.offers(t, "9.0", theirs)), pinned, false, newer},
-		"two clusters, not pinned":           {both(same, newer, stranger.offers(t, "9.0", theirs)), nil, false, nil},
+		"a newer one":                              {both(same, newer), nil, false, newer, ""},
+		"the newest":                               {both(same, newer, shop.offers(t, "1.0.1", older)), nil, false, newer, ""},
+		"an older one":                             {both(same, old), nil, false, nil, ""},
+		"nobody has ours":                          {both(newer), nil, false, nil, ""},
+		"nobody has ours for long":                 {both(newer), nil, true, newer, ""},
+		"an older one, nobody has ours":            {both(old), nil, true, old, ""},
+		"nothing signed":                           {both(same, unsigned), nil, false, nil, ""},
+		"an old signature":                         {both(same, recorded), nil, false, nil, ""},
+		"another version than signed":              {both(same, altered), nil, false, nil, ""},
+		"a stranger that claims the cluster":       {both(same, foreign), pinned, false, nil, ""},
+		"a stranger's":                             {both(same, stranger.offers(t, "9.0", theirs)), pinned, true, nil, ""},
+		"two clusters, pinned":                     {both(same, newer, stranger.offers(t, "9.0", theirs)), pinned, false, newer, ""},
+		"two clusters, not pinned":                 {both(same, newer, stranger.offers(t, "9.0", theirs)), nil, false, nil, ""},
+		"one that could not be fetched":            {both(same, newer), nil, false, nil, "roothash=aa" + triedArgument + theirs},
+		"one that could not be fetched, and alone": {both(newer), nil, true, newer, "roothash=aa" + triedArgument + theirs},
 		// Both a neighbour with our system, which is public, and one with a newer one are the stranger's.
-		"a stranger's twice": {both(same, stranger.offers(t, "1.0", ours), stranger.offers(t, "9.0", theirs)), nil, false, nil},
+		"a stranger's twice": {both(same, stranger.offers(t, "1.0", ours), stranger.offers(t, "9.0", theirs)), nil, false, nil, ""},
 	} {
 		finder := newFinder()
 		found := []*source{}
@@ -115,7 +119,7 @@ func TestBetter(t *testing.T) {
 		if one.alone {
 			finder.helpedAt = time.Now().Add(-2 * alone)
 		}
-		got := finder.better("1.0", rootHash{text: ours}, one.pinned, found)
+		got := finder.better("1.0", one.arguments, rootHash{text: ours}, one.pinned, found)
 		if got != one.wanted {
 			t.Errorf("%s: %v, not %v", name, got, one.wanted)
 		}

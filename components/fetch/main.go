@@ -105,13 +105,13 @@ func (here *machine) turn() (bool, error) {
 		return true, nil
 	}
 	same := here.finder.look(here.root, here.pinned)
+	here.finder.complain(here.root, same)
 	if !here.finder.settled() {
 		return false, nil
 	}
 	if here.switched(same) {
 		return true, nil
 	}
-	here.finder.complain(here.root, same)
 	for _, source := range same {
 		before := here.taken.done
 		err := here.taken.from(source)
@@ -129,23 +129,32 @@ func (here *machine) turn() (bool, error) {
 			say("the system is here: %d MB in %.0f s, each block checked", here.taken.done>>20, time.Since(started).Seconds())
 			return true, here.taken.store.show()
 		}
+		// What the others offered may be long ago.
 		here.finder.failed(source, err)
+		break
 	}
 	return false, nil
 }
 
 // switched starts a better system where a neighbour has one; tells whether it did, when that did not end this program.
 func (here *machine) switched(same []*source) bool {
-	other := here.finder.better(here.version, here.root, here.pinned, same)
-	if other == nil {
-		return false
-	}
-	say("%s has version %s, this is %s: starting that", other, printable(other.offer.Version), here.version)
-	err := other.startInstead(here.arguments, here.into)
-	if err != nil {
+	for {
+		other := here.finder.better(here.version, here.arguments, here.root, here.pinned, same)
+		if other == nil {
+			return false
+		}
+		say("%s has version %s, this is %s: starting that", other, printable(other.offer.Version), here.version)
+		more := ""
+		if compareVersions(other.offer.Version, here.version) < 0 {
+			more = triedArgument + here.root.text
+		}
+		err := other.startInstead(here.arguments, more, here.into)
+		if err == nil {
+			return true
+		}
+		// It is avoided now, so another one is next.
 		here.finder.failed(other, err)
 	}
-	return err == nil
 }
 
 // keepBoot writes down what was booted, for the disk that is installed, and whom to ask to be admitted.

@@ -158,6 +158,10 @@ func (finder *finder) present(now time.Time) []string {
 		delete(finder.offers, address)
 		delete(finder.reasons, address)
 	}
+	if len(found) == 0 {
+		// The next one that is heard is the first one again.
+		finder.heardAt, finder.helpedAt = time.Time{}, now
+	}
 	sort.Strings(found)
 	return found
 }

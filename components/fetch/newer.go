@@ -29,7 +29,9 @@ const (
 	versionFile = "/usr/lib/kubermesh/version"
 	// How long nobody has this system before another one will do, which may be older.
 	alone = 30 * time.Second
-	// How a statement about a system begins (agent/kmagent/boot_image.py).
+	// Says which system was started, and could not be fetched: it is not started again because it is newer.
+	triedArgument = " kubermesh.tried="
+	// How a statement about a system begins (agent/kmagent/provide.py).
 	statementHead = "kubermesh system\n"
 
 	kexecFileLoad = 320        // amd64 (arch/x86/entry/syscalls/syscall_64.tbl)
@@ -82,7 +84,7 @@ func (from *source) proven() (*system, error) {
 // has this system as well; where nobody could help with this system for a while, the newest of all. `same` are those that have it.
 //
 // A machine that was not told its cluster believes no proof once it has seen two: either of them may be a stranger's.
-func (finder *finder) better(own string, root rootHash, pinned *join, same []*source) *source {
+func (finder *finder) better(own, arguments string, root rootHash, pinned *join, same []*source) *source {
 	if pinned == nil && len(finder.clusters) > 1 {
 		return nil
 	}
@@ -95,7 +97,8 @@ func (finder *finder) better(own string, root rootHash, pinned *join, same []*so
 		if isOfAnother(other, pinned) || (!lonely && !isOfOneOf(other, same)) {
 			continue
 		}
-		if !lonely && compareVersions(other.offer.Version, own) <= 0 {
+		wasTried := strings.Contains(arguments, triedArgument+other.offer.RootHash)
+		if !lonely && (wasTried || compareVersions(other.offer.Version, own) <= 0) {
 			continue
 		}
 		if _, err := other.proven(); err != nil {
@@ -121,8 +124,9 @@ func isOfOneOf(other *source, same []*source) bool {
 	return false
 }
 
-// startInstead starts the system of a neighbour; it returns only when that fails. With a folder it writes there what it would start.
-func (from *source) startInstead(arguments, folder string) error {
+// startInstead starts the system of a neighbour with this machine's own arguments and some `more`; it returns only when that fails. With
+// a folder it writes there what it would start.
+func (from *source) startInstead(arguments, more, folder string) error {
 	said, err := from.proven()
 	if err != nil {
 		return err
@@ -139,7 +143,7 @@ func (from *source) startInstead(arguments, folder string) error {
 	if err != nil {
 		return fmt.Errorf("its boot image: %w", err)
 	}
-	line := strings.TrimRight(string(parts[".cmdline"]), "\x00\n ") + ownArguments(arguments)
+	line := strings.TrimRight(string(parts[".cmdline"]), "\x00\n ") + ownArguments(arguments) + more
 	if folder != "" {
 		for name, data := range map[string][]byte{"linux": parts[".linux"], "initrd": parts[".initrd"], "cmdline": []byte(line + "\n")} {
 			if err := os.WriteFile(filepath.Join(folder, name), data, 0o644); err != nil {

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from kmagent import boot_image
+from kmagent import provide
 from kmplan import pki
 
 HELLO, GROUP, HTTP = 9441, "ff12::6b6d", 9445
@@ -73,7 +73,7 @@ def proof(nonce: str) -> dict[str, str]:
         return {}
     digest = hashlib.sha256(boot()).hexdigest()
     said = {"version": "9.9.9", "roothash": roothash(), "boot_image": digest, "nonce": nonce}
-    statement = boot_image.STATEMENT + json.dumps(said)
+    statement = provide.STATEMENT + json.dumps(said)
     signature = pki.sign_text(key.read_text(), statement)
     return {"statement": statement, "signature": signature, "certificate": certificate.read_text()}
 

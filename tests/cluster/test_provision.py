@@ -286,6 +286,18 @@ def test_a_machine_that_knows_its_cluster_takes_nothing_from_another(
         one.wait_done()
 
 
+def test_a_machine_that_finds_nobody_says_so_and_goes_on_when_somebody_comes(
+    ring: Ring, fetch: Callable[..., Fetch]
+) -> None:
+    plug(ring, "down")
+    try:
+        one = fetch()
+        one.wait_said("looking for a neighbour that has this system")
+    finally:
+        plug(ring, "up")
+    one.wait_done()
+
+
 def started(one: Fetch) -> list[str]:
     """What the kernel would be told that a machine starts in the place of its own, which is this image's."""
     wait_for("end", lambda: one.process.poll() is not None or None, 60, 0.1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kmagent import boot_image, provision
+from kmagent import boot_image, facts, identity, provide, provision
 from kmagent.boot_image import System
 from kmagent.paths import Paths
 from kmagent.ports import Port
@@ -20,6 +20,7 @@ from kmagent.provide import Provider
 from kmagent.provision import Provision
 from kmagent.state import State
 from kmplan import pki
+from kmplan.cluster import Install
 from kmplan.errors import UserError
 
 ROOT_HASH = "ab" * 32
@@ -124,22 +125,22 @@ def test_the_boot_image_is_the_one_of_this_root(tmp_path: Path, monkeypatch: pyt
         boot_image.find("ef" * 32, tmp_path)
 
 
-def test_what_is_offered_is_signed_by_the_node(paths: Paths, tmp_path: Path) -> None:
+def test_what_is_offered_is_signed_by_the_node(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that was booted with another system believes nobody else (components/fetch/newer.go)."""
     authority = pki.create_authority("nodes")
     me = pki.issue(authority, pki.Subject("shop-1"), 1)
-    paths.state.mkdir()
+    (paths.state / "pki").mkdir(parents=True)
     (paths.state / "identity.key").write_text(me.key)
     (paths.state / "identity.crt").write_text(me.certificate)
+    (paths.state / "pki/node-ca.crt").write_text(authority.certificate)
     versions = tmp_path / "versions.json"
     versions.write_text('{"image": "1.2"}')
+    monkeypatch.setattr(facts, "load", lambda _: SimpleNamespace(name="shop-1"))
+    monkeypatch.setattr(identity, "read_cluster", lambda _: SimpleNamespace(name="shop", install=Install()))
     system = System(ROOT_HASH, tmp_path / "root", 8192, tmp_path / "hashes", 4096)
-    said = json.loads(
-        boot_image.offer(
-            replace(paths, versions=versions), system, "shop-1", b'{"name": "shop"}', "ef" * 32, "0123456789abcdef"
-        )
-    )
-    assert (said["version"], said["roothash"], said["join"]) == ("1.2", ROOT_HASH, {"name": "shop"})
+    said = json.loads(provide.offer(replace(paths, versions=versions), system, "ef" * 32, "0123456789abcdef"))
+    assert (said["node"], said["version"], said["roothash"]) == ("shop-1", "1.2", ROOT_HASH)
+    assert (said["join"]["name"], said["join"]["authority"]) == ("shop", authority.certificate)
     head, _, statement = said["statement"].partition("\n")
     assert head == "kubermesh system"
     assert json.loads(statement) == {
@@ -148,8 +149,7 @@ def test_what_is_offered_is_signed_by_the_node(paths: Paths, tmp_path: Path) -> 
         "boot_image": "ef" * 32,
         "nonce": "0123456789abcdef",
     }
-    assert said["certificate"] == me.certificate
-    assert pki.verify_text(me.certificate, said["statement"], said["signature"])
+    assert pki.verify_text(said["certificate"], said["statement"], said["signature"])
 
 
 @pytest.mark.parametrize(

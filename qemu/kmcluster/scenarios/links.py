@@ -76,8 +76,8 @@ def cut_and_power(scene: Scene, chosen: list[int]) -> None:
     leading = scene.leader()
     far = next(number for number in scene.neighbours(leading) if number not in chosen)
     come_back(scene, leading, far)
-    # Routes go the other way for half a minute yet.
-    time.sleep(2 * BACK_S)
+    # Routes go the other way for some seconds yet.
+    time.sleep(BACK_S)
     scene.power(chosen[0], "cut")
 
 
