@@ -50,7 +50,7 @@ def test_the_same_inputs_give_the_same_ids(tmp_path: Path) -> None:
     [
         (Config(version=1, compression="small"), {"root", "disk"}),
         (Config(version=1, kernel=Kernel(arguments=("quiet",))), {"disk"}),
-        (Config(version=1, image_version="0.2.0"), {"disk"}),
+        (Config(version=1, image_version="0.2.0"), {"initrd", "disk"}),
         (Config(version=1, components={"cni": "9.9.9"}), {"components-cni", "containers", "root", "disk"}),
         (
             Config(version=1, components={"coredns": "9.9.9"}),
