@@ -58,7 +58,7 @@ async def copy(paths: Paths, parts: Parts, target: Drive, report: Callable[[int]
             report(done)
     await work
     shutil.rmtree(definitions)
-    run(["udevadm", "settle", "--timeout=60"], check=False)
+    machine.settle()
 
 
 def define(paths: Paths, parts: Parts) -> Path:
@@ -76,7 +76,7 @@ def define(paths: Paths, parts: Parts) -> Path:
 
 def partition(target: Drive, uuid: str) -> Partition:
     """Return a partition of a disk as it is now; UserError when it is not there."""
-    run(["udevadm", "settle", "--timeout=60"], check=False)
+    machine.settle()
     for drive in listed(lsblk(target.path)):
         for part in drive.partitions:
             if part.uuid == uuid:

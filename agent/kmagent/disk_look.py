@@ -21,7 +21,7 @@ NEW_FILE_SYSTEM = {"lost+found"}
 
 def look_around(paths: Paths, authority: str) -> list[Found]:
     """Return the disks that stay in the machine, and what is on them."""
-    run(["udevadm", "settle", "--timeout=60"], check=False)
+    machine.settle()
     return [look(paths, drive, authority) for drive in listed(lsblk()) if may_be_home(drive)]
 
 

@@ -82,7 +82,7 @@ def settle_on(paths: Paths) -> str:
     Where no disk may be taken, a seed waits for one, as nobody can be asked; any other machine goes on in memory, and says so
     when it asks to be admitted. What came from a neighbour and shall stay on a stick takes a disk.
     """
-    run(["udevadm", "settle", "--timeout=60"], check=False)
+    machine.settle()
     uuids = root_uuids(verity.table())
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
     stick = None if from_network else find_stick(*uuids)
@@ -262,11 +262,18 @@ def boot_first(target: Drive) -> None:
 
 
 def leave_memory(words: list[str], moved: str) -> None:
-    """Have the root read from elsewhere, and give back the memory that it was in, if it was."""
+    """Have the root read from elsewhere, and give back the memory that it was in, if it was.
+
+    The units of the root are bound to links by UUID, which lead to the memory as long as it is there. systemd stops them when
+    it finds none, so udev has to know the disk before that, and to have set the links before systemd looks again.
+    """
     verity.move(moved)
-    for place in (verity.DATA, verity.HASHES):
-        if (name := machine.name_of(words[place])).startswith(home_disk.MEMORY):
+    before = [machine.name_of(words[place]) for place in (verity.DATA, verity.HASHES)]
+    if memory := [name for name in before if name.startswith(home_disk.MEMORY)]:
+        machine.settle()
+        for name in memory:
             memory_disk.release(name)
+        machine.settle()
 
 
 def carry_over(paths: Paths, var: str, key: str) -> None:

@@ -36,6 +36,11 @@ def disks() -> list[dict[str, Any]]:
     ]
 
 
+def settle() -> None:
+    """Wait until udev has done what it has to (udevadm(8))."""
+    run(["udevadm", "settle", "--timeout=60"], check=False)
+
+
 def is_removable(name: str) -> bool:
     """Tell whether a disk can be pulled out of the machine: a stick, a disk on USB, a memory card."""
     device = SYS / "block" / name

@@ -214,7 +214,7 @@ class Provider:
         await asyncio.wait_for(writer.drain(), STALL_S)
         if method == "HEAD":
             return
-        self._tell(port, "booting" if path == "/kubermesh.efi" else "fetching")
+        self._tell(port, "booting" if path == "/kubermesh.efi" else f"fetching, {100 * start // file.size} %")
         loop = asyncio.get_running_loop()
         with file.path.open("rb", buffering=0) as source:
             while start < end:

@@ -214,6 +214,7 @@ def test_two_blank_machines_fetch_the_system_at_once_and_all_see_it(ring: Ring, 
         one.wait_done()
     assert f"cluster {ring.name}, fingerprint " in both[0].said
     words = ("nodes", "list", "--cluster", ring.first.cluster.directory)
+    # Also of one that takes no longer than it takes to ask.
     wait_for("line of the list", lambda: " eth2: fetching, " in kmbuild(*words).stdout, 60, 1)
 
 

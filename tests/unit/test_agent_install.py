@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from kmagent import disk_choice, disk_copy, disk_look, disk_state, home_disk, install, machine, verity
+from kmagent import disk_choice, disk_copy, disk_look, disk_state, home_disk, install, machine, memory_disk, verity
 from kmagent.disk_choice import Found, choose, refusal
 from kmagent.paths import Paths
 from kmplan import document
@@ -291,7 +291,7 @@ class Disks:
         for module in (install, disk_copy):
             monkeypatch.setattr(module, "lsblk", lambda path=None: path)
             monkeypatch.setattr(module, "listed", self.listed)
-        for module in (install, disk_copy):
+        for module in (install, disk_copy, machine):
             monkeypatch.setattr(module, "run", lambda *_, **__: None)
         monkeypatch.setattr(verity, "move", self.moved.append)
         monkeypatch.setattr(verity, "check", self.check)
@@ -316,6 +316,21 @@ def with_root(name: str, major: str, **changes: Any) -> Drive:
         msgspec.structs.replace(part, device=part.device.replace("8:", f"{major}:"), **changes) for part in parts("8")
     ]
     return drive(name, partitions=own)
+
+
+def test_memory_goes_when_udev_knows_the_disk_and_systemd_looks_when_it_is_gone(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link of the root that leads nowhere for a moment would have systemd stop the root's unit."""
+    done: list[str] = disks.moved
+    monkeypatch.setattr(machine, "name_of", lambda device: {"8:18": "zram1", "8:19": "zram0"}.get(device, "vda2"))
+    monkeypatch.setattr(machine, "settle", lambda: done.append("settled"))
+    monkeypatch.setattr(memory_disk, "release", done.append)
+    install.leave_memory(TABLE, "moved")
+    assert done == ["moved", "settled", "zram1", "zram0", "settled"]
+    done.clear()
+    install.leave_memory(verity.elsewhere(TABLE, "254:2", "254:3").split(), "moved")
+    assert done == ["moved"]
 
 
 def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) -> None:
