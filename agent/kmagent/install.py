@@ -2,17 +2,13 @@
 
 import asyncio
 import json
-import os
-import shutil
 import time
 from pathlib import Path
-from uuid import UUID
 
 import msgspec
 
 from kmagent import (
     boot_entry,
-    boot_image,
     console,
     disk_choice,
     disk_copy,
@@ -21,11 +17,11 @@ from kmagent import (
     join,
     machine,
     memory_disk,
+    memory_root,
     network_boot,
     verity,
 )
 from kmagent.disk_choice import Found, describe
-from kmagent.disk_copy import Parts
 from kmagent.disk_look import NODE_AUTHORITY, look_around, mounted
 from kmagent.paths import Paths
 from kmplan.cluster import Install
@@ -56,7 +52,7 @@ def main(permission: str = "") -> int:
     found = look_around(paths, authority)
     chosen = disk_choice.choose(found, wish, force=force)
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
-    stick = None if from_network else find_stick(*root_uuids(verity.table()))
+    stick = None if from_network else find_stick(*verity.root_uuids(verity.table()))
     if chosen is None or not (stick or from_network):
         text = refusals(found, wish) if stick or from_network else "the stick is not in"
         if text != disk_state.read(paths)[1]:
@@ -83,9 +79,9 @@ def settle_on(paths: Paths) -> str:
     when it asks to be admitted. What came from a neighbour and shall stay on a stick takes a disk.
     """
     machine.settle()
-    uuids = root_uuids(verity.table())
+    uuids = verity.root_uuids(verity.table())
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
-    stick = None if from_network else find_stick(*uuids)
+    stick = None if from_network else the_stick(paths, *uuids)
     if not (stick or from_network):
         # What is plugged in is another version's: the machine was booted from its disk.
         return home_disk.complete(home_disk.root_drive())
@@ -126,6 +122,18 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
         time.sleep(AGAIN_S)
 
 
+def the_stick(paths: Paths, root: str, hashes: str) -> Drive | None:
+    """Return the one stick that has the root that runs; where there are several, wait until somebody has left one in."""
+    told = ""
+    while True:
+        try:
+            return find_stick(root, hashes)
+        except UserError as error:
+            if told != str(error):
+                say(paths, None, told := str(error), state="blocked")
+        time.sleep(AGAIN_S)
+
+
 def find_stick(root: str, hashes: str) -> Drive | None:
     """Return the one stick that has the root that runs, by the UUIDs of its partitions; UserError when there are several."""
     sticks = [
@@ -137,12 +145,6 @@ def find_stick(root: str, hashes: str) -> Drive | None:
         names = ", ".join(describe(drive) for drive in sticks)
         raise UserError(f"several sticks with the same system: {names}", "leave one in")
     return sticks[0] if sticks else None
-
-
-def root_uuids(words: list[str]) -> tuple[str, str]:
-    """Return the UUIDs of the partitions that root and hashes are on: halves of the root hash (repart.d(5), Verity=)."""
-    roothash = words[verity.ROOT_HASH]
-    return str(UUID(roothash[:32])), str(UUID(roothash[32:]))
 
 
 def is_seed(paths: Paths) -> bool:
@@ -186,7 +188,7 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     that boots then.
     """
     target, words = chosen.drive, verity.table()
-    uuids = root_uuids(words)
+    uuids = verity.root_uuids(words)
     if chosen.holds == "ours":
         return keep(paths, stick, target, words, uuids)
     if stick:
@@ -199,7 +201,7 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     say(paths, target, "reading back what was written")
     try:
         moved = table_on(target, words, uuids)
-        verity.check(moved, root_bytes())
+        verity.check(moved, verity.root_bytes())
         disk_copy.check_esp(paths, parts, target)
         var = home_disk.var_of(target.path.name)
         if key:
@@ -207,7 +209,7 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     except (UserError, OSError):
         run(["wipefs", "--all", "--force", target.path], check=False)
         raise
-    leave_memory(words, moved)
+    memory_root.leave(words, moved)
     # Where the EFI system partition is follows from the root's disk (systemd-gpt-auto-generator(8)).
     run(["systemctl", "daemon-reload"], check=False)
     may_go = ", the stick may be pulled out" if stick else ""
@@ -223,14 +225,14 @@ def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str], uui
     if not {words[verity.DATA], words[verity.HASHES]} <= devices:
         try:
             moved = table_on(target, words, uuids)
-            verity.check(moved, root_bytes())
+            verity.check(moved, verity.root_bytes())
         except (UserError, OSError) as error:
             if stick is None:
                 start_own(paths, target)
             leave = ": leave the stick in" if stick else ""
             text = f"has this machine's data, but not the system that runs{leave} ({reason(error)})"
         else:
-            leave_memory(words, moved)
+            memory_root.leave(words, moved)
             run(["systemctl", "daemon-reload"], check=False)
     say(paths, target, text, state="kept")
     return home_disk.complete(target.path.name)
@@ -261,21 +263,6 @@ def boot_first(target: Drive) -> None:
         print(f"{target.path}: the firmware has no entry for it: {reason(error)}", flush=True)
 
 
-def leave_memory(words: list[str], moved: str) -> None:
-    """Have the root read from elsewhere, and give back the memory that it was in, if it was.
-
-    The units of the root are bound to links by UUID, which lead to the memory as long as it is there. systemd stops them when
-    it finds none, so udev has to know the disk before that, and to have set the links before systemd looks again.
-    """
-    verity.move(moved)
-    before = [machine.name_of(words[place]) for place in (verity.DATA, verity.HASHES)]
-    if memory := [name for name in before if name.startswith(home_disk.MEMORY)]:
-        machine.settle()
-        for name in memory:
-            memory_disk.release(name)
-        machine.settle()
-
-
 def carry_over(paths: Paths, var: str, key: str) -> None:
     """Take this machine's key, and whom it asks, to the disk's `/var`: it comes again as the one that was approved."""
     with mounted(paths, Path("/dev") / var, "rw") as folder:
@@ -286,31 +273,20 @@ def carry_over(paths: Paths, var: str, key: str) -> None:
 
 
 def live_in_memory(paths: Paths, stick: Drive) -> str:
-    """Move the root to memory, and return the device for a `/var` in memory."""
-    words = verity.table()
-    parts = disk_copy.parts_of(stick, *root_uuids(words))
+    """Move the root to memory, and return the device for a `/var` in memory; where that fails, the root stays on the stick."""
     say(paths, None, "loading the system into memory; leave the stick in")
-    moved = []
-    for part in (parts.root, parts.hashes):
-        name = memory_disk.create(machine.size(part.path.name))
-        memory_disk.copy(part.path, Path("/dev") / name)
-        moved.append(machine.number(name))
-    keep_boot_image(paths, parts, words[verity.ROOT_HASH])
-    table = verity.elsewhere(words, moved[0], moved[1])
-    verity.check(table, root_bytes())
-    verity.move(table)
-    say(paths, None, IN_MEMORY, state="ram")
+    try:
+        memory_root.load(paths, stick)
+    except (UserError, OSError) as error:
+        say(
+            paths,
+            None,
+            f"{IN_MEMORY}; leave the stick in, as the system cannot be loaded: {reason(error)}",
+            state="ram",
+        )
+    else:
+        say(paths, None, IN_MEMORY, state="ram")
     return memory_disk.make_var()
-
-
-def keep_boot_image(paths: Paths, parts: Parts, roothash: str) -> None:
-    """Keep the stick's boot image in memory, too: this machine serves it to others when the stick is out."""
-    assert parts.esp is not None  # noqa: S101 - a stick's
-    paths.booted.mkdir(exist_ok=True)
-    with mounted(paths, parts.esp.path, "ro", "vfat") as folder:
-        for path in (folder / "EFI/Linux").glob("*.efi"):
-            if boot_image.is_of(path, roothash):
-                shutil.copyfile(path, paths.booted / "boot.efi")
 
 
 def move_to(drive: Drive, uuids: tuple[str, str]) -> None:
@@ -325,12 +301,6 @@ def table_on(drive: Drive, words: list[str], uuids: tuple[str, str]) -> str:
     """Return the root's table on another drive; UserError when its partitions are not there."""
     root, hashes = (disk_copy.partition(drive, uuid) for uuid in uuids)
     return verity.elsewhere(words, root.device, hashes.device)
-
-
-def root_bytes() -> int:
-    """Return how many bytes of the root's device its file system uses."""
-    status = os.statvfs("/")
-    return status.f_blocks * status.f_frsize
 
 
 def reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ The kernel lets a table of dm-verity be replaced by another one, between two rea
 
 import os
 from pathlib import Path
+from uuid import UUID
 
 from kmplan.errors import UserError
 from kmplan.run import run
@@ -30,6 +31,18 @@ def elsewhere(words: list[str], data: str, hashes: str) -> str:
     moved = [*words]
     moved[DATA], moved[HASHES] = data, hashes
     return " ".join(moved)
+
+
+def root_uuids(words: list[str]) -> tuple[str, str]:
+    """Return the UUIDs of the partitions that root and hashes are on: halves of the root hash (repart.d(5), Verity=)."""
+    roothash = words[ROOT_HASH]
+    return str(UUID(roothash[:32])), str(UUID(roothash[32:]))
+
+
+def root_bytes() -> int:
+    """Return how many bytes of the root's device its file system uses."""
+    status = os.statvfs("/")
+    return status.f_blocks * status.f_frsize
 
 
 def check(moved: str, length: int) -> None:

@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from kmagent import disk_choice, disk_copy, disk_look, disk_state, home_disk, install, machine, memory_disk, verity
+from kmagent import (
+    disk_choice,
+    disk_copy,
+    disk_look,
+    disk_state,
+    home_disk,
+    install,
+    machine,
+    memory_disk,
+    memory_root,
+    verity,
+)
 from kmagent.disk_choice import Found, choose, refusal
 from kmagent.paths import Paths
 from kmplan import document
@@ -326,17 +337,17 @@ def test_memory_goes_when_udev_knows_the_disk_and_systemd_looks_when_it_is_gone(
     monkeypatch.setattr(machine, "name_of", lambda device: {"8:18": "zram1", "8:19": "zram0"}.get(device, "vda2"))
     monkeypatch.setattr(machine, "settle", lambda: done.append("settled"))
     monkeypatch.setattr(memory_disk, "release", done.append)
-    install.leave_memory(TABLE, "moved")
+    memory_root.leave(TABLE, "moved")
     assert done == ["moved", "settled", "zram1", "zram0", "settled"]
     done.clear()
-    install.leave_memory(verity.elsewhere(TABLE, "254:2", "254:3").split(), "moved")
+    memory_root.leave(verity.elsewhere(TABLE, "254:2", "254:3").split(), "moved")
     assert done == ["moved"]
 
 
 def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) -> None:
     stick, disk = with_root("sdb", "8"), with_root("nvme0n1", "259")
     disks.drives = [stick, disk]
-    uuids = install.root_uuids(TABLE)
+    uuids = verity.root_uuids(TABLE)
     assert uuids == (ROOT, HASHES) and install.find_stick(*uuids) == stick
     assert install.keep(paths, stick, disk, TABLE, uuids) == "nvme0n16"
     assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
@@ -365,6 +376,41 @@ def test_of_two_sticks_nobody_knows_which_one_was_booted(disks: Disks) -> None:
         install.find_stick(ROOT, HASHES)
     disks.drives = [with_root("sda", "8")]
     assert install.find_stick(ROOT, HASHES) is None
+
+
+def test_the_machine_waits_until_one_stick_is_left_in(
+    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks.drives = [with_root("sdb", "8"), with_root("sdc", "9")]
+    monkeypatch.setattr(install.time, "sleep", lambda _: disks.drives.pop())
+    found = install.the_stick(paths, ROOT, HASHES)
+    assert found and found.path.name == "sdb"
+    assert disk_state.blocked(paths).startswith("several sticks with the same system: /dev/sdb")
+
+
+def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
+    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stick = with_root("sdb", "8")
+    disks.readable = False
+    done: list[str] = []
+    monkeypatch.setattr(verity, "table", lambda: TABLE)
+    monkeypatch.setattr(machine, "size", len)
+    monkeypatch.setattr(machine, "number", lambda name: f"of {name}")
+    monkeypatch.setattr(memory_disk, "create", lambda size: f"zram{size}")
+    monkeypatch.setattr(memory_disk, "copy", lambda one, other: done.append(f"{one.name} to {other.name}"))
+    monkeypatch.setattr(memory_disk, "release", done.append)
+    monkeypatch.setattr(memory_disk, "make_var", lambda: "zram2")
+    monkeypatch.setattr(memory_root, "keep_boot_image", lambda *_: None)
+    assert install.live_in_memory(paths, stick) == "zram2"
+    assert done == ["sdb2 to zram4", "sdb3 to zram4", "zram4", "zram4"] and disks.moved == []
+    assert (
+        disk_state.read(paths)[0] == "ram" and "leave the stick in, as" in json.loads(paths.disk.read_text())["message"]
+    )
+    disks.readable = True
+    install.live_in_memory(paths, stick)
+    assert disks.moved == [verity.elsewhere(TABLE, "of zram4", "of zram4")]
+    assert json.loads(paths.disk.read_text())["message"] == install.IN_MEMORY
 
 
 def test_what_was_written_is_compared(tmp_path: Path) -> None:
