@@ -1,12 +1,12 @@
 // Command kubermesh-fetch gives a machine that was booted from the network its root: it asks the neighbours on all cables,
 // takes root and hashes from one that has the very root that the boot image names, block by block and each checked against the
-// root hash, and goes on with the next neighbour where one fails. Where a neighbour has a newer system, it starts that instead. It keeps them in memory (zram), where udev shows them as the
-// partitions that systemd-veritysetup(8) waits for.
+// root hash, and goes on with the next neighbour where one fails. It keeps them in memory (zram), where udev shows them as the
+// partitions that systemd-veritysetup(8) waits for. Where a neighbour has a newer system, it starts that one instead.
 //
 // usage: kubermesh-fetch [-kernel-arguments FILE] [-version FILE] [-pinned FILE] [-into FOLDER]
 //
-// With -into it writes files `root` and `hashes` there, or `linux`, `initrd` and `cmdline` of what it would start, and changes nothing
-// of the machine.
+// With -into it writes files `root` and `hashes` there, or `linux`, `initrd` and `cmdline` of what it would start, and changes
+// nothing of the machine.
 package main
 
 import (
@@ -112,28 +112,28 @@ func (here *machine) turn() (bool, error) {
 	if here.switched(same) {
 		return true, nil
 	}
-	for _, source := range same {
-		before := here.taken.done
-		err := here.taken.from(source)
-		if here.taken.done > before {
-			here.finder.helpedAt = time.Now()
-		}
-		// One with a newer system may have been slower to show up.
-		if err == nil && here.switched(here.finder.look(here.root, here.pinned)) {
-			return true, nil
-		}
-		if err == nil && here.into == "" {
-			err = keepBoot(source)
-		}
-		if err == nil {
-			say("the system is here: %d MB in %.0f s, each block checked", here.taken.done>>20, time.Since(started).Seconds())
-			return true, here.taken.store.show()
-		}
-		// What the others offered may be long ago.
-		here.finder.failed(source, err)
-		break
+	if len(same) == 0 {
+		return false, nil
 	}
-	return false, nil
+	source, before := same[0], here.taken.done
+	err := here.taken.from(source)
+	if here.taken.done > before {
+		here.finder.helpedAt = time.Now()
+	}
+	// One with a newer system may have been slower to show up.
+	if err == nil && here.switched(here.finder.look(here.root, here.pinned)) {
+		return true, nil
+	}
+	if err == nil && here.into == "" {
+		err = keepBoot(source)
+	}
+	if err != nil {
+		// What the others offered may be long ago: the next turn asks them.
+		here.finder.failed(source, err)
+		return false, nil
+	}
+	say("the system is here: %d MB in %.0f s, each block checked", here.taken.done>>20, time.Since(started).Seconds())
+	return true, here.taken.store.show()
 }
 
 // switched starts a better system where a neighbour has one; tells whether it did, when that did not end this program.
