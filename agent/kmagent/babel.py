@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmagent.facts import Facts
@@ -40,21 +40,8 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Table:
-    """What babeld knows: (port, link) of every neighbour, and the prefixes that a route in use leads to."""
-
-    neighbours: tuple[tuple[str, Link], ...] = ()
-    installed: frozenset[str] = frozenset()
-
-    def link(self, port: str) -> Link | None:
-        """The best neighbour on a port."""
-        found = [link for name, link in self.neighbours if name == port]
-        return min(found, key=lambda link: link.cost, default=None)
-
-
-@dataclass(frozen=True)
 class Way:
-    """A route that babeld knows, in use or not: the neighbour that it leads to, and by which port."""
+    """The neighbour that a route leads to, and by which port."""
 
     via: str
     port: str
@@ -69,6 +56,39 @@ class Route:
     refmetric: int
     way: Way
     installed: bool
+
+    @property
+    def in_use(self) -> bool:
+        """Whether packets go by it. One that was retracted stays for minutes, as unreachable (RFC 8966, "Hold Time")."""
+        return self.installed and self.metric < INFINITY
+
+
+@dataclass(frozen=True)
+class Table:
+    """What babeld knows: (port, link) of every neighbour, the prefixes that a route in use leads to, and all else.
+
+    Two are equal when links and prefixes are: there is news in nothing else. `own` are the prefixes that are announced here.
+    """
+
+    neighbours: tuple[tuple[str, Link], ...] = ()
+    installed: frozenset[str] = frozenset()
+    routes: tuple[Route, ...] = field(default=(), compare=False)
+    own: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def link(self, port: str) -> Link | None:
+        """The best neighbour on a port."""
+        found = [link for name, link in self.neighbours if name == port]
+        return min(found, key=lambda link: link.cost, default=None)
+
+    def heard(self) -> frozenset[Way]:
+        """The ways to neighbours that are heard: one without a cable stays for seconds."""
+        return frozenset(Way(link.address, port) for port, link in self.neighbours if link.cost < INFINITY)
+
+    def best_way(self, prefix: str) -> Way | None:
+        """The best route to a prefix, in use or not; None when there is none."""
+        found = [route for route in self.routes if route.prefix == prefix and route.metric < INFINITY]
+        best = min(found, key=lambda route: route.metric, default=None)
+        return best.way if best else None
 
 
 def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, hello_s: float = HELLO_S) -> str:
@@ -128,62 +148,25 @@ def replace_key(name: str, key: str) -> str:
 
 
 def parse(dump: Iterable[str]) -> Table:
-    """Read the lines that babeld answers to `dump`."""
-    neighbours: list[tuple[str, Link]] = []
-    installed: set[str] = set()
-    for what, values in _entries(dump):
-        if what == ("add", "route") and values.get("installed") == "yes":
-            # One that was retracted stays for minutes, as unreachable (RFC 8966, "Hold Time").
-            if int(values["metric"]) < INFINITY:
-                installed.add(values["prefix"])
-        elif what == ("add", "neighbour"):
+    """Read the lines that babeld answers to `dump`: an action, a kind, a name, and values behind their names."""
+    neighbours, routes, own = list[tuple[str, Link]](), list[Route](), set[str]()
+    for line in dump:
+        action, kind, *words = [*line.split(), "", ""]
+        if action != "add":
+            continue
+        values = dict(zip(words[1::2], words[2::2], strict=False))
+        if kind == "neighbour":
             rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
             link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16))
             neighbours.append((values["if"], link))
-    return Table(tuple(neighbours), frozenset(installed))
-
-
-def routes(dump: Iterable[str]) -> list[Route]:
-    """Read the routes, in use or not, of the lines that babeld answers to `dump`."""
-    return [
-        Route(
-            values["prefix"],
-            int(values["metric"]),
-            int(values["refmetric"]),
-            Way(values["via"], values["if"]),
-            values["installed"] == "yes",
-        )
-        for what, values in _entries(dump)
-        if what == ("add", "route")
-    ]
-
-
-def ways(dump: Iterable[str]) -> list[Way]:
-    """Read the neighbours that are heard of the lines that babeld answers to `dump`: one without a cable stays for seconds."""
-    return [
-        Way(values["address"], values["if"])
-        for what, values in _entries(dump)
-        if what == ("add", "neighbour") and int(values["cost"]) < INFINITY
-    ]
-
-
-def announced(dump: Iterable[str]) -> frozenset[str]:
-    """Read the prefixes that are announced here of the lines that babeld answers to `dump`."""
-    return frozenset(values["prefix"] for what, values in _entries(dump) if what == ("add", "xroute"))
-
-
-def best_way(dump: Iterable[str], prefix: str) -> Way | None:
-    """The best route to a prefix among the lines that babeld answers to `dump`; None when there is none."""
-    found = [route for route in routes(dump) if route.prefix == prefix and route.metric < INFINITY]
-    best = min(found, key=lambda route: route.metric, default=None)
-    return best.way if best else None
-
-
-def _entries(dump: Iterable[str]) -> Iterator[tuple[tuple[str, str], dict[str, str]]]:
-    """What each line tells of (action and kind), and its values by their names."""
-    for line in dump:
-        action, kind, *words = [*line.split(), "", ""]
-        yield (action, kind), dict(zip(words[1::2], words[2::2], strict=False))
+        elif kind == "route":
+            metric, refmetric = int(values["metric"]), int(values["refmetric"])
+            way = Way(values["via"], values["if"])
+            routes.append(Route(values["prefix"], metric, refmetric, way, values["installed"] == "yes"))
+        elif kind == "xroute":
+            own.add(values["prefix"])
+    installed = frozenset(route.prefix for route in routes if route.in_use)
+    return Table(tuple(neighbours), installed, tuple(routes), frozenset(own))
 
 
 async def ask_best_way(socket: Path, prefix: str) -> Way | None:
@@ -194,7 +177,7 @@ async def ask_best_way(socket: Path, prefix: str) -> Way | None:
             try:
                 await _answer(reader)
                 writer.write(b"dump\n")
-                return best_way(await _answer(reader), prefix)
+                return parse(await _answer(reader)).best_way(prefix)
             finally:
                 writer.close()
     return None
@@ -203,12 +186,12 @@ async def ask_best_way(socket: Path, prefix: str) -> Way | None:
 class Babel:
     """The conversation with the running babeld: commands go in, and it is asked again and again for what it knows.
 
-    `told` is given the lines of each answer, none when there is nobody to ask any more, and says whether to ask again soon;
-    `changed` is called when another table follows from them.
+    `told` is given each answer, an empty one when there is nobody to ask any more, and says whether to ask again soon;
+    `changed` is called when there is news in it.
     Asked, not monitored: its monitor tells every step of every metric, a hundred lines per second and neighbour.
     """
 
-    def __init__(self, socket: Path, changed: Callable[[], None], told: Callable[[list[str]], Awaitable[bool]]) -> None:
+    def __init__(self, socket: Path, changed: Callable[[], None], told: Callable[[Table], Awaitable[bool]]) -> None:
         self.table = Table()
         self._socket = socket
         self._changed, self._told = changed, told
@@ -223,7 +206,7 @@ class Babel:
                 await self._converse()
             self.table = Table()
             with contextlib.suppress(OSError):
-                await self._told([])
+                await self._told(self.table)
             await asyncio.sleep(RETRY_S)
 
     def send(self, lines: Iterable[str]) -> None:
@@ -253,9 +236,8 @@ class Babel:
                     await _answer(reader)
                 asked = time.monotonic()
                 writer.write(b"dump\n")
-                answer = await _answer(reader)
-                soon = SOON if await self._told(answer) else soon
-                table = parse(answer)
+                table = parse(await _answer(reader))
+                soon = SOON if await self._told(table) else soon
                 if table != self.table:
                     self.table = table
                     self._changed()

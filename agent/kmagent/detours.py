@@ -8,19 +8,19 @@ distance is less than its distance to this node and from here, before the loss, 
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from kmagent import babel, network
-from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, Route, Way
+from kmagent import network
+from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, Route, Table, Way
 from kmagent.facts import Facts
 
 log = logging.getLogger(__name__)
 
-
+# Prefixes in a line of the journal.
+SHOWN = 4
 # How long a neighbour may not have heard of a distance that has grown, or its answer not be here: babeld's updates there and
 # back, some time on the way, and until babeld was asked.
-SHOWN = 4
 HEARD_S = 2 * UPDATE_S + PERIOD_S + 1
 
 
@@ -44,28 +44,26 @@ class Detours:
         self._known: dict[str, Known] = {}
         self._taken: dict[str, Way] = {}
 
-    async def follow(self, dump: Sequence[str]) -> bool:
-        """Take and leave detours by what babeld answers to `dump`, leave all without an answer; tells whether there are any."""
-        now = time.monotonic()
-        routes, own = babel.routes(dump), babel.announced(dump)
-        self._known = remember(self._known, routes, own, now)
-        wanted = choose(self._known, routes, frozenset(babel.ways(dump)))
+    async def follow(self, table: Table) -> bool:
+        """Take and leave detours by what babeld knows, leave all when it knows nothing; tells whether there are any."""
+        self._known = remember(self._known, table, time.monotonic())
+        wanted = choose(self._known, table)
         if wanted != self._taken:
             commands = [network.leave_detour(prefix) for prefix in self._taken.keys() - wanted.keys()]
             for prefix, way in wanted.items():
                 if self._taken.get(prefix) != way:
                     commands.append(network.take_detour(self._facts, prefix, way.via, way.port))
             log.info("detours: %d, %s", len(wanted), ", ".join(sorted(wanted)[:SHOWN]) or "none")
-            await network.ip_force(commands)
+            await network.ip_batch(commands, force=True)
             self._taken = wanted
         return bool(wanted)
 
 
-def remember(known: Mapping[str, Known], routes: Iterable[Route], own: frozenset[str], now: float) -> dict[str, Known]:
-    """Return how far away each prefix was last, with what is reached now; `own` are announced here."""
-    kept = {prefix: one for prefix, one in known.items() if one.until > now and prefix not in own}
-    for route in routes:
-        if route.installed and route.metric < INFINITY:
+def remember(known: Mapping[str, Known], table: Table, now: float) -> dict[str, Known]:
+    """Return how far away each prefix was last, with what is reached now."""
+    kept = {prefix: one for prefix, one in known.items() if one.until > now and prefix not in table.own}
+    for route in table.routes:
+        if route.in_use:
             old = kept.get(route.prefix)
             if old is None or route.metric <= old.distance or now - old.at > HEARD_S:
                 kept[route.prefix] = Known(route.metric, now, now + network.DETOUR_S)
@@ -74,14 +72,16 @@ def remember(known: Mapping[str, Known], routes: Iterable[Route], own: frozenset
     return kept
 
 
-def choose(known: Mapping[str, Known], routes: Sequence[Route], neighbours: frozenset[Way]) -> dict[str, Way]:
+def choose(known: Mapping[str, Known], table: Table) -> dict[str, Way]:
     """Return the detours: for prefixes that babeld has no way to, the shortest one that does not lead back here."""
-    reached = {route.prefix for route in routes if route.installed and route.metric < INFINITY}
-    lost = {prefix: one for prefix, one in known.items() if prefix not in reached}
+    lost = {prefix: one for prefix, one in known.items() if prefix not in table.installed}
+    if not lost:
+        return {}
+    heard = table.heard()
     best: dict[str, Route] = {}
-    for route in routes:
+    for route in table.routes:
         gone = lost.get(route.prefix)
-        if gone is None or route.way not in neighbours or route.refmetric >= INFINITY:
+        if gone is None or route.way not in heard or route.refmetric >= INFINITY:
             continue
         to_neighbour = route.metric - route.refmetric
         if route.refmetric < to_neighbour + gone.distance:

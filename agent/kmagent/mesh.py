@@ -346,8 +346,8 @@ class Mesh:
         except UserError as error:
             log.error("firewall: %s", error)
 
-    async def _on_answer(self, dump: list[str]) -> bool:
-        return await self._detours.follow(dump) if self._detours else False
+    async def _on_answer(self, table: babel.Table) -> bool:
+        return await self._detours.follow(table) if self._detours else False
 
     def _on_babel(self) -> None:
         reachable = self.routes()

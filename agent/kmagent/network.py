@@ -74,20 +74,16 @@ async def leave_detours() -> None:
         await run_async(["ip", family, "route", "flush", *AROUND.split()], check=False)
 
 
-async def ip_force(commands: list[str]) -> None:
-    """Run `ip` commands in one process; one that fails, for example as its port has gone, stops no other."""
-    await run_async(["ip", "-force", "-batch", "-"], input=_script(commands), check=False)
-
-
 async def has_address(address: str) -> bool:
     """Tell whether `lo` has an address."""
     _, text = await run_async(["ip", "-6", "-oneline", "address", "show", "dev", "lo", "to", address], check=False)
     return address in text
 
 
-async def ip_batch(commands: list[str]) -> None:
-    """Run `ip` commands in one process."""
-    await run_async(["ip", "-batch", "-"], input=_script(commands))
+async def ip_batch(commands: list[str], *, force: bool = False) -> None:
+    """Run `ip` commands in one process; with `force` one that fails, for example as its port has gone, stops no other."""
+    options = ["-force"] if force else []
+    await run_async(["ip", *options, "-batch", "-"], input=_script(commands), check=not force)
 
 
 def node_address(prefix: str, number: int) -> str:

@@ -7,22 +7,27 @@ import pytest
 from agent_fakes import FACTS
 
 from kmagent import network
-from kmagent.babel import INFINITY, Route, Way
+from kmagent.babel import INFINITY, Link, Route, Table, Way, parse
 from kmagent.detours import HEARD_S, Detours, choose, remember
 
 NEAR, OTHER, THIRD = Way("fe80::1", "eth0"), Way("fe80::2", "eth1"), Way("fe80::3", "eth2")
 FAR = "fd12::9/128"
-NONE = frozenset[str]()
 
 
 def route(way: Way, metric: int, refmetric: int, *, installed: bool = False, prefix: str = FAR) -> Route:
     return Route(prefix, metric, refmetric, way, installed)
 
 
+def table(routes: list[Route], *heard: Way, own: frozenset[str] = frozenset()) -> Table:
+    neighbours = tuple((way.port, Link(way.via, 96, 96, 96, 0xFFFF)) for way in heard)
+    return Table(neighbours, frozenset(one.prefix for one in routes if one.in_use), tuple(routes), own)
+
+
 def after_loss(before: list[Route], after: list[Route], *neighbours: Way, later: float = 0.1) -> dict[str, Way]:
     """The detours after what babeld knew has changed."""
-    known = remember({}, before, NONE, 100.0)
-    return choose(remember(known, after, NONE, 100.0 + later), after, frozenset(neighbours))
+    known = remember({}, table(before), 100.0)
+    then = table(after, *neighbours)
+    return choose(remember(known, then, 100.0 + later), then)
 
 
 @pytest.mark.parametrize(
@@ -69,20 +74,20 @@ def test_a_detour_ends_when_the_mesh_has_a_way_and_in_time() -> None:
 
 def test_what_this_node_announces_itself_has_no_detour() -> None:
     """Its own way out has come, and gone again: others may come back here with it."""
-    known = remember({}, [route(NEAR, 192, 96, installed=True, prefix="::/0")], NONE, 100.0)
-    known = remember(known, [], frozenset({"::/0"}), 101.0)
-    after = [route(OTHER, 288, 192, prefix="::/0")]
-    assert choose(remember(known, after, NONE, 102.0), after, frozenset({OTHER})) == {}
+    known = remember({}, table([route(NEAR, 192, 96, installed=True, prefix="::/0")]), 100.0)
+    known = remember(known, table([], own=frozenset({"::/0"})), 101.0)
+    after = table([route(OTHER, 288, 192, prefix="::/0")], OTHER)
+    assert choose(remember(known, after, 102.0), after) == {}
 
 
 def test_a_distance_that_has_grown_counts_when_neighbours_have_heard_of_it() -> None:
     """One that leads here may still say what it said when this node was nearer."""
-    longer = [route(THIRD, 480, 384, installed=True)]
-    after = [route(OTHER, 384, 288)]
+    longer = table([route(THIRD, 480, 384, installed=True)])
+    after = table([route(OTHER, 384, 288)], OTHER)
     for heard_s, taken in ((1.0, False), (HEARD_S + 1, True)):
-        known = remember({}, [route(NEAR, 192, 96, installed=True)], NONE, 100.0)
-        known = remember(known, longer, NONE, 100.0 + heard_s)
-        assert bool(choose(known, after, frozenset({OTHER}))) == taken
+        known = remember({}, table([route(NEAR, 192, 96, installed=True)]), 100.0)
+        known = remember(known, longer, 100.0 + heard_s)
+        assert bool(choose(known, after)) == taken
 
 
 DUMP = """\
@@ -102,14 +107,16 @@ def told(monkeypatch: pytest.MonkeyPatch, *dumps: list[str]) -> tuple[list[list[
     """What the kernel is told, batch by batch, and whether there were detours."""
     batches: list[list[str]] = []
 
-    async def note(commands: list[str]) -> None:
+    async def note(commands: list[str], *, force: bool) -> None:
+        # A port may have gone meanwhile.
+        assert force
         batches.append(sorted(commands))
 
     async def scenario() -> list[bool]:
         detours = Detours(replace(FACTS, address="fd12::1", address4="10.0.1.1"))
-        return [await detours.follow(dump) for dump in dumps]
+        return [await detours.follow(parse(dump)) for dump in dumps]
 
-    monkeypatch.setattr(network, "ip_force", note)
+    monkeypatch.setattr(network, "ip_batch", note)
     return batches, asyncio.run(scenario())
 
 

@@ -268,14 +268,16 @@ def test_what_babeld_knows_is_read() -> None:
     assert table.link("eth2") is None
     assert babel.parse([]) == babel.Table()
     # A neighbour whose cable was pulled is of no use, though it is still listed.
-    assert babel.ways(DUMP.splitlines()) == [babel.Way("fe80::1", "eth0"), babel.Way("fe80::3", "eth1")]
-    assert babel.announced(DUMP.splitlines()) == {"fd00::1/128"}
-    assert babel.routes(DUMP.splitlines())[1] == babel.Route(
-        "fd00::2/128", 192, 96, babel.Way("fe80::3", "eth1"), installed=False
-    )
+    assert table.heard() == {babel.Way("fe80::1", "eth0"), babel.Way("fe80::3", "eth1")}
+    assert table.own == {"fd00::1/128"}
+    assert table.routes[1] == babel.Route("fd00::2/128", 192, 96, babel.Way("fe80::3", "eth1"), installed=False)
+    # One that was retracted.
+    assert table.routes[3].installed and not table.routes[3].in_use
+    # The metric of a route that stays in use is no news.
+    assert table == babel.parse(DUMP.replace("metric 96 refmetric 0", "metric 97 refmetric 1").splitlines())
 
 
-async def nothing(_: list[str]) -> bool:
+async def nothing(_: babel.Table) -> bool:
     """What follows from an answer besides."""
     return False
 

@@ -206,8 +206,9 @@ add route 4 prefix fd00::a:2/128 from ::/0 installed yes id a4 metric 65535 refm
 
 
 def test_an_address_that_is_withdrawn_is_reached_by_the_best_other_way() -> None:
-    assert babel.best_way(DUMP, "fd00::a:1/128") == babel.Way("fe80::1", "eth0")
-    assert babel.best_way(DUMP, "fd00::a:2/128") is babel.best_way(DUMP, "fd00::9/128") is None
+    table = babel.parse(DUMP)
+    assert table.best_way("fd00::a:1/128") == babel.Way("fe80::1", "eth0")
+    assert table.best_way("fd00::a:2/128") is table.best_way("fd00::9/128") is None
     command = network.detour_command("fd00::a:1", "fe80::1", "eth0")
     assert command == "route replace fd00::a:1/128 via fe80::1 dev eth0 proto 201 metric 2048 expires 10"
 
