@@ -238,8 +238,8 @@ class Babel:
                 writer.write(b"dump\n")
                 table = parse(await _answer(reader))
                 soon = SOON if await self._told(table) else soon
-                if table != self.table:
-                    self.table = table
+                before, self.table = self.table, table
+                if table != before:
                     self._changed()
                 pause = OFTEN_S if time.monotonic() < self._busy_until else PERIOD_S
                 if soon:

@@ -52,7 +52,7 @@ def main(permission: str = "") -> int:
     found = look_around(paths, authority)
     chosen = disk_choice.choose(found, wish, force=force)
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
-    stick = None if from_network else find_stick(*verity.root_uuids(verity.table()))
+    stick = None if from_network else find_stick(verity.table())
     if chosen is None or not (stick or from_network):
         text = refusals(found, wish) if stick or from_network else "the stick is not in"
         if text != disk_state.read(paths)[1]:
@@ -81,7 +81,7 @@ def settle_on(paths: Paths) -> str:
     machine.settle()
     uuids = verity.root_uuids(verity.table())
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
-    stick = None if from_network else the_stick(paths, *uuids)
+    stick = None if from_network else the_stick(paths)
     if not (stick or from_network):
         # What is plugged in is another version's: the machine was booted from its disk.
         return home_disk.complete(home_disk.root_drive())
@@ -122,28 +122,39 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
         time.sleep(AGAIN_S)
 
 
-def the_stick(paths: Paths, root: str, hashes: str) -> Drive | None:
+def the_stick(paths: Paths) -> Drive | None:
     """Return the one stick that has the root that runs; where there are several, wait until somebody has left one in."""
     told = ""
     while True:
+        words = verity.table()
         try:
-            return find_stick(root, hashes)
+            found = find_stick(words)
         except UserError as error:
             if told != str(error):
                 say(paths, None, told := str(error), state="blocked")
-        time.sleep(AGAIN_S)
+            time.sleep(AGAIN_S)
+            continue
+        if told:
+            paths.disk.unlink()
+            if found:
+                # The root may have been read from the other one.
+                move_to(found, verity.root_uuids(words))
+        return found
 
 
-def find_stick(root: str, hashes: str) -> Drive | None:
-    """Return the one stick that has the root that runs, by the UUIDs of its partitions; UserError when there are several."""
+def find_stick(words: list[str]) -> Drive | None:
+    """Return the one stick that has the root whose table this is; UserError when there are several."""
+    uuids = {*verity.root_uuids(words)}
     sticks = [
         drive
         for drive in listed(lsblk())
-        if machine.is_removable(drive.path.name) and {root, hashes} <= {part.uuid for part in drive.partitions}
+        if machine.is_removable(drive.path.name) and uuids <= {part.uuid for part in drive.partitions}
     ]
     if len(sticks) > 1:
         names = ", ".join(describe(drive) for drive in sticks)
-        raise UserError(f"several sticks with the same system: {names}", "leave one in")
+        used = [one for one in sticks if words[verity.DATA] in {part.device for part in one.partitions}]
+        hint = f"leave {describe((used or sticks)[0])} in, and no other"
+        raise UserError(f"several sticks with the same system: {names}", hint)
     return sticks[0] if sticks else None
 
 

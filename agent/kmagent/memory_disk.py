@@ -7,6 +7,7 @@ import contextlib
 import time
 from pathlib import Path
 
+from kmplan.errors import UserError
 from kmplan.run import run
 
 CONTROL = Path("/sys/class/zram-control/hot_add")
@@ -17,6 +18,16 @@ MEMINFO = Path("/proc/meminfo")
 CHUNK = 1 << 20
 # The largest part of the machine's memory that /var may take: the rest is for programs.
 VAR_SHARE = 0.5
+# What has to stay free while the root is loaded.
+RESERVE = 256 << 20
+
+
+def require(size: int) -> None:
+    """Raise UserError when `size` bytes of memory, and some to run with, are not free."""
+    free = read_memory("MemAvailable")
+    if size + RESERVE > free:
+        needed, there = (f"{one >> 20} MB of memory" for one in (size + RESERVE, free))
+        raise UserError(f"that takes {needed}, and there are {there}")
 
 
 def create(size: int) -> str:
@@ -50,9 +61,13 @@ def release(name: str) -> None:
         time.sleep(0.2)
 
 
+def read_memory(name: str) -> int:
+    """Return a figure of the machine's memory in bytes (proc(5), meminfo)."""
+    return next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if line.startswith(f"{name}:")) * 1024
+
+
 def make_var() -> str:
     """Make the file system for `/var`; returns its device's name."""
-    total = next(int(line.split()[1]) for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:"))
-    name = create(int(total * 1024 * VAR_SHARE) // CHUNK * CHUNK)
+    name = create(int(read_memory("MemTotal") * VAR_SHARE) // CHUNK * CHUNK)
     run(["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1", f"/dev/{name}"])
     return name

@@ -1,6 +1,7 @@
 """The running root in memory: loaded from the stick, or given back once it is read from a disk."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from kmagent import boot_image, disk_copy, home_disk, machine, memory_disk, verity
@@ -9,12 +10,18 @@ from kmagent.disk_look import mounted
 from kmagent.paths import Paths
 from kmplan.drives import Drive
 from kmplan.errors import UserError
+from kmplan.run import run
+
+# As the initrd's of a machine that fetched its root (components/fetch/store.go).
+RULES = Path("/run/udev/rules.d/90-kubermesh-fetch.rules")
 
 
 def load(paths: Paths, stick: Drive) -> None:
     """Move the root to memory, and the boot image with it; UserError or OSError when nothing was moved."""
     words = verity.table()
-    parts = disk_copy.parts_of(stick, *verity.root_uuids(words))
+    uuids = verity.root_uuids(words)
+    parts = disk_copy.parts_of(stick, *uuids)
+    memory_disk.require(verity.root_bytes())
     made: list[str] = []
     try:
         for part in (parts.root, parts.hashes):
@@ -23,11 +30,21 @@ def load(paths: Paths, stick: Drive) -> None:
         keep_boot_image(paths, parts, words[verity.ROOT_HASH])
         table = verity.elsewhere(words, *map(machine.number, made))
         verity.check(table, verity.root_bytes())
+        link(made, uuids)
+        verity.move(table)
     except (UserError, OSError):
         for name in made:
             memory_disk.release(name)
         raise
-    verity.move(table)
+
+
+def link(names: Sequence[str], uuids: Sequence[str]) -> None:
+    """Have udev name disks in memory like the partitions in whose place they are: the root's units are bound to these links."""
+    rule = 'SUBSYSTEM=="block", KERNEL=="{}", SYMLINK+="disk/by-partuuid/{}", TAG+="systemd"\n'
+    RULES.parent.mkdir(parents=True, exist_ok=True)
+    RULES.write_text("".join(rule.format(name, uuid) for name, uuid in zip(names, uuids, strict=True)))
+    run(["udevadm", "control", "--reload"])
+    run(["udevadm", "trigger", "--settle", "--action=change", *(f"/dev/{name}" for name in names)])
 
 
 def keep_boot_image(paths: Paths, parts: Parts, roothash: str) -> None:
@@ -37,7 +54,8 @@ def keep_boot_image(paths: Paths, parts: Parts, roothash: str) -> None:
     with mounted(paths, parts.esp.path, "ro", "vfat") as folder:
         for path in (folder / "EFI/Linux").glob("*.efi"):
             if boot_image.is_of(path, roothash):
-                shutil.copyfile(path, paths.booted / "boot.efi")
+                shutil.copyfile(path, paths.booted / ".boot.efi")
+                (paths.booted / ".boot.efi").rename(paths.booted / "boot.efi")
 
 
 def leave(words: list[str], moved: str) -> None:

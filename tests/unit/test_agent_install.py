@@ -348,7 +348,7 @@ def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) ->
     stick, disk = with_root("sdb", "8"), with_root("nvme0n1", "259")
     disks.drives = [stick, disk]
     uuids = verity.root_uuids(TABLE)
-    assert uuids == (ROOT, HASHES) and install.find_stick(*uuids) == stick
+    assert uuids == (ROOT, HASHES) and install.find_stick(TABLE) == stick
     assert install.keep(paths, stick, disk, TABLE, uuids) == "nvme0n16"
     assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
     assert "may be pulled out" in json.loads(paths.disk.read_text())["message"]
@@ -373,26 +373,38 @@ def test_a_disk_whose_system_is_of_no_use_is_kept_and_not_run(paths: Paths, disk
 def test_of_two_sticks_nobody_knows_which_one_was_booted(disks: Disks) -> None:
     disks.drives = [with_root("sdb", "8"), with_root("sdc", "9")]
     with pytest.raises(UserError, match="several sticks with the same system"):
-        install.find_stick(ROOT, HASHES)
+        install.find_stick(TABLE)
     disks.drives = [with_root("sda", "8")]
-    assert install.find_stick(ROOT, HASHES) is None
+    assert install.find_stick(TABLE) is None
 
 
+@pytest.mark.parametrize("left", ["sdb", "sdc"])
 def test_the_machine_waits_until_one_stick_is_left_in(
-    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch
+    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
-    disks.drives = [with_root("sdb", "8"), with_root("sdc", "9")]
-    monkeypatch.setattr(install.time, "sleep", lambda _: disks.drives.pop())
-    found = install.the_stick(paths, ROOT, HASHES)
-    assert found and found.path.name == "sdb"
-    assert disk_state.blocked(paths).startswith("several sticks with the same system: /dev/sdb")
+    both = [with_root("sdc", "9"), with_root("sdb", "8")]
+    disks.drives = both
+    said: list[str] = []
+
+    def pull_one(_: float) -> None:
+        said.append(disk_state.blocked(paths))
+        disks.drives = [one for one in both if one.path.name == left]
+
+    monkeypatch.setattr(verity, "table", lambda: TABLE)
+    monkeypatch.setattr(install.time, "sleep", pull_one)
+    found = install.the_stick(paths)
+    assert found and found.path.name == left
+    # Which one it runs from, and where to when that was pulled all the same.
+    assert len(said) == 1 and said[0].startswith("several sticks with the same system: /dev/sdc")
+    assert said[0].endswith("leave /dev/sdb (sata, 500 GB) in, and no other")
+    assert disks.moved == ([verity.elsewhere(TABLE, "9:18", "9:19")] if left == "sdc" else [])
+    # It is not in the way of what comes next: one that waits for a disk may take any.
+    assert disk_state.read(paths) == ("", "")
 
 
-def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
-    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stick = with_root("sdb", "8")
-    disks.readable = False
+@pytest.fixture
+def memory(disks: Disks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What is done with disks in memory."""
     done: list[str] = []
     monkeypatch.setattr(verity, "table", lambda: TABLE)
     monkeypatch.setattr(machine, "size", len)
@@ -401,16 +413,42 @@ def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
     monkeypatch.setattr(memory_disk, "copy", lambda one, other: done.append(f"{one.name} to {other.name}"))
     monkeypatch.setattr(memory_disk, "release", done.append)
     monkeypatch.setattr(memory_disk, "make_var", lambda: "zram2")
+    monkeypatch.setattr(memory_disk, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory_root, "RULES", tmp_path / "rules.d/rules")
+    monkeypatch.setattr(memory_root, "run", lambda argv: done.append(argv[1]))
     monkeypatch.setattr(memory_root, "keep_boot_image", lambda *_: None)
-    assert install.live_in_memory(paths, stick) == "zram2"
-    assert done == ["sdb2 to zram4", "sdb3 to zram4", "zram4", "zram4"] and disks.moved == []
-    assert (
-        disk_state.read(paths)[0] == "ram" and "leave the stick in, as" in json.loads(paths.disk.read_text())["message"]
-    )
-    disks.readable = True
-    install.live_in_memory(paths, stick)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 9999999 kB\nMemAvailable: {10**8 + verity.root_bytes()} kB\n")
+    return done
+
+
+def test_a_root_in_memory_is_found_by_the_same_links(
+    paths: Paths, disks: Disks, memory: list[str], tmp_path: Path
+) -> None:
+    """systemd stops the root's unit when they go with the stick."""
+    assert install.live_in_memory(paths, with_root("sdb", "8")) == "zram2"
     assert disks.moved == [verity.elsewhere(TABLE, "of zram4", "of zram4")]
     assert json.loads(paths.disk.read_text())["message"] == install.IN_MEMORY
+    rules = (tmp_path / "rules.d/rules").read_text().splitlines()
+    assert [f"disk/by-partuuid/{uuid}" in rule for uuid, rule in zip((ROOT, HASHES), rules, strict=True)] == [
+        True,
+        True,
+    ]
+    assert memory == ["sdb2 to zram4", "sdb3 to zram4", "control", "trigger"]
+
+
+@pytest.mark.parametrize("why", ["unreadable", "no room"])
+def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
+    paths: Paths, disks: Disks, memory: list[str], tmp_path: Path, why: str
+) -> None:
+    if why == "no room":
+        (tmp_path / "meminfo").write_text("MemTotal: 1000000 kB\nMemAvailable: 250000 kB\n")
+    disks.readable = why != "unreadable"
+    assert install.live_in_memory(paths, with_root("sdb", "8")) == "zram2"
+    assert memory == ([] if why == "no room" else ["sdb2 to zram4", "sdb3 to zram4", "zram4", "zram4"])
+    assert disks.moved == [] and disk_state.read(paths)[0] == "ram"
+    said = json.loads(paths.disk.read_text())["message"]
+    assert "leave the stick in, as the system cannot be loaded: " in said
+    assert ("there are 244 MB of memory" in said) == (why == "no room")
 
 
 def test_what_was_written_is_compared(tmp_path: Path) -> None:
