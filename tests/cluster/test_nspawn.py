@@ -63,6 +63,12 @@ def test_the_agent_is_small(nspawn_node: Node) -> None:
     assert nspawn_node.status()["memory_mib"] <= 40
 
 
+def test_a_container_that_does_not_listen_holds_a_shutdown_up_no_longer_than_kubernetes_waits(
+    nspawn_node: Node,
+) -> None:
+    assert nspawn_node.output("systemctl", "show", "--property=DefaultTimeoutStopUSec", "--value").strip() == "30s"
+
+
 def test_the_root_is_read_only_and_etc_transient(nspawn_node: Node) -> None:
     assert nspawn_node.host.mount_point("/").exists
     assert "ro" in nspawn_node.host.mount_point("/").options
