@@ -1,4 +1,4 @@
-"""Figures of serving the system to a neighbour: how fast, and what the node's pods feel of it."""
+"""Figures of giving the system to a neighbour: how fast it is served, what the node's pods feel of it, and the whole way."""
 
 import contextlib
 import http.client
@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 from tests import bench_mesh
@@ -18,9 +20,11 @@ from tests.simulation.namespace import Namespace
 
 from kmcluster import state
 from kmcluster.cable import Port
+from kmcluster.console import read_lines
 from kmcluster.drivers import driver_of
 from kmcluster.nspawn_cables import HOLDER, middle
 from kmcluster.state import Cluster
+from kmplan.errors import UserError
 from kmplan.run import run, spawn
 
 NAME = "bench"
@@ -32,6 +36,22 @@ cables: [{a: "1:eth0", b: "2:eth0"}]
 SPARE = Port(1, 1)
 
 PODS_S = 8.0
+
+BLANK = """\
+version: 1
+nodes: [{role: seed}, {boot: http, memory_mib: 2048}]
+cables: [{a: "1:eth0", b: "2:eth0"}]
+"""
+LOOK_S = 0.2
+# What takes how long on the way of a blank machine, and what its console shows when that is done.
+SHARES = {
+    "firmware": "EFI stub: ",
+    "boot": " has this system, version ",
+    "fetch": "the system is here: ",
+    "boot of the system": ": installing",
+    "write and read back": "installed; this machine runs from it",
+    "admission": f"node       {NAME}-2 (number 2, ",
+}
 
 # Reads the root from a node again and again until its standard input ends; shows bytes per second of each time.
 READ = """
@@ -123,4 +143,38 @@ def requests(cluster: Cluster) -> float:
     return namespace.of_process(cluster.machines[1].processes["init"].pid).do(ask)
 
 
-MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"serve": serve}
+def netboot(_repeat: int) -> list[Row]:
+    """A blank virtual machine on the cable of a seed that is Ready, from power on to admitted, and what takes how long."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+        topology = Path(folder) / "blank.yaml"
+        topology.write_text(BLANK)
+        up = pool.submit(kmbuild, "cluster", "up", topology, "--driver", "qemu", "--name", NAME)
+        try:
+            while not (console := blank_console()).exists():
+                assert not up.done(), "the blank machine was not switched on"
+                time.sleep(LOOK_S)
+            times = [time.monotonic()]
+            for share, end in SHARES.items():
+                while (up.done(), end not in "\n".join(read_lines(console))) == (False, True):
+                    time.sleep(LOOK_S)
+                assert end in "\n".join(read_lines(console)), f"{share} did not end: nothing says {end}"
+                times.append(time.monotonic())
+            up.result()
+        finally:
+            kmbuild("cluster", "down", NAME)
+    shares = [f"{share} {end - start:.0f} s" for share, (start, end) in zip(SHARES, pairwise(times), strict=True)]
+    measured = f"{(times[-1] - times[0]) / 60:.1f} min: {', '.join(shares)}"
+    return [
+        Row("blank machine: power on to admitted", "<= 8 min without KVM", measured, "python -m tests.bench netboot")
+    ]
+
+
+def blank_console() -> Path:
+    """The file with what the second machine's console shows; it is there when the machine is switched on."""
+    with contextlib.suppress(UserError):
+        cluster = state.load(NAME)
+        return driver_of(cluster).console(cluster.machines[1])
+    return Path("/nonexistent")
+
+
+MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"serve": serve, "netboot": netboot}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmcluster import bench
+from kmcluster import bench, state
 from kmcluster.console import read_lines
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
@@ -74,11 +74,14 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
 
 def switch_on(cluster: Cluster, seen: Mapping[str, Seen]) -> list[Machine]:
     """Switch on the machines that boot from a neighbour which is Ready by now, as whoever cables them does; returns them."""
-    found = []
-    for cable in cluster.cables:
+    found: list[Machine] = []
+    if not any(machine.waits for machine in cluster.machines):
+        return found
+    # Somebody may have pulled one out meanwhile.
+    for cable in state.load(cluster.name).cables:
         for end, other in ((cable.a, cable.b), (cable.b, cable.a)):
             machine, neighbour = cluster.machines[end.node - 1], cluster.machines[other.node - 1]
-            if machine.waits and seen[neighbour.name].ready:
+            if machine.waits and not cable.cut and seen[neighbour.name].ready:
                 cluster.machines = bench.power(cluster.name, machine.name, "on").machines
                 found.append(cluster.machines[end.node - 1])
     return found

@@ -9,10 +9,11 @@ from typing import Any
 
 import bundles
 import pytest
+import walkthrough
 from machines import IMAGE, Node, boot, kmbuild, wait_for
 from rings import Ring
 
-from kmcluster import testimage
+from kmcluster import cabling, testimage
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,39 +67,59 @@ def nspawn_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
 
 @pytest.fixture(scope="session")
 def qemu_node(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The seed of three, installed from a stick. The second one's disk is not empty: somebody has to say that it may be wiped.
+    """The seed of three, installed from a stick, as docs/five-machines.md has it done. Somebody has to let the others in.
 
-    The other two have no part in the control plane: emulated, that would take them many minutes.
+    They have no part in the control plane: emulated, that would take them many minutes.
     """
-    directory = tmp_path_factory.mktemp("directory") / "test-qemu"
-    assert kmbuild("init", directory, "--voters", "1").returncode == 0
-    path = directory / "cluster.yaml"
-    path.write_text(path.read_text().replace("policy: approve", "policy: auto"))
-    booted = boot("qemu", busybox, Path(__file__).parent / "stick.yaml", "", "--cluster", directory)
+    home = tmp_path_factory.mktemp("directory")
+    done = walkthrough.called(walkthrough.step(1)[0][0] + " --voters 1", home)
+    assert done.returncode == 0, done.stderr
+    name = walkthrough.NAME
+    booted = boot("qemu", busybox, Path(__file__).parent / "stick.yaml", name, "--cluster", home / name)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, booted)
         try:
-            let_wipe("test-qemu", first)
+            wait_for("cluster", lambda: cabling.change(name, "3", "1", "cut", None, None), 120)
+            let_in(home, first)
         finally:
             node = first.result()
     yield node
     next(booted, None)
 
 
-def let_wipe(name: str, up: Future[Node]) -> None:
-    """Wait until a machine says what is on its disk, and let it wipe that; ends when the cluster is up, or failed."""
+def let_in(home: Path, up: Future[Node]) -> None:
+    """Let both machines in as they ask; ends when the cluster is up, or failed.
 
-    def blocked() -> Any:
-        assert not up.done(), f"{name} is up, or failed, and nobody was asked"
-        done = kmbuild("nodes", "list", "--json")
-        return next((one for one in json.loads(done.stdout or "[]") if one["status"].get("blocked")), None)
+    The one that boots from the seed has a disk with data, and somebody has to say that it may be wiped. The other one is
+    refused first.
+    """
 
-    found = wait_for("machine that found a disk with data", blocked, 900, 2)
-    assert found["status"]["phase"] == "Pending" and "holds photos" in found["status"]["blocked"], found
-    refused = kmbuild("nodes", "approve", found["metadata"]["name"])
+    def asking(via: str, what: str = "phase") -> Any:
+        if up.done():
+            return f"nobody asked by {via}, and the cluster is up, or failed"
+        done = kmbuild("nodes", "list", "--json", "--cluster", home / walkthrough.NAME)
+        asked = (one["status"] for one in json.loads(done.stdout or "[]"))
+        return next((one for one in asked if one.get("via", "").startswith(via) and one.get(what)), None)
+
+    second = wait_for("machine that found a disk with data", lambda: asking("shop-1", "blocked"), 900, 2)
+    assert not up.done(), second
+    assert second["phase"] == "Pending" and "holds photos" in second["blocked"], second
+    refused = kmbuild("nodes", "approve", second["fingerprint"])
     assert refused.returncode != 0 and "--wipe" in refused.stderr
-    done = kmbuild("nodes", "approve", found["metadata"]["name"], "--wipe", "--timeout", "300")
+    done = kmbuild("nodes", "approve", second["fingerprint"], "--wipe", "--timeout", "300")
     assert done.returncode == 0, done.stderr
+    third = wait_for("machine that booted from the second", lambda: asking("shop-2"), 1200, 2)
+    assert not up.done(), third
+    denied = kmbuild("nodes", "deny", third["fingerprint"], "--timeout", "300")
+    assert denied.returncode == 0, denied.stderr
+    console = Node(walkthrough.NAME, 3).console_lines
+    wait_for("machine that knows", lambda: "refused by an administrator" in "\n".join(console()), 60, 1)
+    look, decide = (block[0] for block in walkthrough.step(4)[1:])
+    key = third["fingerprint"]
+    listed = walkthrough.called(look, home)
+    assert f"{key[:4]} {key[4:8]} " in listed.stdout and "Denied" in listed.stdout, listed
+    done = walkthrough.called(decide + " --timeout 300", home, f"{key[:4]} {key[4:8]}")
+    assert done.returncode == 0 and "compare it with the machine's console" in done.stderr, done
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,8 @@ def boot(driver: str, busybox: Path, topology: str | Path = "one", name: str = "
     """Bring a cluster up with the test image in it, and down again; gives its first node."""
     name = name or f"test-{driver}"
     options = ["--driver", driver, "--name", name, "--image", IMAGE, "--load", busybox, "--json"]
-    done = kmbuild("cluster", "up", topology, *options, *more)
+    # Longer than it waits itself.
+    done = kmbuild("cluster", "up", topology, *options, *more, timeout_s=3000)
     assert done.returncode == 0, done.stderr
     print(done.stderr)
     assert {node["state"] for node in json.loads(done.stdout)["nodes"]} == {"ready"}

@@ -218,6 +218,12 @@ def test_two_blank_machines_fetch_the_system_at_once_and_all_see_it(ring: Ring, 
     wait_for("line of the list", lambda: " eth2: fetching, " in kmbuild(*words).stdout, 60, 1)
 
 
+def plug(ring: Ring, how: str, *numbers: int) -> None:
+    """Plug the stranger's cables into nodes, or pull them out there; without numbers into both."""
+    for number in numbers or (1, 2):
+        ring[number].output("ip", "link", "set", "eth2", how)
+
+
 def test_a_neighbour_that_dies_is_followed_by_the_other(ring: Ring, fetch: Callable[..., Fetch]) -> None:
     one = fetch()
     one.wait_said("fetching, 10 %")
@@ -233,10 +239,20 @@ def test_a_neighbour_that_dies_is_followed_by_the_other(ring: Ring, fetch: Calla
     assert f"going on from ring-{3 - first} on stranger{2 - first}" in one.said
 
 
-def plug(ring: Ring, how: str) -> None:
-    """Plug the stranger's cables into both nodes, or pull them out there."""
-    for number in (1, 2):
-        ring[number].output("ip", "link", "set", "eth2", how)
+def test_a_cable_that_is_moved_meanwhile_goes_on_where_it_was(ring: Ring, fetch: Callable[..., Fetch]) -> None:
+    """To another port of the machine, and to another node: nobody else is there."""
+    plug(ring, "down", 2)
+    try:
+        one = fetch()
+        one.wait_said("fetching, 10 %")
+        one.process.send_signal(signal.SIGSTOP)
+        plug(ring, "down", 1)
+        plug(ring, "up", 2)
+        one.process.send_signal(signal.SIGCONT)
+        one.wait_done()
+    finally:
+        plug(ring, "up")
+    assert "ring-1 on stranger0 has this system" in one.said and "going on from ring-2 on stranger1" in one.said
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 import json
 
-from machines import WEB, Node, kmbuild, wait_for
+import walkthrough
+from machines import WEB, Node, cable, kmbuild, wait_for
 
 from kmcluster.console import find_faults
 from kmplan import pki
@@ -69,6 +70,34 @@ def test_a_machine_boots_from_one_that_has_booted_from_another(qemu_node: Node) 
     assert third.output("ls", "/sys/block").split().count("zram0") == 0
     assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
     assert third.neighbour("eth0") == second
+
+
+def test_it_goes_as_the_page_says(qemu_node: Node) -> None:
+    """What is on the screens, and in the lists, from the stick to the ring (docs/five-machines.md)."""
+    third = Node(qemu_node.name, 3).console_lines()
+    assert walkthrough.missing(walkthrough.step(2)[0], qemu_node.console_lines()) == []
+    assert walkthrough.missing(walkthrough.step(4)[0], third) == []
+    # One that was refused is told so, and let in when somebody thinks better of it.
+    assert in_order("\n".join(third), "waiting for approval", "refused by an administrator", "state      ready")
+    for (command,), table in (walkthrough.step(3), walkthrough.step(5)):
+        words = command.removeprefix("kubectl --kubeconfig shop/admin.kubeconfig ").split()
+        shown = qemu_node.kubectl(*words).splitlines()
+        # Of its five machines there are three.
+        assert len(shown) == 4, shown
+        assert walkthrough.missing(table[: len(shown)], shown) == [], shown
+
+
+def test_a_ring_is_closed_and_any_cable_may_break(qemu_node: Node) -> None:
+    """The seed's way to the second machine leads over the third then."""
+    first, second, third = (Node(qemu_node.name, number) for number in (1, 2, 3))
+    cable(qemu_node.name, 3, 1, "plug")
+    wait_for("closed ring", lambda: third.neighbour("eth1") == first.machine.name, 60)
+    cable(qemu_node.name, 1, 2, "cut")
+    ping = ("ping", "-6", "-c", "1", "-W", "2", second.address)
+    wait_for("the other way", lambda: "dev eth1" in first.output("ip", "-6", "route", "get", second.address), 60)
+    wait_for("answer", lambda: first.run(*ping).code == 0, 60)
+    cable(qemu_node.name, 1, 2, "plug")
+    wait_for("cable that is back", lambda: second.neighbour("eth0") == first.machine.name, 60)
 
 
 def test_the_root_is_sealed_by_verity(qemu_node: Node) -> None:
