@@ -65,22 +65,18 @@ def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path
             f"{image}: {image.stat().st_size} bytes, its map says {block_map.size}", "copy or build it again"
         )
     start = time.monotonic()
-    with opened(target) as device, image.open("rb", buffering=0) as source:
-        with failures(target):
-            clear(device, os.lseek(device, 0, os.SEEK_END))
-            head = copy(source.fileno(), device, image, block_map, report)
-            os.fsync(device)
+    with opened(target) as device, image.open("rb", buffering=0) as source, failures(target), cleared(device):
+        head = copy(source.fileno(), device, image, block_map, report)
+        os.fsync(device)
         written = time.monotonic()
-        with failures(target):
-            verify(device, target, [one for one in map(after_head, block_map.ranges) if one], report)
+        verify(device, target, [one for one in map(after_head, block_map.ranges) if one], report)
         verified = time.monotonic()
         finish(target)
-        with failures(target):
-            os.pwrite(device, head, 0)
-            os.fsync(device)
-            if read_back(device, 0, len(head)) != head:
-                raise UserError(f"{target}: does not keep what is written to it", "it is broken: take another drive")
-            settle(device)
+        os.pwrite(device, head, 0)
+        os.fsync(device)
+        if read_back(device, 0, len(head)) != head:
+            raise UserError(f"{target}: does not keep what is written to it", "it is broken: take another drive")
+        settle(device)
     return Result(block_map.mapped, written - start, verified - written)
 
 
@@ -117,8 +113,21 @@ def failures(target: Path) -> Iterator[None]:
         ) from error
 
 
-def clear(device: int, size: int) -> None:
-    """Take away what would boot: the partition table and its copy."""
+@contextlib.contextmanager
+def cleared(device: int) -> Iterator[None]:
+    """Take away what would boot, and whatever has come there since when this ends by an exception, such as Ctrl-C."""
+    try:
+        clear(device)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            clear(device)
+        raise
+
+
+def clear(device: int) -> None:
+    """Take away the partition table and its copy."""
+    size = os.lseek(device, 0, os.SEEK_END)
     os.pwrite(device, bytes(min(HEAD, size)), 0)
     if size > HEAD:
         os.pwrite(device, bytes(HEAD), size - HEAD)

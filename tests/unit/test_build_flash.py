@@ -78,8 +78,12 @@ class Stop(Exception):  # noqa: N818 - not an error of the program
     """Whatever ends it."""
 
 
-@pytest.mark.parametrize("what", ["writing", "verifying", "finishing"])
-def test_what_is_interrupted_does_not_boot(image: Path, block_map: BlockMap, target: Path, what: str) -> None:
+@pytest.mark.parametrize("what", ["writing", "verifying", "finishing", "read_back", "settle"])
+def test_what_is_interrupted_does_not_boot(
+    image: Path, block_map: BlockMap, target: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Also when the partition table is there."""
+
     def report(now: str, *_: int) -> None:
         if now == what:
             raise Stop
@@ -88,7 +92,13 @@ def test_what_is_interrupted_does_not_boot(image: Path, block_map: BlockMap, tar
         if what == "finishing":
             raise Stop
 
-    with pytest.raises(Stop):
+    def end(*_: object) -> bytes:
+        assert boots(target)
+        raise Stop
+
+    with pytest.raises(Stop), monkeypatch.context() as patches:
+        if hasattr(stick, what):
+            patches.setattr(stick, what, end)
         write(image, block_map, target, report=report, finish=finish)
     assert not boots(target)
     write(image, block_map, target)
