@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmagent import home_disk, machine
-from kmagent.disk_look import mounted
+from kmagent.disk_look import FIRST_BYTES, mounted
 from kmagent.paths import Paths
 from kmplan.drives import Drive, Partition, listed, lsblk
 from kmplan.errors import UserError
@@ -46,7 +46,7 @@ def parts_of(stick: Drive, root: str, hashes: str) -> Parts:
 
 async def copy(paths: Paths, parts: Parts, target: Drive, report: Callable[[int], None]) -> None:
     """Write the disk with systemd-repart(8), which writes the partition table last; reports percent."""
-    run(["wipefs", "--all", "--force", target.path])
+    clear(target.path)
     definitions = define(paths, parts)
     argv = ["systemd-repart", "--dry-run=no", "--empty=force", "--seed=random", f"--definitions={definitions}"]
     work = asyncio.create_task(run_async([*argv, "--no-pager", target.path]))
@@ -59,6 +59,14 @@ async def copy(paths: Paths, parts: Parts, target: Drive, report: Callable[[int]
     await work
     shutil.rmtree(definitions)
     machine.settle()
+
+
+def clear(disk: Path) -> None:
+    """Take away all that says what is on a disk: one that is cut off from here on is an empty one at the next boot."""
+    run(["wipefs", "--all", "--force", disk])
+    with disk.open("r+b", buffering=0) as device:
+        device.write(bytes(FIRST_BYTES))
+        os.fsync(device.fileno())
 
 
 def define(paths: Paths, parts: Parts) -> Path:

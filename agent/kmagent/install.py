@@ -1,6 +1,7 @@
 """A machine that was booted from a stick or a neighbour: it takes a disk of its own, or memory, and runs from that at once."""
 
 import asyncio
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -218,7 +219,8 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
         if key:
             carry_over(paths, var, key)
     except (UserError, OSError):
-        run(["wipefs", "--all", "--force", target.path], check=False)
+        with contextlib.suppress(UserError, OSError):
+            disk_copy.clear(target.path)
         raise
     memory_root.leave(words, moved)
     # Where the EFI system partition is follows from the root's disk (systemd-gpt-auto-generator(8)).
@@ -327,4 +329,4 @@ def say(paths: Paths, drive: Drive | None, text: str, *, state: str = "installin
     for device in console.devices():
         console.show(device, f"\r\n  Kubermesh: {line}\r\n")
     write(paths.disk, json.dumps({"state": state, "disk": drive.path.name if drive else "", "message": line}))
-    network_boot.tell(paths, line)
+    network_boot.tell(paths, text)

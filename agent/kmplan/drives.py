@@ -9,6 +9,7 @@ import msgspec
 
 from kmplan.run import run
 
+BLOCK = Path("/sys/block")
 COLUMNS = (
     "PATH,TYPE,MAJ:MIN,LOG-SEC,SIZE,RO,RM,HOTPLUG,ROTA,TRAN,MODEL,SERIAL,WWN,PTTYPE,FSTYPE,LABEL,PARTLABEL,PARTUUID,"
     "MOUNTPOINTS"
@@ -72,12 +73,20 @@ def drive_of(one: dict[str, Any]) -> Drive:
         bus=one["tran"] or "",
         spins=bool(one.get("rota")),
         sector=int(one.get("log-sec") or 512),
-        removable=bool(one["rm"] or one["hotplug"] or one["tran"] == "usb"),
+        removable=bool(one["rm"] or (one["hotplug"] and not is_soldered(one["path"])) or one["tran"] == "usb"),
         read_only=bool(one["ro"]),
         content=[name for name in names if name] or [name for name in [one.get("pttype")] if name],
         mounts=[place for part in parts for place in part["mountpoints"] if place],
         partitions=[partition_of(part) for part in one.get("children", []) if part.get("type") == "part"],
     )
+
+
+def is_soldered(path: str) -> bool:
+    """Tell whether a device is an eMMC: lsblk takes all of its bus for hot-pluggable, as memory cards are there, too."""
+    try:
+        return (BLOCK / Path(path).name / "device/type").read_text().strip() == "MMC"
+    except OSError:
+        return False
 
 
 def partition_of(one: dict[str, Any]) -> Partition:

@@ -25,7 +25,7 @@ func (taken *transfer) from(source *source) error {
 		say("cluster %s, fingerprint %s", source.cluster(), source.fingerprint())
 		taken.begun = true
 	} else {
-		say("going on from %s", source)
+		say("going on from %s, at %d MB", source, taken.done>>20)
 	}
 	if taken.tree == nil {
 		hashes, err := source.read("/v1/hashes", source.offer.HashBytes)

@@ -133,7 +133,7 @@ def test_a_disk_gets_all_that_was_on_the_stick(root: Path, raw: Path, stick: lis
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.7, 0.95])
-def test_a_power_cut_leaves_a_disk_that_does_not_boot(
+def test_a_power_cut_leaves_an_empty_disk_and_the_next_boot_begins_anew(
     root: Path, stick: list[tuple[str, str]], disk: Path, share: float
 ) -> None:
     """Cut when so much of what is copied has been written."""
@@ -157,5 +157,13 @@ def test_a_power_cut_leaves_a_disk_that_does_not_boot(
         run(["losetup", "--detach", device])
     assert partitions(disk) == {}
     with disk.open("rb") as file:
+        # What is no longer known is in nobody's way (kmagent.disk_look): nobody has to allow once more that it is wiped.
+        assert not any(file.read(1 << 20))
         file.seek(-SECTOR, os.SEEK_END)
         assert file.read(8) != b"EFI PART"
+    device = loop(disk)
+    try:
+        assert install(root, stick, device).wait(timeout=300) == 0
+    finally:
+        run(["losetup", "--detach", device])
+    assert {ESP, ROOT, HASHES} <= set(partitions(disk))

@@ -125,6 +125,10 @@ def test_the_root_file_system_with_all_containers_is_at_most_250_mb(image: Path,
     assert (image / manifest["artefacts"]["erofs"]["name"]).stat().st_size <= 250_000_000
 
 
+def test_a_machine_boots_from_the_network_with_at_most_60_mb(image: Path, manifest: dict[str, Any]) -> None:
+    assert (image / manifest["artefacts"]["uki"]["name"]).stat().st_size <= 60_000_000
+
+
 def test_the_disk_image_is_sparse(image: Path, manifest: dict[str, Any]) -> None:
     status = (image / manifest["artefacts"]["raw"]["name"]).stat()
     assert status.st_blocks * 512 < 350 * MIB < status.st_size

@@ -451,6 +451,73 @@ def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
     assert ("there are 244 MB of memory" in said) == (why == "no room")
 
 
+@pytest.mark.parametrize(
+    ("booted_from", "to", "authority", "var"),
+    [
+        ("stick", "disk", OURS, "a disk's"),
+        ("stick", "stick", OURS, "sdb6"),
+        ("stick", "ram", OURS, "memory's, with the root"),
+        # Nobody said which cluster it is for.
+        ("stick", "disk", "", "sdb6"),
+        ("neighbour", "disk", OURS, "a disk's"),
+        # There is no stick to stay on.
+        ("neighbour", "stick", OURS, "a disk's"),
+        ("neighbour", "ram", OURS, "memory's"),
+        ("neighbour", "disk", "", "memory's"),
+        ("disk", "ram", OURS, "nvme0n16"),
+    ],
+)
+def test_where_a_machine_lives(
+    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch, booted_from: str, to: str, authority: str, var: str
+) -> None:
+    stick = with_root("sdb", "8") if booted_from == "stick" else None
+    monkeypatch.setattr(verity, "table", lambda: TABLE)
+    monkeypatch.setattr(home_disk, "root_drive", lambda: "nvme0n1")
+    monkeypatch.setattr(install.network_boot, "was_booted", lambda *_: booted_from == "neighbour")
+    disks.drives = [stick] if stick else []
+    monkeypatch.setattr(install, "wishes", lambda _: (wish(to=to), authority))
+    monkeypatch.setattr(memory_disk, "make_var", lambda: "memory's")
+    monkeypatch.setattr(install, "live_in_memory", lambda *_: "memory's, with the root")
+    monkeypatch.setattr(install, "find_home", lambda *_: "a disk's")
+    assert install.settle_on(paths) == var
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_disk_that_returns_something_else_than_was_written_is_given_up(
+    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    stick, disk = with_root("sdb", "8"), found("nvme0n1")
+    disks.drives, disks.readable = [stick, disk.drive], readable
+    cleared: list[Path] = []
+
+    async def copied(*_: object) -> None:
+        disks.drives = [stick, with_root("nvme0n1", "259")]
+
+    monkeypatch.setattr(verity, "table", lambda: TABLE)
+    monkeypatch.setattr(machine, "name_of", lambda _: "sdb2")
+    monkeypatch.setattr(disk_copy, "copy", copied)
+    monkeypatch.setattr(disk_copy, "check_esp", lambda *_: None)
+    monkeypatch.setattr(disk_copy, "clear", cleared.append)
+    monkeypatch.setattr(home_disk, "var_of", lambda name: f"{name}6")
+    monkeypatch.setattr(install, "boot_first", lambda _: None)
+    if readable:
+        assert install.take(paths, stick, disk) == "nvme0n16"
+        assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")] and cleared == []
+        assert disk_state.read(paths)[0] == "installed"
+        return
+    with pytest.raises(UserError, match="not what the root hash says"):
+        install.take(paths, stick, disk)
+    # The root is where it was, and the disk is one that another try may take.
+    assert disks.moved == [] and cleared == [disk.drive.path]
+
+
+def test_a_neighbour_is_told_what_fits_into_a_line(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(install.network_boot, "tell", lambda _, text: told.append(text))
+    install.say(paths, drive("nvme0n1", model="A model of forty letters, as some have"), "installing, 60 %")
+    assert told == ["installing, 60 %"]
+
+
 def test_what_was_written_is_compared(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"a" * 9_000_000)

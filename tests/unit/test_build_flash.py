@@ -180,6 +180,17 @@ def device(
     return {**said, **dict.fromkeys(names), **more, **({"children": list(children)} if children else {})}
 
 
+def test_what_is_soldered_in_is_no_stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lsblk says the same of a memory card and of an eMMC."""
+    monkeypatch.setattr("kmplan.drives.BLOCK", tmp_path)
+    for name, kind in (("mmcblk0", "MMC"), ("mmcblk1", "SD")):
+        (tmp_path / name / "device").mkdir(parents=True)
+        (tmp_path / name / "device/type").write_text(f"{kind}\n")
+    devices = [device(f"/dev/{name}", "disk", 64 << 30, hotplug=True) for name in ("mmcblk0", "mmcblk1", "sdb")]
+    monkeypatch.setattr(drives, "lsblk", lambda: devices)
+    assert [drive.path.name for drive in drives.removable()] == ["mmcblk1", "sdb"]
+
+
 def test_drives_are_told_apart_as_lsblk_shows_them() -> None:
     root = device("/dev/mapper/root", "crypt", 1, "/", fstype="ext4")
     parts = [
