@@ -33,6 +33,7 @@ format: $(VENV)/.installed ## Format the code.
 
 bench: setup ## Measure what docs/benchmarks.md publishes (needs root).
 	@command -v debootstrap >/dev/null || $(SUDO) apt-get install -qq debootstrap
+	@command -v bmaptool >/dev/null || $(SUDO) apt-get install -qq bmap-tools
 	$(SUDO) $(BIN)/python -m tests.bench
 
 verify: setup ## Break clusters on purpose and prove that they heal (needs root, an image, and an hour).

@@ -1,4 +1,4 @@
-"""Figures of giving the system to a neighbour: how fast it is served, what the node's pods feel of it, and the whole way."""
+"""Figures of a machine's way into a cluster: sticks, how fast a neighbour serves the system, and the whole of it."""
 
 import contextlib
 import http.client
@@ -13,11 +13,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests import bench_mesh
-from tests.row import Row, kmbuild
+from tests.row import ROOT, Row, kmbuild, spread
 from tests.simulation import namespace
 from tests.simulation.mesh import wait_until
 from tests.simulation.namespace import Namespace
 
+from kmbuild import bmap
+from kmbuild.cluster import locate_image
 from kmcluster import state
 from kmcluster.cable import Port
 from kmcluster.console import read_lines
@@ -36,6 +38,7 @@ cables: [{a: "1:eth0", b: "2:eth0"}]
 SPARE = Port(1, 1)
 
 PODS_S = 8.0
+STICK_BYTES = 8 << 30
 
 BLANK = """\
 version: 1
@@ -68,6 +71,37 @@ while True:
     if select.select([sys.stdin], [], [], 0)[0]:
         break
 """
+
+
+def flash(repeat: int) -> list[Row]:
+    """Writing the image to a file, by turns with bmaptool(1) and the same map; and with reading it back."""
+    ours, whole, theirs = [], [], []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        target, directory = Path(folder) / "stick.img", Path(folder) / "shop"
+        kmbuild("init", directory)
+        raw = locate_image(ROOT / "out").raw
+        for _ in range(repeat):
+            make_empty(target)
+            seconds, said = kmbuild("flash", "out", target, "--cluster", directory, "--json")
+            whole.append(seconds)
+            ours.append(seconds - json.loads(said)["verify_s"])
+            make_empty(target)
+            start = time.monotonic()
+            run(["bmaptool", "copy", "--bmap", bmap.beside(raw), raw, target])
+            theirs.append(time.monotonic() - start)
+        assert run(["cmp", "-n", str(raw.stat().st_size), raw, target], check=False).returncode == 0
+    command, base = "python -m tests.bench flash", statistics.median(theirs)
+    return [
+        Row(what, f"<= {limit} x bmaptool", f"{statistics.median(times) / base:.2f} x ({spread(times)})", command)
+        for what, limit, times in (("flash to a file", 1.1, ours), ("flash and verify", 2.2, whole))
+    ]
+
+
+def make_empty(path: Path) -> None:
+    """A file in the place of a stick, without a block of its own."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(STICK_BYTES)
 
 
 def serve(repeat: int) -> list[Row]:
@@ -177,4 +211,4 @@ def blank_console() -> Path:
     return Path("/nonexistent")
 
 
-MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"serve": serve, "netboot": netboot}
+MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"flash": flash, "serve": serve, "netboot": netboot}
