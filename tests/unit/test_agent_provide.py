@@ -16,7 +16,7 @@ from kmagent import boot_image, facts, identity, provide, provision
 from kmagent.boot_image import System
 from kmagent.paths import Paths
 from kmagent.ports import Port
-from kmagent.provide import Provider
+from kmagent.provide import MAX_PER_PORT, Provider
 from kmagent.provision import Provision
 from kmagent.state import State
 from kmplan import pki
@@ -85,6 +85,30 @@ def test_the_root_is_read_by_ranges(
 ) -> None:
     got = served("GET", "/v1/root", Range=wanted)
     assert (got[0], got[2], got[1]["Content-Range"]) == (status, body, said)
+
+
+def test_one_cable_has_a_few_connections_and_no_more(paths: Paths) -> None:
+    """Whoever is at its other end cannot keep all others from booting."""
+
+    async def scenario() -> list[bytes]:
+        provider = Provider(paths)
+        server = await provider.start(0)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            talks = [await asyncio.open_connection("::1", port) for _ in range(MAX_PER_PORT)]
+            async with asyncio.timeout(10):
+                while sum(provider._open.values()) < MAX_PER_PORT:
+                    await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("::1", port)
+            writer.write(b"GET /none HTTP/1.1\r\n\r\n")
+            one_more = await asyncio.wait_for(reader.read(), 5)
+            talks[0][1].write(b"GET /none HTTP/1.1\r\n\r\n")
+            known = await asyncio.wait_for(talks[0][0].read(), 5)
+            for _, other in talks:
+                other.close()
+            return [one_more, known.partition(b"\r\n")[0]]
+
+    assert asyncio.run(scenario()) == [b"", b"HTTP/1.1 404 Not Found"]
 
 
 def test_no_more_of_a_device_is_served_than_is_used(served: Callable[..., Any]) -> None:

@@ -1,10 +1,13 @@
 """Flashing: which drives are refused, and what is on a drive when something goes wrong."""
 
+import errno
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -136,6 +139,29 @@ def test_one_flipped_bit_on_the_drive_is_noticed(image: Path, block_map: BlockMa
     assert not boots(target)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EIO, "it fails: take another drive"),
+        (errno.ENOSPC, "it is full, or smaller than it says"),
+        # Either, when it vanishes.
+        (errno.ENODEV, "it was pulled out: begin again"),
+        (errno.ENXIO, "it was pulled out: begin again"),
+        (errno.EPERM, "nothing on it boots now"),
+    ],
+)
+def test_a_drive_that_fails_is_one_line_and_does_not_boot(
+    image: Path, block_map: BlockMap, target: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(stick, "put", fail)
+    with pytest.raises(UserError, match=rf"stick\.img: {os.strerror(number)}; {said}"):
+        write(image, block_map, target)
+    assert not boots(target)
+
+
 STICK = Drive(path=Path("/dev/sdx"), size=8 << 30, model="Blade", serial="4C53")
 
 
@@ -220,8 +246,31 @@ def test_without_a_device_drives_are_shown_and_one_is_asked_for(
         flashing.ask([STICK])
     monkeypatch.setattr(flashing.sys, "stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(flashing.click, "prompt", lambda *_, **__: 2)
-    assert flashing.ask([STICK, Drive(path=Path("/dev/sdy"), size=1)]).path == Path("/dev/sdy")
-    assert "/dev/sdx  8.6 GB  Blade  4C53" in capsys.readouterr().err
+    used = Drive(path=Path("/dev/sdy"), size=16 * 10**9, model="Stick", serial="S2", content=["ntfs", "Photos"])
+    assert flashing.ask([STICK, used]).path == Path("/dev/sdy")
+    shown = capsys.readouterr().err
+    assert "/dev/sdx  8.6 GB  Blade  4C53" in shown and re.search("/dev/sdy +16.0 GB +Stick +S2 +ntfs, Photos", shown)
+
+
+def test_nothing_is_lost_before_somebody_has_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = Drive(path=Path("/dev/sdy"), size=16 * 10**9, model="Stick", content=["ntfs"])
+    flashing.confirm(used, yes=True)
+    flashing.confirm(Drive(path=Path("stick.img"), size=1, is_file=True), yes=False)
+    monkeypatch.setattr(flashing.sys, "stdin", SimpleNamespace(isatty=lambda: False))
+    with pytest.raises(UserError, match="/dev/sdy: holds ntfs, which would be lost; --yes does not ask"):
+        flashing.confirm(used, yes=False)
+    monkeypatch.setattr(flashing.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    asked: list[str] = []
+
+    def no(question: str, *, abort: bool, **_: object) -> None:
+        asked.append(question)
+        assert abort
+        raise click.Abort
+
+    monkeypatch.setattr(flashing.click, "confirm", no)
+    with pytest.raises(click.Abort):
+        flashing.confirm(used, yes=False)
+    assert asked == ["/dev/sdy, Stick 16.0 GB, holds ntfs. Overwrite it?"]
 
 
 def test_what_is_no_image_no_drive_or_no_cluster_is_one_line(tmp_path: Path) -> None:
