@@ -22,6 +22,8 @@ def block(state: State) -> str:
         lines.append(f"API        https://[{facts.api}]:6443" + (f"   ssh root@{facts.address}" if facts.ssh else ""))
     if state.disk:
         lines.append(f"disk       {state.disk}")
+    if state.asking.get("authority"):
+        lines.append(f"cluster    {state.asking['cluster']}, fingerprint {grouped(state.asking['authority'][:32])}")
     if state.asking.get("fingerprint"):
         lines.append(f"key        {grouped(state.asking['fingerprint'][:32])}   (compare it before you approve)")
     return "\r\n" + "".join(f"  {line}\r\n" for line in lines) + "\r\n"

@@ -38,7 +38,8 @@ def ask(paths: Paths, address: str, via: str) -> dict[str, Any]:
     if join is None:
         raise UserError("no cluster to ask", "give this machine the credential kubermesh.join")
     key = own_key(paths)
-    fingerprint = pki.private_key_fingerprint(key)
+    # What people compare.
+    said = {"fingerprint": pki.private_key_fingerprint(key), "authority": pki.fingerprint(join.authority)}
     body = json.dumps(request(paths, join, key, via)).encode()
     write(paths.run / "node-ca.crt", join.authority)
     tls = http.Tls(paths.run / "node-ca.crt", server_name=certificates.JOIN_NAME)
@@ -49,14 +50,14 @@ def ask(paths: Paths, address: str, via: str) -> dict[str, Any]:
         if clock.is_behind(error) and clock.may_follow(paths):
             with contextlib.suppress(OSError):
                 clock.catch_up(address, relay.PORT, tls, relay.TIMEOUT_S)
-        return {"state": "unreachable", "fingerprint": fingerprint, "message": str(error)}
+        return {"state": "unreachable", **said, "message": str(error)}
     if answer.status == 200:
         keep(paths, join, key, msgspec.json.decode(answer.body, type=dict[str, Any]))
-        return {"state": "admitted", "fingerprint": fingerprint}
+        return {"state": "admitted", **said}
     message = answer.body[:200].decode(errors="replace").strip()
     if answer.status == 202 and json.loads(answer.body).get("state") == "wipe":
-        return {"state": "wipe", "fingerprint": fingerprint, "message": "approved to wipe a disk"}
-    return {"state": STATES.get(answer.status, "refused"), "fingerprint": fingerprint, "message": message}
+        return {"state": "wipe", **said, "message": "approved to wipe a disk"}
+    return {"state": STATES.get(answer.status, "refused"), **said, "message": message}
 
 
 def own_key(paths: Paths) -> str:

@@ -51,9 +51,8 @@ async def _ask_neighbours(state: State, paths: Paths, mesh: Mesh, cluster: str, 
         via = f"{neighbour.hello.name} {neighbour.hello.port}"
         answer = await child("join", f"{neighbour.address}%{port.name}", via)
         outcome = answer["state"]
-        state.ask(
-            state=outcome, fingerprint=answer.get("fingerprint", ""), via=via, message=_explain(outcome, via, answer)
-        )
+        known = {name: answer.get(name, "") for name in ("fingerprint", "authority")}
+        state.ask(state=outcome, cluster=cluster, **known, via=via, message=_explain(outcome, via, answer))
         if outcome == "admitted":
             return True
         if outcome == "wipe" and blocked(paths):

@@ -12,6 +12,7 @@ import yaml
 from machines import IMAGE, KMBUILD, Node, kmbuild, wait_for
 
 from kmcluster import state
+from kmplan import pki
 from kmplan.errors import UserError
 
 LINE = Path(__file__).parent / "line.yaml"
@@ -77,6 +78,10 @@ def test_a_machine_waits_and_both_ends_show_the_same_fingerprint(line: dict[int,
     fingerprint = asked["status"]["fingerprint"]
     grouped = " ".join(fingerprint[at : at + 4] for at in range(0, 32, 4))
     wait_for("fingerprint on the console", lambda: grouped in "\n".join(line[2].console_lines()), 30)
+    authority = pki.fingerprint((directory / "pki/node-ca.crt").read_text())
+    theirs = " ".join(authority[at : at + 4] for at in range(0, 32, 4))
+    assert f"cluster    line, fingerprint {theirs}" in "\n".join(line[2].console_lines())
+    assert f"cluster line, fingerprint {theirs}" in nodes(directory, "list").stderr
     assert line[2].status()["asking"]["state"] == "pending"
     assert asked["status"]["via"] == "line-1 eth0"
     assert [port["name"] for port in asked["status"]["ports"]] == ["eth0", "eth1", "eth2"]

@@ -406,6 +406,17 @@ def test_the_console_says_who_the_node_is_and_how_to_reach_it() -> None:
     assert "ssh" not in text
 
 
+def test_a_machine_that_waits_shows_both_fingerprints() -> None:
+    """Its own, and that of the cluster which it believes in: the list has the same two."""
+    state = State(version="0.1.0")
+    state.ask(state="looking", fingerprint="", message="looking for a neighbour")
+    assert "key" not in console.block(state) and "cluster" not in console.block(state)
+    state.ask(state="pending", cluster="shop", fingerprint="a1b2" * 16, authority="d525" * 16, message="waiting")
+    lines = [line.strip() for line in console.block(state).splitlines()]
+    assert "cluster    shop, fingerprint " + " ".join(["d525"] * 8) in lines
+    assert "key        " + " ".join(["a1b2"] * 8) + "   (compare it before you approve)" in lines
+
+
 def test_facts_survive_being_written(tmp_path: Path) -> None:
     assert save(tmp_path / "node.json", FACTS)
     assert not save(tmp_path / "node.json", FACTS)
