@@ -153,3 +153,30 @@ def test_a_device_that_fails_is_one_line(built: Image, tmp_path: Path) -> None:
         pytest.raises(UserError, match=r"/dev/loop\d+: Input/output error; it fails: take another drive"),
     ):
         engine.write(built.raw, block_map, device, lambda _: None, lambda *_: None)
+
+
+def test_a_block_device_is_written_and_read_back_past_the_cache(built: Image, tmp_path: Path) -> None:
+    path = stick(tmp_path)
+    block_map, start = bmap.read(bmap.beside(built.raw)), esp.find(built.raw)
+    last = max(one.end for one in block_map.ranges if one.start > start) - 1
+
+    def finish(target: Path) -> None:
+        esp.put(built.tools, target, start, {"kubermesh.join": b"whom to ask"})
+
+    def spoil(what: str, done: int, total: int) -> None:
+        """Below the device, once: what the kernel has in memory of it stays as it was written."""
+        if what == "verifying" and done == min(total, engine.CHUNK):
+            with path.open("r+b") as file:
+                file.seek(last)
+                byte = file.read(1)[0]
+                file.seek(last)
+                file.write(bytes([byte ^ 1]))
+
+    with loop_device(path) as device:
+        engine.write(built.raw, block_map, device, finish, lambda *_: None)
+        assert run(["cmp", "-n", str(1 << 20), built.raw, path]).stdout == ""
+        assert credential(built, path, "kubermesh.join") == b"whom to ask"
+        with pytest.raises(UserError, match="something else than was written; it is broken: take another drive"):
+            engine.write(built.raw, block_map, device, finish, spoil)
+    with path.open("rb") as file:
+        assert not any(file.read(1 << 20))
