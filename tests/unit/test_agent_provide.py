@@ -93,13 +93,14 @@ def test_one_cable_has_a_few_connections_and_no_more(paths: Paths) -> None:
     async def scenario() -> list[bytes]:
         provider = Provider(paths)
         server = await provider.start(0)
-        port = server.sockets[0].getsockname()[1]
+        bound, port = server.sockets[0].getsockname()[:2]
+        host = {"::": "::1"}.get(bound, "127.0.0.1")
         async with server:
-            talks = [await asyncio.open_connection("::1", port) for _ in range(MAX_PER_PORT)]
+            talks = [await asyncio.open_connection(host, port) for _ in range(MAX_PER_PORT)]
             async with asyncio.timeout(10):
                 while sum(provider._open.values()) < MAX_PER_PORT:
                     await asyncio.sleep(0.01)
-            reader, writer = await asyncio.open_connection("::1", port)
+            reader, writer = await asyncio.open_connection(host, port)
             writer.write(b"GET /none HTTP/1.1\r\n\r\n")
             one_more = await asyncio.wait_for(reader.read(), 5)
             talks[0][1].write(b"GET /none HTTP/1.1\r\n\r\n")
