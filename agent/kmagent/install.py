@@ -80,7 +80,6 @@ def settle_on(paths: Paths) -> str:
     when it asks to be admitted. What came from a neighbour and shall stay on a stick takes a disk.
     """
     machine.settle()
-    uuids = verity.root_uuids(verity.table())
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
     stick = None if from_network else the_stick(paths)
     if not (stick or from_network):
@@ -93,7 +92,7 @@ def settle_on(paths: Paths) -> str:
         say(paths, None, IN_MEMORY, state="ram")
         return memory_disk.make_var()
     if stick and (not authority or wish.to != "disk"):
-        move_to(stick, uuids)
+        move_to(stick)
         return live_in_memory(paths, stick) if authority and wish.to == "ram" else home_disk.complete(stick.path.name)
     return find_home(paths, stick, wish, authority)
 
@@ -139,7 +138,7 @@ def the_stick(paths: Paths) -> Drive | None:
             paths.disk.unlink()
             if found:
                 # The root may have been read from the other one.
-                move_to(found, verity.root_uuids(words))
+                move_to(found)
         return found
 
 
@@ -200,20 +199,20 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     that boots then.
     """
     target, words = chosen.drive, verity.table()
-    uuids = verity.root_uuids(words)
     if chosen.holds == "ours":
-        return keep(paths, stick, target, words, uuids)
+        return keep(paths, stick, target, words)
+    uuids = verity.root_uuids(words)
     if stick:
         parts = disk_copy.parts_of(stick, *uuids)
-        move_to(stick, uuids)
+        move_to(stick)
     else:
         parts = network_boot.parts_of(paths, words, uuids)
     say(paths, target, "installing; leave the stick in" if stick else "installing")
     asyncio.run(disk_copy.copy(paths, parts, target, lambda done: say(paths, target, f"installing, {done} %")))
     say(paths, target, "reading back what was written")
     try:
-        moved = table_on(target, words, uuids)
-        verity.check(moved, verity.root_bytes())
+        moved = table_on(target, words)
+        verity.check(moved)
         disk_copy.check_esp(paths, parts, target)
         var = home_disk.var_of(target.path.name)
         if key:
@@ -231,14 +230,14 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     return var
 
 
-def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str], uuids: tuple[str, str]) -> str:
+def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str]) -> str:
     """Go on with a disk that has been this machine's before; the root moves there when it is the same, and can be read."""
     devices = {part.device for part in target.partitions}
     text = "is this machine's own; the stick may be pulled out" if stick else "is this machine's own"
     if not {words[verity.DATA], words[verity.HASHES]} <= devices:
         try:
-            moved = table_on(target, words, uuids)
-            verity.check(moved, verity.root_bytes())
+            moved = table_on(target, words)
+            verity.check(moved)
         except (UserError, OSError) as error:
             if stick is None:
                 start_own(paths, target)
@@ -288,31 +287,26 @@ def carry_over(paths: Paths, var: str, key: str) -> None:
 def live_in_memory(paths: Paths, stick: Drive) -> str:
     """Move the root to memory, and return the device for a `/var` in memory; where that fails, the root stays on the stick."""
     say(paths, None, "loading the system into memory; leave the stick in")
+    text = IN_MEMORY
     try:
         memory_root.load(paths, stick)
     except (UserError, OSError) as error:
-        say(
-            paths,
-            None,
-            f"{IN_MEMORY}; leave the stick in, as the system cannot be loaded: {reason(error)}",
-            state="ram",
-        )
-    else:
-        say(paths, None, IN_MEMORY, state="ram")
+        text += f"; leave the stick in, as the system cannot be loaded: {reason(error)}"
+    say(paths, None, text, state="ram")
     return memory_disk.make_var()
 
 
-def move_to(drive: Drive, uuids: tuple[str, str]) -> None:
+def move_to(drive: Drive) -> None:
     """Have the root read from a drive that has it, and from no other."""
     words = verity.table()
-    moved = table_on(drive, words, uuids)
+    moved = table_on(drive, words)
     if moved != " ".join(words):
         verity.move(moved)
 
 
-def table_on(drive: Drive, words: list[str], uuids: tuple[str, str]) -> str:
+def table_on(drive: Drive, words: list[str]) -> str:
     """Return the root's table on another drive; UserError when its partitions are not there."""
-    root, hashes = (disk_copy.partition(drive, uuid) for uuid in uuids)
+    root, hashes = (disk_copy.partition(drive, uuid) for uuid in verity.root_uuids(words))
     return verity.elsewhere(words, root.device, hashes.device)
 
 

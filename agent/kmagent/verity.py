@@ -45,14 +45,14 @@ def root_bytes() -> int:
     return status.f_blocks * status.f_frsize
 
 
-def check(moved: str, length: int) -> None:
-    """Read the first `length` bytes, all that the file system uses, by a table; UserError when they are something else."""
+def check(moved: str) -> None:
+    """Read all that the root's file system uses by another table; UserError when it is something else."""
     run(["dmsetup", "remove", "--retry", TRIAL], check=False)
     run(["dmsetup", "create", TRIAL, "--readonly", "--noudevsync", "--table", moved])
     try:
         node = Path("/dev/mapper") / TRIAL
         run(["dmsetup", "mknodes", TRIAL])
-        read_through(node, length)
+        read_through(node, root_bytes())
     except OSError as error:
         raise UserError(f"what was written is not what the root hash says: {error.strerror}") from error
     finally:

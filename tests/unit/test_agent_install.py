@@ -312,7 +312,7 @@ class Disks:
     def listed(self, path: Path | None) -> list[Drive]:
         return [one for one in self.drives if path in (None, one.path)]
 
-    def check(self, table: str, length: int) -> None:
+    def check(self, table: str) -> None:
         if not self.readable:
             raise UserError("what was written is not what the root hash says")
 
@@ -347,17 +347,16 @@ def test_memory_goes_when_udev_knows_the_disk_and_systemd_looks_when_it_is_gone(
 def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) -> None:
     stick, disk = with_root("sdb", "8"), with_root("nvme0n1", "259")
     disks.drives = [stick, disk]
-    uuids = verity.root_uuids(TABLE)
-    assert uuids == (ROOT, HASHES) and install.find_stick(TABLE) == stick
-    assert install.keep(paths, stick, disk, TABLE, uuids) == "nvme0n16"
+    assert verity.root_uuids(TABLE) == (ROOT, HASHES) and install.find_stick(TABLE) == stick
+    assert install.keep(paths, stick, disk, TABLE) == "nvme0n16"
     assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
     assert "may be pulled out" in json.loads(paths.disk.read_text())["message"]
     # One half of it comes from the disk already.
     half = verity.elsewhere(TABLE, "8:18", "259:19").split()
-    install.keep(paths, stick, disk, half, uuids)
+    install.keep(paths, stick, disk, half)
     assert len(disks.moved) == 2
     # All of it does.
-    install.keep(paths, stick, stick, TABLE, uuids)
+    install.keep(paths, stick, stick, TABLE)
     assert len(disks.moved) == 2
 
 
@@ -366,7 +365,7 @@ def test_a_disk_whose_system_is_of_no_use_is_kept_and_not_run(paths: Paths, disk
     disk = with_root("nvme0n1", "259", **({"uuid": "another"} if other else {}))
     stick = with_root("sdb", "8")
     disks.drives, disks.readable = [stick, disk], other
-    assert install.keep(paths, stick, disk, TABLE, (ROOT, HASHES)) == "nvme0n16"
+    assert install.keep(paths, stick, disk, TABLE) == "nvme0n16"
     assert disks.moved == [] and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
 
 
@@ -429,10 +428,7 @@ def test_a_root_in_memory_is_found_by_the_same_links(
     assert disks.moved == [verity.elsewhere(TABLE, "of zram4", "of zram4")]
     assert json.loads(paths.disk.read_text())["message"] == install.IN_MEMORY
     rules = (tmp_path / "rules.d/rules").read_text().splitlines()
-    assert [f"disk/by-partuuid/{uuid}" in rule for uuid, rule in zip((ROOT, HASHES), rules, strict=True)] == [
-        True,
-        True,
-    ]
+    assert all(f"disk/by-partuuid/{uuid}" in rule for uuid, rule in zip((ROOT, HASHES), rules, strict=True))
     assert memory == ["sdb2 to zram4", "sdb3 to zram4", "control", "trigger"]
 
 
@@ -568,7 +564,7 @@ def test_a_disk_with_another_system_is_started_instead_of_the_neighbours_once(
     disk = with_root("nvme0n1", "259", uuid="another")
     disks.drives = [disk]
     for _ in range(2):
-        assert install.keep(paths, None, disk, TABLE, (ROOT, HASHES)) == "nvme0n16"
+        assert install.keep(paths, None, disk, TABLE) == "nvme0n16"
     # The second time its own system has not come up: the neighbour's has to do.
     assert started == ["nvme0n1 kubermesh-esp", "waits 600"] and disks.moved == []
     assert "not the system that runs" in json.loads(paths.disk.read_text())["message"]
