@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kmagent.paths import in_container
 from kmagent.state import State
+from kmplan.fingerprint import compared
 
 ACTIVE = Path("/sys/class/tty/console/active")
 
@@ -23,15 +24,10 @@ def block(state: State) -> str:
     if state.disk:
         lines.append(f"disk       {state.disk}")
     if state.asking.get("authority"):
-        lines.append(f"cluster    {state.asking['cluster']}, fingerprint {grouped(state.asking['authority'][:32])}")
+        lines.append(f"cluster    {state.asking['cluster']}, fingerprint {compared(state.asking['authority'])}")
     if state.asking.get("fingerprint"):
-        lines.append(f"key        {grouped(state.asking['fingerprint'][:32])}   (compare it before you approve)")
+        lines.append(f"key        {compared(state.asking['fingerprint'])}   (compare it before you approve)")
     return "\r\n" + "".join(f"  {line}\r\n" for line in lines) + "\r\n"
-
-
-def grouped(fingerprint: str) -> str:
-    """Return hex in groups of four, as `kmbuild nodes list` shows it."""
-    return " ".join(fingerprint[at : at + 4] for at in range(0, len(fingerprint), 4))
 
 
 class Console:

@@ -13,6 +13,7 @@ import msgspec
 
 from kmplan import document
 from kmplan.errors import UserError
+from kmplan.fingerprint import grouped
 
 RESOURCE = ("kubermesh.io", "v1", "meshnodes")
 MERGE = "application/merge-patch+json"
@@ -146,11 +147,6 @@ def is_meant(word: str, node: MeshNode) -> bool:
     )
 
 
-def group(fingerprint: str) -> str:
-    """A fingerprint in groups of four, as the machine's console shows it."""
-    return " ".join(re.findall(".{1,4}", fingerprint))
-
-
 def _digits(word: str) -> str:
     return re.sub(r"[:\s-]", "", word).lower()
 
@@ -158,7 +154,7 @@ def _digits(word: str) -> str:
 def _list(nodes: Sequence[MeshNode]) -> str:
     """Nodes for a line of text, with what tells them apart."""
     named = [
-        f"{node.label} ({node.status.phase}, {group(node.status.fingerprint[:8])})"
+        f"{node.label} ({node.status.phase}, {grouped(node.status.fingerprint[:8])})"
         for node in sorted(nodes, key=order)[:NAMED_IN_ERRORS]
     ]
     more = [f"and {len(nodes) - NAMED_IN_ERRORS} more"] if len(nodes) > NAMED_IN_ERRORS else []

@@ -23,12 +23,11 @@ from kmcluster.state import Cluster
 from kmplan import document, pki
 from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
+from kmplan.fingerprint import compared, grouped
 
 WAIT_S = 60.0
 POLL_S = 0.5
 LISTED_DIGITS = 16
-# As many as the machine's console shows.
-COMPARED_DIGITS = 32
 HEADER = ("NUMBER", "NODE", "ROLE", "PHASE", "FINGERPRINT", "UUID", "VIA", "SINCE", "READY")
 AGAIN = "wait until it has asked again"
 
@@ -144,7 +143,7 @@ def approve(
         if node.status.blocked and not wipe:
             raise UserError(f"{node.label}: {node.status.blocked}", "--wipe lets it wipe one of these disks")
         if not APPROVE.is_done(node):
-            shown = meshnode.group(node.status.fingerprint[:COMPARED_DIGITS])
+            shown = compared(node.status.fingerprint)
             click.echo(f"{node.label} has the fingerprint {shown}: compare it with the machine's console", err=True)
     carry_out(api, replace(APPROVE, wipe=wipe), chosen, 0 if no_wait else timeout_s, as_json)
 
@@ -181,7 +180,7 @@ def show_cluster(directory: Path | None) -> None:
     home = directory or only_bench().directory
     with contextlib.suppress(OSError, UserError):
         authority = (home / "pki/node-ca.crt").read_text(encoding="ascii")
-        shown = meshnode.group(pki.fingerprint(authority)[:COMPARED_DIGITS])
+        shown = compared(pki.fingerprint(authority))
         click.echo(f"cluster {read_cluster(home).name}, fingerprint {shown}", err=True)
 
 
@@ -323,7 +322,7 @@ def row(node: MeshNode) -> tuple[str, ...]:
         node.label,
         status.role,
         status.phase,
-        meshnode.group(status.fingerprint[:LISTED_DIGITS]),
+        grouped(status.fingerprint[:LISTED_DIGITS]),
         status.uuid,
         status.via,
         since.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if since else "",

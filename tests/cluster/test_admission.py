@@ -14,6 +14,7 @@ from machines import IMAGE, KMBUILD, Node, kmbuild, wait_for
 from kmcluster import state
 from kmplan import pki
 from kmplan.errors import UserError
+from kmplan.fingerprint import compared
 
 LINE = Path(__file__).parent / "line.yaml"
 
@@ -76,10 +77,8 @@ def test_a_machine_waits_and_both_ends_show_the_same_fingerprint(line: dict[int,
     line[1].wait_ready(90)
     asked = wait_for("machine that asks", lambda: one_with(directory, "Pending"), 60, 1)
     fingerprint = asked["status"]["fingerprint"]
-    grouped = " ".join(fingerprint[at : at + 4] for at in range(0, 32, 4))
-    wait_for("fingerprint on the console", lambda: grouped in "\n".join(line[2].console_lines()), 30)
-    authority = pki.fingerprint((directory / "pki/node-ca.crt").read_text())
-    theirs = " ".join(authority[at : at + 4] for at in range(0, 32, 4))
+    wait_for("fingerprint on the console", lambda: compared(fingerprint) in "\n".join(line[2].console_lines()), 30)
+    theirs = compared(pki.fingerprint((directory / "pki/node-ca.crt").read_text()))
     assert f"cluster    line, fingerprint {theirs}" in "\n".join(line[2].console_lines())
     assert f"cluster line, fingerprint {theirs}" in nodes(directory, "list").stderr
     assert line[2].status()["asking"]["state"] == "pending"

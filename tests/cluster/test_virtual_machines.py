@@ -7,6 +7,7 @@ from machines import WEB, Node, cable, kmbuild, wait_for
 
 from kmcluster.console import find_faults
 from kmplan import pki
+from kmplan.fingerprint import compared
 
 GIB = 1 << 30
 
@@ -43,8 +44,7 @@ def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
     console = "\n".join(worker.console_lines())
     found = f"{first} on eth0 has this system"
     assert in_order(console, "Start HTTP Boot", found, "fetching, 50 %", "each block checked", "installed;"), console
-    authority = pki.fingerprint((qemu_node.cluster.directory / "pki/node-ca.crt").read_text())
-    shown = " ".join(authority[at : at + 4] for at in range(0, 32, 4))
+    shown = compared(pki.fingerprint((qemu_node.cluster.directory / "pki/node-ca.crt").read_text()))
     assert f"cluster {qemu_node.name}, fingerprint {shown}" in console
     assert qemu_node.cluster.roothash in worker.output("cat", "/proc/cmdline")
     assert find_faults(worker.console_lines()) == []
