@@ -18,7 +18,7 @@ from tests.simulation import namespace
 from tests.simulation.mesh import wait_until
 from tests.simulation.namespace import Namespace
 
-from kmbuild import bmap
+from kmbuild import bmap, stick
 from kmbuild.cluster import locate_image
 from kmcluster import state
 from kmcluster.cable import Port
@@ -38,14 +38,13 @@ cables: [{a: "1:eth0", b: "2:eth0"}]
 SPARE = Port(1, 1)
 
 PODS_S = 8.0
-STICK_BYTES = 8 << 30
 
 BLANK = """\
 version: 1
 nodes: [{role: seed}, {boot: http, memory_mib: 2048}]
 cables: [{a: "1:eth0", b: "2:eth0"}]
 """
-LOOK_S = 0.2
+LOOK_S, UP_S = 0.2, 1800.0
 # What takes how long on the way of a blank machine, and what its console shows when that is done.
 SHARES = {
     "firmware": "EFI stub: ",
@@ -101,7 +100,7 @@ def make_empty(path: Path) -> None:
     """A file in the place of a stick, without a block of its own."""
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
-        file.truncate(STICK_BYTES)
+        file.truncate(stick.FILE_BYTES)
 
 
 def serve(repeat: int) -> list[Row]:
@@ -184,14 +183,12 @@ def netboot(_repeat: int) -> list[Row]:
         topology.write_text(BLANK)
         up = pool.submit(kmbuild, "cluster", "up", topology, "--driver", "qemu", "--name", NAME)
         try:
-            while not (console := blank_console()).exists():
-                assert not up.done(), "the blank machine was not switched on"
-                time.sleep(LOOK_S)
+            wait_until(lambda: up.done() or is_on(), UP_S, LOOK_S)
+            assert is_on(), "the blank machine was not switched on"
             times = [time.monotonic()]
             for share, end in SHARES.items():
-                while (up.done(), end not in "\n".join(read_lines(console))) == (False, True):
-                    time.sleep(LOOK_S)
-                assert end in "\n".join(read_lines(console)), f"{share} did not end: nothing says {end}"
+                wait_until(lambda wanted=end: up.done() or wanted in shown(), UP_S, LOOK_S)
+                assert end in shown(), f"{share} did not end: nothing says {end}"
                 times.append(time.monotonic())
             up.result()
         finally:
@@ -203,12 +200,17 @@ def netboot(_repeat: int) -> list[Row]:
     ]
 
 
-def blank_console() -> Path:
-    """The file with what the second machine's console shows; it is there when the machine is switched on."""
+def is_on() -> bool:
+    """Whether the blank machine was switched on."""
     with contextlib.suppress(UserError):
-        cluster = state.load(NAME)
-        return driver_of(cluster).console(cluster.machines[1])
-    return Path("/nonexistent")
+        return not state.load(NAME).machines[1].waits
+    return False
+
+
+def shown() -> str:
+    """What the blank machine's console has shown so far."""
+    cluster = state.load(NAME)
+    return "\n".join(read_lines(driver_of(cluster).console(cluster.machines[1])))
 
 
 MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"flash": flash, "serve": serve, "netboot": netboot}

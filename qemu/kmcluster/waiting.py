@@ -74,9 +74,9 @@ def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> 
 
 def switch_on(cluster: Cluster, seen: Mapping[str, Seen]) -> list[Machine]:
     """Switch on the machines that boot from a neighbour which is Ready by now, as whoever cables them does; returns them."""
-    found: list[Machine] = []
     if not any(machine.waits for machine in cluster.machines):
-        return found
+        return []
+    found = []
     # Somebody may have pulled one out meanwhile.
     for cable in state.load(cluster.name).cables:
         for end, other in ((cable.a, cable.b), (cable.b, cable.a)):
