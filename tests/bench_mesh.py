@@ -17,7 +17,7 @@ from tests.simulation.measure import cpu_s, memory_mb
 from tests.simulation.mesh import wait_until
 from tests.simulation.probe import Probe, longest_gap
 
-from kmbuild.cluster import locate_image
+from kmbuild.locate import locate_image
 from kmcluster import access, bench, cabling, state, testimage
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine

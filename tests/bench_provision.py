@@ -19,7 +19,7 @@ from tests.simulation.mesh import wait_until
 from tests.simulation.namespace import Namespace
 
 from kmbuild import bmap, stick
-from kmbuild.cluster import locate_image
+from kmbuild.locate import locate_image
 from kmcluster import state
 from kmcluster.cable import Port
 from kmcluster.console import read_lines

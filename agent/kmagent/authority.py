@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 from kmagent import registry as registries
+from kmagent.programs import start_async
 from kmagent.registry import Registry
-from kmplan.run import start_async
 
 log = logging.getLogger(__name__)
 

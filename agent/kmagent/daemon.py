@@ -49,12 +49,13 @@ from kmagent.node_api import NodeApi
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
+from kmagent.programs import run_async
 from kmagent.provision import Provision
 from kmagent.relay import Relay
 from kmagent.state import State, earlier_events, keep_written, write_status
 from kmagent.witness import Witness
 from kmplan.errors import UserError
-from kmplan.run import CommandError, run_async
+from kmplan.run import CommandError
 
 log = logging.getLogger(__name__)
 

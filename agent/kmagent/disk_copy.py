@@ -13,9 +13,10 @@ from pathlib import Path
 from kmagent import home_disk, machine
 from kmagent.disk_look import FIRST_BYTES, mounted
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmplan.drives import Drive, Partition, listed, lsblk
 from kmplan.errors import UserError
-from kmplan.run import run, run_async
+from kmplan.run import run
 
 PROGRESS_S = 2.0
 CHUNK = 4 << 20

@@ -15,9 +15,9 @@ from typing import Any
 from kmagent import babel
 from kmagent.facts import Facts
 from kmagent.mesh import Mesh
+from kmagent.programs import run_async
 from kmagent.state import State
 from kmplan.files import write_if_changed
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

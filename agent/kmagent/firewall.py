@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 
 from kmagent import boot_image, hello, relay
-from kmplan.run import run_async
+from kmagent.programs import run_async
 
 BABEL_PORT = 6696
 TABLE = "inet kubermesh"

@@ -21,11 +21,11 @@ from kmagent.http import Client, Tls
 from kmagent.joining import child
 from kmagent.mesh import Mesh
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmagent.registry import Registry
 from kmagent.relay import JOIN_PORT
 from kmagent.state import State, boot_seconds
 from kmplan.files import write
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

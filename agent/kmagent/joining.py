@@ -11,8 +11,9 @@ from kmagent import notify
 from kmagent.disk_state import blocked
 from kmagent.mesh import Mesh, Self
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmagent.state import State
-from kmplan.run import CommandError, run_async
+from kmplan.run import CommandError
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from kmagent.facts import Facts
 from kmagent.hello import Hello, Link
 from kmagent.paths import Paths
 from kmagent.ports import Port
+from kmagent.programs import run_async
 from kmagent.state import State
 from kmplan.errors import UserError
 from kmplan.files import write_if_changed
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

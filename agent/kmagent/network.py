@@ -5,8 +5,8 @@ import logging
 import socket
 
 from kmagent.facts import Facts
+from kmagent.programs import run_async
 from kmplan.addresses import AddressPlan
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 from kmagent import kubernetes_api
 from kmagent.http import Client
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmagent.registry import Node
 from kmagent.state import State, boot_seconds
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

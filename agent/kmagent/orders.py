@@ -5,10 +5,10 @@ import sys
 
 from kmagent.facts import Facts
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmagent.state import State
 from kmplan import recovery
 from kmplan.recovery import Order
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

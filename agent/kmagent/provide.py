@@ -28,10 +28,11 @@ import msgspec
 
 from kmagent import boot_image, facts, home_disk, identity
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmplan import pki
 from kmplan.errors import UserError
 from kmplan.files import write
-from kmplan.run import run, run_async
+from kmplan.run import run
 from kmplan.seed import JoinBundle
 
 log = logging.getLogger(__name__)

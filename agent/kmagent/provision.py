@@ -18,9 +18,9 @@ from kmagent.facts import Facts
 from kmagent.mesh import Mesh
 from kmagent.paths import Paths
 from kmagent.ports import Port
+from kmagent.programs import run_async
 from kmagent.state import State
 from kmplan.files import write_if_changed
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from kmagent.joining import child
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
+from kmagent.programs import run_async
 from kmagent.state import State
-from kmplan.run import run_async
 
 log = logging.getLogger(__name__)
 

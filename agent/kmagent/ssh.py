@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from kmagent.paths import Paths
+from kmagent.programs import run_async
 from kmplan.files import write, write_if_changed
-from kmplan.run import run_async
 
 
 def prepare(paths: Paths, keys: list[str]) -> None:

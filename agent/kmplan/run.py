@@ -1,6 +1,5 @@
-"""The one module that starts processes."""
+"""The one module that starts processes; the agent's, whose event loop must not wait, are in `kmagent/programs.py`."""
 
-import asyncio
 import contextlib
 import os
 import shlex
@@ -123,30 +122,3 @@ def replace_self(argv: Sequence[str | Path], env: Mapping[str, str] | None = Non
     """Become another program (execvp(3)): for interactive ones such as kubectl or a console."""
     words = [str(word) for word in argv]
     os.execvpe(words[0], words, {**os.environ, **(env or {})})  # noqa: S606
-
-
-async def run_async(argv: Sequence[str | Path], *, input: str | None = None, check: bool = True) -> tuple[int, str]:  # noqa: A002
-    """Run a command without blocking the event loop; returns its status and its mixed output.
-
-    Raises CommandError when it fails and `check` is set.
-    """
-    words = [str(word) for word in argv]
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    out, _ = await process.communicate(input.encode() if input is not None else None)
-    text = out.decode(errors="replace")
-    code = process.returncode or 0
-    if check and code != 0:
-        raise CommandError(words, code, text)
-    return code, text
-
-
-async def start_async(argv: Sequence[str | Path]) -> asyncio.subprocess.Process:
-    """Start a command to talk with over its standard input and output; it ends with this process's end of its input."""
-    return await asyncio.create_subprocess_exec(
-        *map(str, argv), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=8 * 2**20
-    )

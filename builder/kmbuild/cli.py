@@ -1,23 +1,42 @@
 """The command line."""
 
+import importlib
 import sys
 
 import click
 
-from kmbuild.cache_command import cache
-from kmbuild.cluster import cluster
-from kmbuild.config_command import config
-from kmbuild.flash import flash
-from kmbuild.image import image
-from kmbuild.init import init
-from kmbuild.lock_command import lock
-from kmbuild.nodes import nodes
-from kmbuild.recover import recover
-from kmbuild.verify import verify
 from kmplan.errors import UserError
 
+# Where each command is.
+MODULES = {
+    "image": "kmbuild.image",
+    "lock": "kmbuild.lock_command",
+    "config": "kmbuild.config_command",
+    "cache": "kmbuild.cache_command",
+    "init": "kmbuild.init",
+    "flash": "kmbuild.flash",
+    "cluster": "kmbuild.cluster",
+    "nodes": "kmbuild.nodes",
+    "recover": "kmbuild.recover",
+    "verify": "kmbuild.verify",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """Imports a command when it is called, so that none waits for what only another one needs."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """All names."""
+        return sorted({*MODULES, *self.commands})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of that name, if there is one."""
+        if name in MODULES and name not in self.commands:
+            self.add_command(getattr(importlib.import_module(MODULES[name]), name))
+        return super().get_command(context, name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kubermesh", prog_name="kmbuild")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def kmbuild(debug: bool) -> None:
@@ -26,10 +45,6 @@ def kmbuild(debug: bool) -> None:
     Start with `kmbuild image`, then `kmbuild cluster up one`.
     """
     del debug  # main() looks for it
-
-
-for command in (image, lock, config, cache, init, flash, cluster, nodes, recover, verify):
-    kmbuild.add_command(command)
 
 
 def main() -> None:

@@ -9,20 +9,17 @@ from pathlib import Path
 
 import click
 
-from kmbuild import config as configuration
 from kmbuild import init, stick
-from kmbuild.artefacts import MANIFEST, read_manifest
 from kmbuild.cable_command import cable, recable
-from kmbuild.cache import Cache
 from kmbuild.completion import complete_topology
 from kmbuild.evidence_command import bundle, logs
 from kmbuild.fault_command import clock, disk, plug_stick
+from kmbuild.locate import locate_image
 from kmbuild.options import cluster_argument, json_option, name_option, node_argument
 from kmbuild.status_command import status
 from kmbuild.topology_command import topology
 from kmcluster import access, bench, report, state, waiting
 from kmcluster.drivers import NAMES, driver_of
-from kmcluster.image import Image
 from kmcluster.topology import find_topology, read_topology
 from kmplan import run
 from kmplan.addresses import random_prefix
@@ -102,29 +99,6 @@ def up(
 def show_line(seconds: float, node: str, what: str) -> None:
     """Show progress, apart from the result."""
     click.echo(f"{seconds:7.1f} s  {node}  {what}", err=True)
-
-
-def locate_image(path: Path) -> Image:
-    """The image in a folder, or the one whose .raw is given, with the tools it was built by.
-
-    Raises UserError when there is none, or the build cache no longer has what machines need beside it.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no image here", "build one with `make image`")
-    folder = path if path.is_dir() else path.parent
-    manifest = read_manifest(folder)
-    stages = Cache(configuration.load(None)[0].cache_path).stages
-    needed = [stages / name / manifest.stages.get(name, "none") for name in ("tools", "components-kubernetes")]
-    for place in needed:
-        if not place.is_dir():
-            raise UserError(f"{place}: no longer in the build cache", "`make image` makes it again")
-    return Image(
-        raw=path if path.is_file() else folder / manifest.artefacts["raw"].name,
-        erofs=folder / manifest.artefacts["erofs"].name,
-        manifest=folder / MANIFEST,
-        tools=needed[0] / "root",
-        kubectl=needed[1] / "kubernetes",
-    )
 
 
 def make_directory(folder: Path, name: str, **more: object) -> None:

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from kmbuild import bmap, drives, esp, stick
+from kmbuild.artefacts import read_manifest
 from kmbuild.bmap import BlockMap
-from kmbuild.cluster import locate_image
+from kmbuild.locate import locate_image
 from kmbuild.options import json_option
+from kmbuild.source import file_digest
 from kmbuild.table import table
+from kmcluster.image import Image
 from kmplan import seed
 from kmplan.cluster import read_cluster
 from kmplan.drives import Drive
@@ -45,7 +48,7 @@ def flash(
     stick that is not finished does not boot. What is on the device is lost.
     """
     found = locate_image(image)
-    block_map = bmap.read(bmap.beside(found.raw))
+    block_map = map_of(found)
     credentials = make_credentials(directory, is_seed=is_seed)
     offset = esp.find(found.raw)
     drive = drives.find(device) if device else ask(drives.removable())
@@ -69,6 +72,15 @@ def flash(
     plan |= {"write_s": round(result.write_s, 2), "verify_s": round(result.verify_s, 2)}
     done = f"{drive.path}: written in {result.write_s:.1f} s, verified in {result.verify_s:.1f} s: {sentence(plan)}"
     click.echo(json.dumps(plan) if as_json else f"{done}. You may pull it out.")
+
+
+def map_of(image: Image) -> BlockMap:
+    """The map beside an image; without one its manifest says whether it is whole, and its holes what to write."""
+    if (place := bmap.beside(image.raw)).exists():
+        return bmap.read(place)
+    if file_digest(image.raw) != read_manifest(image.manifest.parent).artefacts["raw"].sha256:
+        raise UserError(f"{image.raw}: not what its {image.manifest.name} says", "copy or build it again")
+    return bmap.make(image.raw)
 
 
 def make_credentials(directory: Path, *, is_seed: bool) -> dict[str, bytes]:

@@ -25,9 +25,10 @@ FILES = (
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
     """Yield every command with its full name, groups before what is in them."""
-    for name in sorted(group.commands):
-        command = group.commands[name]
-        yield f"{path} {name}", command
+    context = click.Context(group)
+    for name in sorted(group.list_commands(context)):
+        if command := group.get_command(context, name):
+            yield f"{path} {name}", command
         if isinstance(command, click.Group):
             yield from commands(command, f"{path} {name}")
 

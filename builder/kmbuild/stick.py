@@ -24,7 +24,6 @@ from kmplan.errors import UserError
 # All of the partition table, and of its copy at the end (UEFI 2.10, 5.3), and some room; partitions begin after it.
 HEAD = 1 << 20
 CHUNK = 4 << 20
-AHEAD = 4
 FILE_BYTES = 8 << 30
 BLKRRPART, BLKFLSBUF = 0x125F, 0x1261  # linux/fs.h
 
@@ -66,7 +65,7 @@ def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path
         )
     start = time.monotonic()
     with opened(target) as device, image.open("rb", buffering=0) as source, failures(target), cleared(device):
-        head = copy(source.fileno(), device, image, block_map, report)
+        head = copy(source.fileno(), device, target, image, block_map, report)
         os.fsync(device)
         written = time.monotonic()
         verify(device, target, [one for one in map(after_head, block_map.ranges) if one], report)
@@ -134,26 +133,19 @@ def clear(device: int) -> None:
     os.fsync(device)
 
 
-def copy(source: int, device: int, image: Path, block_map: BlockMap, report: Report) -> bytes:
-    """Copy all parts but the head, which is returned; reading and checking go ahead of writing."""
+def copy(source: int, device: int, target: Path, image: Path, block_map: BlockMap, report: Report) -> bytes:
+    """Copy all parts but the head, which is returned; each piece is checked while it is written and the next one read."""
     head, done = bytearray(HEAD), 0
-    with ThreadPoolExecutor(1) as reader:
+    with direct(target, os.O_WRONLY) as writer, ThreadPoolExecutor(1) as checker:
         for one in block_map.ranges:
             digest = hashlib.sha256()
-
-            def read(offset: int, end: int = one.end, digest: "hashlib._Hash" = digest) -> tuple[int, bytes]:
-                data = os.pread(source, min(CHUNK, end - offset), offset)
-                digest.update(data)
-                return offset, data
-
-            waiting = [reader.submit(read, offset) for offset in range(one.start, one.end, CHUNK)[:AHEAD]]
-            following = iter(range(one.start, one.end, CHUNK)[AHEAD:])
-            while waiting:
-                offset, data = waiting.pop(0).result()
-                if (more := next(following, None)) is not None:
-                    waiting.append(reader.submit(read, more))
-                put(device, head, offset, data)
-                done += len(data)
+            for offset, piece in pieces(source, one):
+                checked = checker.submit(digest.update, piece)
+                kept = max(0, min(HEAD - offset, len(piece)))
+                head[offset : offset + kept] = piece[:kept]
+                put(writer, device, piece[kept:], offset + kept)
+                checked.result()
+                done += len(piece)
                 report("writing", done, block_map.mapped)
             if digest.hexdigest() != one.sha256:
                 raise UserError(
@@ -162,14 +154,36 @@ def copy(source: int, device: int, image: Path, block_map: BlockMap, report: Rep
     return bytes(head)
 
 
-def put(device: int, head: bytearray, offset: int, data: bytes) -> None:
-    """Write a piece of the image; what belongs to the head is kept."""
-    kept = max(0, min(HEAD - offset, len(data)))
-    head[offset : offset + kept] = data[:kept]
-    view, offset = memoryview(data)[kept:], offset + kept
-    while view:
-        count = os.pwrite(device, view, offset)
-        view, offset = view[count:], offset + count
+def put(writer: int, device: int, piece: memoryview, offset: int) -> None:
+    """Write a piece past the page cache, as far as it is whole pages; the rest, at an image's odd end, goes through it."""
+    while piece:
+        whole = len(piece) // mmap.PAGESIZE * mmap.PAGESIZE
+        count = os.pwrite(writer, piece[:whole], offset) if whole else os.pwrite(device, piece, offset)
+        piece, offset = piece[count:], offset + count
+
+
+def pieces(file: int, one: Range) -> Iterator[tuple[int, memoryview]]:
+    """Read a part piece by piece, with its offset: the next is read while one is used, which is of use until then.
+
+    A file that ends too early gives less.
+    """
+    memory = memoryview(mmap.mmap(-1, 2 * CHUNK))
+    buffers = [memory[:CHUNK], memory[CHUNK:]]
+    with ThreadPoolExecutor(1) as reader:
+
+        def read(offset: int) -> memoryview:
+            buffer, length = buffers[(offset - one.start) // CHUNK % 2], min(CHUNK, one.end - offset)
+            return buffer[
+                : min(length, os.preadv(file, [buffer[: -(-length // mmap.PAGESIZE) * mmap.PAGESIZE]], offset))
+            ]
+
+        offsets = range(one.start, one.end, CHUNK)
+        ahead = reader.submit(read, one.start)
+        for offset in offsets:
+            piece = ahead.result()
+            if offset + CHUNK in offsets:
+                ahead = reader.submit(read, offset + CHUNK)
+            yield offset, piece
 
 
 def after_head(one: Range) -> Range | None:
@@ -182,16 +196,14 @@ def verify(device: int, target: Path, ranges: list[Range], report: Report) -> No
     """Read back what was written, from the drive and not from memory; UserError where it is something else."""
     total, done = sum(one.size for one in ranges), 0
     forget(device)
-    with direct(target) as (reader, buffer):
+    with direct(target, os.O_RDONLY) as reader:
         for one in ranges:
             digest = hashlib.sha256()
-            for offset in range(one.start, one.end, CHUNK):
-                length = min(CHUNK, one.end - offset)
-                got = os.preadv(reader, [memoryview(buffer)[: -(-length // mmap.PAGESIZE) * mmap.PAGESIZE]], offset)
-                if got < length:
-                    raise UserError(f"{target}: ends before {offset + length}", "it is smaller than it says")
-                digest.update(memoryview(buffer)[:length])
-                done += length
+            for offset, piece in pieces(reader, one):
+                if len(piece) < min(CHUNK, one.end - offset):
+                    raise UserError(f"{target}: ends before {one.end}", "it is smaller than it says")
+                digest.update(piece)
+                done += len(piece)
                 report("verifying", done, total)
             if one.sha256 and digest.hexdigest() != one.sha256:
                 raise UserError(
@@ -201,17 +213,16 @@ def verify(device: int, target: Path, ranges: list[Range], report: Report) -> No
 
 
 @contextlib.contextmanager
-def direct(target: Path) -> Iterator[tuple[int, mmap.mmap]]:
-    """Read past the page cache where the file system can (O_DIRECT, open(2)), into memory that begins with a page."""
+def direct(target: Path, mode: int) -> Iterator[int]:
+    """Past the page cache, where the file system can (O_DIRECT, open(2)): buffers and offsets have to be whole pages."""
     try:
-        reader = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        file = os.open(target, mode | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
-        reader = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(target, mode | os.O_CLOEXEC)
     try:
-        with mmap.mmap(-1, CHUNK) as buffer:
-            yield reader, buffer
+        yield file
     finally:
-        os.close(reader)
+        os.close(file)
 
 
 def read_back(device: int, offset: int, length: int) -> bytes:

@@ -17,7 +17,8 @@ import click
 import msgspec
 
 from kmbuild import stick
-from kmbuild.cluster import locate_image, make_directory, show_line
+from kmbuild.cluster import make_directory, show_line
+from kmbuild.locate import locate_image
 from kmbuild.table import table
 from kmcluster import bench, steady, verdict_page, verdict_table, waiting
 from kmcluster.drivers import NAMES

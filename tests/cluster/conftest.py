@@ -44,7 +44,7 @@ def bench_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test image's archive."""
-    from kmbuild.cluster import locate_image
+    from kmbuild.locate import locate_image
 
     tools = locate_image(IMAGE).tools
     return testimage.make_archive(tools / "usr/bin/busybox", tmp_path_factory.mktemp("images") / "busybox.tar")

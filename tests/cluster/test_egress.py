@@ -11,7 +11,7 @@ from machines import IMAGE, Node, boot, kmbuild, wait_for
 from stranger import PORT, Stranger, plugged_in
 from test_strangers import ADVERTISE
 
-from kmbuild.cluster import locate_image
+from kmbuild.locate import locate_image
 from kmplan.run import spawn
 
 WORLD6, WORLD4 = "2001:db8:ffff::1", "198.51.100.1"

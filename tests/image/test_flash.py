@@ -1,23 +1,32 @@
 """The built image on a stick: what is there in the end, and what a drive that is no good comes to."""
 
+import errno
 import json
+import re
+import shlex
+import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from kmbuild import bmap, esp, sandbox
 from kmbuild import stick as engine
+from kmbuild.artefacts import copy_sparse
 from kmbuild.cli import kmbuild
-from kmbuild.cluster import locate_image
 from kmbuild.init import create
+from kmbuild.locate import locate_image
 from kmcluster.image import Image
 from kmcluster.tools import tool
 from kmplan.addresses import random_prefix
 from kmplan.cluster import ClusterFile
+from kmplan.drives import Drive
 from kmplan.errors import UserError
 from kmplan.run import run
 from kmplan.seed import parse_bundle, parse_join
@@ -89,6 +98,50 @@ def test_any_other_stick_has_no_secret(built: Image, shop: Path, tmp_path: Path)
     assert parse_bundle(credential(built, target, "kubermesh.seed"))
 
 
+def test_an_image_without_its_map_is_checked_by_its_manifest(built: Image, shop: Path, tmp_path: Path) -> None:
+    """As when only the .raw and the manifest were copied."""
+    raw, target = tmp_path / built.raw.name, stick(tmp_path)
+    copy_sparse(built.raw, raw)
+    shutil.copy(built.manifest, tmp_path)
+    alone = msgspec.structs.replace(built, raw=raw, manifest=tmp_path / built.manifest.name)
+    result = flash(alone, target, shop, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["written_bytes"] < raw.stat().st_size / 4
+    assert parse_join(credential(built, target, "kubermesh.join")).name == "shop"
+    with raw.open("r+b") as file:
+        file.seek(esp.find(raw))
+        file.write(b"altered")
+    assert "not what its manifest.json says; copy or build it again" in refusal(flash(alone, target, shop))
+
+
+def test_a_disk_that_cannot_be_pulled_out_is_named_by_its_serial(
+    built: Image, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = stick(tmp_path)
+    disk = Drive(path=target, size=target.stat().st_size, serial="S3YB", removable=False)
+    monkeypatch.setattr("kmbuild.drives.find", lambda _: disk)
+    assert "--force S3YB" in refusal(flash(built, target, shop, "--yes"))
+    assert "--force S3YB" in refusal(flash(built, target, shop, "--yes", "--force", "S3YC"))
+    assert target.stat().st_blocks == 0
+    assert flash(built, target, shop, "--yes", "--force", "S3YB").exit_code == 0
+    assert parse_join(credential(built, target, "kubermesh.join")).name == "shop"
+
+
+def test_a_terminal_sees_how_far_it_is(built: Image, shop: Path, tmp_path: Path) -> None:
+    """A bar for each of the two steps, up to its end; a log has a line for each."""
+    target = stick(tmp_path)
+    argv = [sys.executable, "-m", "kmbuild", "flash", built.raw, target, "--cluster", shop]
+    mapped = bmap.read(bmap.beside(built.raw)).mapped
+    in_log = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert f"writing {mapped >> 20} MiB" in in_log.stderr and "\x1b" not in in_log.stderr
+    typescript = ["script", "--quiet", "--return", "--command", shlex.join(map(str, argv)), "/dev/null"]
+    shown = subprocess.run(typescript, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    for step in ("writing", "verifying"):
+        assert re.search(rf"{step} .* ([0-9.]+)/\1 MB +[0-9.]+ .B/s", shown), shown
+    assert "You may pull it out." in shown
+
+
 def test_a_dry_run_writes_nothing(built: Image, shop: Path, tmp_path: Path) -> None:
     target = stick(tmp_path)
     result = flash(built, target, shop, "--dry-run")
@@ -143,16 +196,41 @@ def test_a_drive_that_is_full_or_fails_is_one_line_and_does_not_boot(built: Imag
             assert not any(file.read(1 << 20))
 
 
-def test_a_device_that_fails_is_one_line(built: Image, tmp_path: Path) -> None:
-    """A loop device whose file has no more room gives EIO, as a dying stick does."""
-    (tmp_path / "mnt").mkdir()
-    block_map = bmap.read(built.raw.with_name(f"{built.raw.name}.bmap"))
-    with (
-        mounted("-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path / "mnt"),
-        loop_device(stick(tmp_path / "mnt")) as device,
-        pytest.raises(UserError, match=r"/dev/loop\d+: Input/output error; it fails: take another drive"),
-    ):
-        engine.write(built.raw, block_map, device, lambda _: None, lambda *_: None)
+@contextmanager
+def failing(built: Image, path: Path, kind: str) -> Iterator[Path]:
+    """A file system of one file, which QEMU serves (qemu-storage-daemon(1)): it fails where the
+    image has most, as a dying stick does.
+    """
+    most = max(bmap.read(bmap.beside(built.raw)).ranges, key=lambda one: one.size)
+    rule = {"event": "none", "iotype": kind, "errno": errno.EIO, "sector": (most.start + most.end) // 2 // 512}
+    dying = {"driver": "blkdebug", "node-name": "dying", "image": "file", "inject-error": [rule]}
+    export = path.with_suffix(".fuse")
+    export.touch()
+    argv = tool(
+        built.tools, "qemu-storage-daemon",
+        "--blockdev", f"driver=file,node-name=file,filename={path}",
+        "--blockdev", json.dumps(dying),
+        "--export", f"type=fuse,id=fuse,node-name=dying,mountpoint={export},writable=on,allow-other=off",
+    )  # fmt: skip
+    with subprocess.Popen(argv) as daemon:
+        try:
+            deadline = time.monotonic() + 30
+            while export.stat().st_size == 0:
+                assert daemon.poll() is None and time.monotonic() < deadline, "nothing is served"
+                time.sleep(0.05)
+            yield export
+        finally:
+            daemon.terminate()
+
+
+@pytest.mark.parametrize("kind", ["write", "read"])
+def test_a_drive_that_fails_is_one_line(built: Image, shop: Path, tmp_path: Path, kind: str) -> None:
+    with failing(built, stick(tmp_path), kind) as file, loop_device(file, "--direct-io=on") as device:
+        for target in (file, device):
+            with pytest.raises(UserError, match=rf"{target}: Input/output error; it fails: take another drive"):
+                engine.write(built.raw, bmap.read(bmap.beside(built.raw)), target, lambda _: None, lambda *_: None)
+            with target.open("rb") as reader:
+                assert not any(reader.read(1 << 20))
 
 
 def test_a_block_device_is_written_and_read_back_past_the_cache(built: Image, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from kmagent.babel import HELLO_S, UPDATE_S
-from kmbuild.cluster import locate_image
+from kmbuild.locate import locate_image
 from kmcluster.image import check_image
 from kmcluster.roots import root_tree
 from kmplan import document
