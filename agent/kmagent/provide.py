@@ -9,7 +9,7 @@
 | POST /v1/progress | what the machine on this cable does now, in words |
 
 All of it is public; nothing of it is secret. A process of its own, with a small share of the processors (its unit): the kernel
-copies from the disk to the cable (sendfile(2)).
+copies from the disk to the cable (sendfile(2)), at a limited rate while the node is busy.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ import msgspec
 
 from kmagent import boot_image, facts, home_disk, identity
 from kmagent.paths import Paths
+from kmagent.pressure import Pace, Pressure
 from kmagent.programs import run_async
 from kmplan import pki
 from kmplan.errors import UserError
@@ -41,6 +42,8 @@ MAX_HEAD, MAX_BODY = 8 * 1024, 256
 MAX_CONNECTIONS, MAX_PER_PORT = 64, 6
 PIECE = 1 << 20
 STALL_S = 30.0
+# What a busy node serves, to all together, in bytes per second: a root takes seven seconds.
+BUSY, BUSY_RATE = 0.25, 32 << 20
 RANGE = re.compile(r"bytes=(\d{1,15})-(\d{1,15})?\Z")
 # How a statement about a system begins: the same key signs other things.
 STATEMENT = "kubermesh system\n"
@@ -86,6 +89,7 @@ class Provider:
         self._digested = (self._boot_image, "")
         self._progress: dict[str, dict[str, object]] = {}
         self._told = 0.0
+        self._pace = Pace(Pressure(), BUSY, BUSY_RATE)
 
     async def start(self, port: int = boot_image.PORT) -> asyncio.Server:
         """Start to listen, at all addresses of both families."""
@@ -222,6 +226,7 @@ class Provider:
                 count = min(PIECE, end - start)
                 await asyncio.wait_for(loop.sendfile(writer.transport, source, start, count), STALL_S)
                 start += count
+                await asyncio.sleep(self._pace.wait_s(count, time.monotonic()))
                 if path == "/v1/root":
                     self._tell(port, f"fetching, {100 * start // file.size} %", often=False)
 
