@@ -1,4 +1,4 @@
-"""How busy this machine is, by the kernel's account of what waits (PSI, Documentation/accounting/psi.rst), and a pace for then."""
+"""How busy this machine is, by the kernel's account of what waits (PSI, Documentation/accounting/psi.rst), and a pace then."""
 
 import contextlib
 from pathlib import Path

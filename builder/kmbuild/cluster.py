@@ -4,12 +4,13 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from kmbuild import init, stick
+from kmbuild.artefacts import copy_sparse
 from kmbuild.cable_command import cable, recable
 from kmbuild.completion import complete_topology
 from kmbuild.evidence_command import bundle, logs
@@ -20,7 +21,8 @@ from kmbuild.status_command import status
 from kmbuild.topology_command import topology
 from kmcluster import access, bench, report, state, waiting
 from kmcluster.drivers import NAMES, driver_of
-from kmcluster.topology import find_topology, read_topology
+from kmcluster.image import Image
+from kmcluster.topology import Boot, Topology, find_topology, read_topology
 from kmplan import run
 from kmplan.addresses import random_prefix
 from kmplan.cluster import ClusterFile
@@ -53,6 +55,12 @@ for command in (status, cable, recable, topology, disk, plug_stick, clock, logs,
     "--cluster", "directory", type=click.Path(path_type=Path), help="Cluster directory.  [default: a new one]"
 )
 @click.option(
+    "--stick",
+    "flashed",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File that `kmbuild flash` wrote with this cluster directory, for the node with `boot: stick`.  [default: one like it]",
+)
+@click.option(
     "--load", type=click.Path(path_type=Path), multiple=True, help="Container image (tar) to import; repeatable."
 )
 @click.option(
@@ -68,20 +76,22 @@ def up(
     name: str | None,
     image: Path,
     directory: Path | None,
+    flashed: Path | None,
     load: Sequence[Path],
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
     """Power on a cluster and wait until every node is Ready; TOPOLOGY is a file or a shipped one's name."""
     path = find_topology(name_or_file)
+    topology = read_topology(path)
     order = bench.Order(
         name=name or path.stem,
-        topology=read_topology(path),
+        topology=topology,
         driver=driver,
         image=locate_image(image),
         directory=directory,
         make_directory=make_directory,
-        make_stick=stick.make_file,
+        make_stick=copy_of(flashed, topology, directory) if flashed else stick.make_file,
     )
     start = time.monotonic()
     made = bench.up(order)
@@ -99,6 +109,21 @@ def up(
 def show_line(seconds: float, node: str, what: str) -> None:
     """Show progress, apart from the result."""
     click.echo(f"{seconds:7.1f} s  {node}  {what}", err=True)
+
+
+def copy_of(flashed: Path, topology: Topology, directory: Path | None) -> Callable[..., None]:
+    """A way to make a machine's stick: a copy of one that was flashed; UserError when nobody boots from it."""
+    if directory is None:
+        raise UserError("--stick: it has the credentials of a cluster directory", "name that one, too: --cluster DIR")
+    if (count := sum(node.boot is Boot.STICK for node in topology.nodes)) != 1:
+        raise UserError(f"--stick: {count} nodes boot from one", "`boot: stick` in the topology, for one node")
+
+    def copy(_image: Image, path: Path, _credentials: Mapping[str, bytes]) -> None:
+        partial = path.with_suffix(".partial")
+        copy_sparse(flashed, partial)
+        partial.rename(path)
+
+    return copy
 
 
 def make_directory(folder: Path, name: str, **more: object) -> None:

@@ -72,10 +72,16 @@ def qemu_node(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFacto
     They have no part in the control plane: emulated, that would take them many minutes.
     """
     home = tmp_path_factory.mktemp("directory")
-    done = walkthrough.called(walkthrough.step(1)[0][0] + " --voters 1", home)
+    name, stick = walkthrough.NAME, home / "stick.img"
+    begin, flash = walkthrough.step(1)[0]
+    done = walkthrough.called(begin + " --voters 1", home)
     assert done.returncode == 0, done.stderr
-    name = walkthrough.NAME
-    booted = boot("qemu", busybox, Path(__file__).parent / "stick.yaml", name, "--cluster", home / name)
+    with stick.open("wb") as file:
+        file.truncate(8 << 30)
+    done = walkthrough.called(flash.removeprefix("sudo ").replace(" out ", f" {IMAGE} {stick} "), home)
+    assert done.returncode == 0 and "kubermesh.seed. You may pull it out." in done.stdout, done
+    more = ("--cluster", home / name, "--stick", stick)
+    booted = boot("qemu", busybox, Path(__file__).parent / "stick.yaml", name, *more)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, booted)
         try:

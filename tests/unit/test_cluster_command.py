@@ -7,11 +7,11 @@ import pytest
 from click.testing import CliRunner
 from test_cluster_state import make_cluster
 
-from kmbuild.cluster import cluster
+from kmbuild.cluster import cluster, copy_of
 from kmcluster import state
 from kmcluster.bench import Order, check_boot
 from kmcluster.image import Image
-from kmcluster.topology import read_topology
+from kmcluster.topology import Boot, Node, Role, Topology, read_topology
 from kmplan.errors import UserError
 
 
@@ -99,3 +99,19 @@ def test_a_stick_is_for_virtual_machines_that_have_one(tmp_path: Path) -> None:
         check_boot(order)
     saved("one")
     assert refused("stick", "1", "pull") == "one-1 has no stick; `boot: stick` in the topology gives it one"
+
+
+def test_a_stick_of_ones_own_is_for_the_one_node_that_boots_from_it(tmp_path: Path) -> None:
+    """With the cluster directory that it was flashed with."""
+    flashed, made = tmp_path / "stick.img", tmp_path / "made.img"
+    flashed.write_bytes(b"a stick")
+    stick, disk = Node(role=Role.SEED, boot=Boot.STICK), Node(role=Role.SEED)
+    with pytest.raises(UserError, match=r"--stick: .*; name that one, too: --cluster DIR"):
+        copy_of(flashed, Topology(version=1, nodes=[stick]), None)
+    with pytest.raises(UserError, match="--stick: 0 nodes boot from one"):
+        copy_of(flashed, Topology(version=1, nodes=[disk]), tmp_path)
+    image = Image(flashed, flashed, flashed, tmp_path, tmp_path)
+    copy_of(flashed, Topology(version=1, nodes=[stick]), tmp_path)(image, made, {})
+    assert made.read_bytes() == b"a stick"
+    missing = CliRunner().invoke(cluster, ["up", "one", "--stick", str(tmp_path / "none")])
+    assert missing.exit_code == 2 and "does not exist" in missing.output
