@@ -3,38 +3,43 @@
 import contextlib
 from pathlib import Path
 
-FOLDER = Path("/proc/pressure")
-RESOURCES = ("cpu", "io")
-PERIOD_S = 0.1
+# What pods wait for, so that a machine which only serves is not busy; where cgroups do not tell (v1), what anything waits for.
+PODS, ALL = Path("/sys/fs/cgroup/kubepods.slice"), Path("/proc/pressure")
+FILES = ("cpu.pressure", "io.pressure", "cpu", "io")
+PERIOD_S, STALE_S = 0.1, 1.0
 
 
 class Pressure:
-    """Measures from one look to the next, the first of which tells nothing."""
+    """Measures from one look to the next, in the first of these folders that is there."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self._folder = folder
-        self._seen: dict[str, int] = {}
-        self._at = 0.0
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders or (PODS, ALL)
+        self._seen: dict[Path, int] = {}
+        self._at = -STALE_S
         self._share = 0.0
 
     def share(self, now: float) -> float:
         """Return the share of the time (0 to 1) in which something waited for a processor, or for a disk: the larger one.
 
-        That is of the last tenth of a second or more, `now` being in seconds (monotonic); 0 where the kernel does not tell.
+        That is of the last tenth of a second or more, `now` being in seconds (monotonic). After a pause nothing is known of that
+        yet: 1. Where the kernel does not tell, 0.
         """
         if now - self._at >= PERIOD_S:
-            seen = {name: total for name in RESOURCES if (total := self._total(name)) is not None}
-            waited = [total - self._seen[name] for name, total in seen.items() if name in self._seen]
-            self._share = min(1.0, max(waited, default=0) / 1e6 / (now - self._at))
+            seen = next(filter(None, map(totals, self._folders)), {})
+            waited = max((total - self._seen.get(path, total) for path, total in seen.items()), default=0)
+            is_stale = now - self._at >= STALE_S
+            self._share = float(bool(seen)) if is_stale else min(1.0, waited / 1e6 / (now - self._at))
             self._seen, self._at = seen, now
         return self._share
 
-    def _total(self, name: str) -> int | None:
-        """Microseconds in which at least one task waited, since the machine started."""
+
+def totals(folder: Path) -> dict[Path, int]:
+    """Microseconds in which at least one task waited, since the start, by what is waited for."""
+    found = {}
+    for path in (folder / name for name in FILES):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            some = (self._folder / name).read_text().splitlines()[0]
-            return int(some.rpartition("total=")[2])
-        return None
+            found[path] = int(path.read_text().splitlines()[0].rpartition("total=")[2])
+    return found
 
 
 class Pace:

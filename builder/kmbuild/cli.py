@@ -30,9 +30,10 @@ class Commands(click.Group):
         return sorted({*MODULES, *self.commands})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The command of that name, if there is one."""
-        if name in MODULES and name not in self.commands:
-            self.add_command(getattr(importlib.import_module(MODULES[name]), name))
+        """The command of that name, if there is one; if not, all are there to choose a suggestion from."""
+        for one in [name] if name in MODULES else MODULES:
+            if one not in self.commands:
+                self.add_command(getattr(importlib.import_module(MODULES[one]), one))
         return super().get_command(context, name)
 
 

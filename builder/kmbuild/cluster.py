@@ -115,6 +115,8 @@ def copy_of(flashed: Path, topology: Topology, directory: Path | None) -> Callab
     """A way to make a machine's stick: a copy of one that was flashed; UserError when nobody boots from it."""
     if directory is None:
         raise UserError("--stick: it has the credentials of a cluster directory", "name that one, too: --cluster DIR")
+    if not flashed.is_file():
+        raise UserError(f"--stick: {flashed}: no regular file", "flash into one: truncate -s 8G stick.img")
     if (count := sum(node.boot is Boot.STICK for node in topology.nodes)) != 1:
         raise UserError(f"--stick: {count} nodes boot from one", "`boot: stick` in the topology, for one node")
 

@@ -68,7 +68,7 @@ def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path
         head = copy(source.fileno(), device, target, image, block_map, report)
         os.fsync(device)
         written = time.monotonic()
-        verify(device, target, [one for one in map(after_head, block_map.ranges) if one], report)
+        verify(device, target, head, block_map.ranges, report)
         verified = time.monotonic()
         finish(target)
         os.pwrite(device, head, 0)
@@ -139,7 +139,7 @@ def copy(source: int, device: int, target: Path, image: Path, block_map: BlockMa
     with direct(target, os.O_WRONLY) as writer, ThreadPoolExecutor(1) as checker:
         for one in block_map.ranges:
             digest = hashlib.sha256()
-            for offset, piece in pieces(source, one):
+            for offset, piece in pieces(source, image, one):
                 checked = checker.submit(digest.update, piece)
                 kept = max(0, min(HEAD - offset, len(piece)))
                 head[offset : offset + kept] = piece[:kept]
@@ -155,14 +155,19 @@ def copy(source: int, device: int, target: Path, image: Path, block_map: BlockMa
 
 
 def put(writer: int, device: int, piece: memoryview, offset: int) -> None:
-    """Write a piece past the page cache, as far as it is whole pages; the rest, at an image's odd end, goes through it."""
+    """Write a piece past the page cache; through it what is no whole page, and where the file system wants it so."""
     while piece:
         whole = len(piece) // mmap.PAGESIZE * mmap.PAGESIZE
-        count = os.pwrite(writer, piece[:whole], offset) if whole else os.pwrite(device, piece, offset)
+        try:
+            count = os.pwrite(writer, piece[:whole], offset) if whole else os.pwrite(device, piece, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            count = os.pwrite(device, piece, offset)
         piece, offset = piece[count:], offset + count
 
 
-def pieces(file: int, one: Range) -> Iterator[tuple[int, memoryview]]:
+def pieces(file: int, path: Path, one: Range) -> Iterator[tuple[int, memoryview]]:
     """Read a part piece by piece, with its offset: the next is read while one is used, which is of use until then.
 
     A file that ends too early gives less.
@@ -180,32 +185,31 @@ def pieces(file: int, one: Range) -> Iterator[tuple[int, memoryview]]:
         offsets = range(one.start, one.end, CHUNK)
         ahead = reader.submit(read, one.start)
         for offset in offsets:
-            piece = ahead.result()
+            with failures(path):
+                piece = ahead.result()
             if offset + CHUNK in offsets:
                 ahead = reader.submit(read, offset + CHUNK)
             yield offset, piece
 
 
-def after_head(one: Range) -> Range | None:
-    """A part without what is in the head; its checksum is of no use then."""
-    start = max(one.start, HEAD)
-    return Range(start, one.end, one.sha256 if start == one.start else "") if start < one.end else None
+def verify(device: int, target: Path, head: bytes, ranges: list[Range], report: Report) -> None:
+    """Read back what was written, from the drive and not from memory; UserError where it is something else.
 
-
-def verify(device: int, target: Path, ranges: list[Range], report: Report) -> None:
-    """Read back what was written, from the drive and not from memory; UserError where it is something else."""
-    total, done = sum(one.size for one in ranges), 0
+    The head is not there yet, but counts for the checksum of what it is a part of.
+    """
+    rest = [(one, Range(max(one.start, HEAD), max(one.end, HEAD), "")) for one in ranges]
+    total, done = sum(part.size for _, part in rest), 0
     forget(device)
     with direct(target, os.O_RDONLY) as reader:
-        for one in ranges:
-            digest = hashlib.sha256()
-            for offset, piece in pieces(reader, one):
-                if len(piece) < min(CHUNK, one.end - offset):
-                    raise UserError(f"{target}: ends before {one.end}", "it is smaller than it says")
+        for one, part in rest:
+            digest = hashlib.sha256(head[one.start : one.end])
+            for offset, piece in pieces(reader, target, part):
+                if len(piece) < min(CHUNK, part.end - offset):
+                    raise UserError(f"{target}: ends before {part.end}", "it is smaller than it says")
                 digest.update(piece)
                 done += len(piece)
                 report("verifying", done, total)
-            if one.sha256 and digest.hexdigest() != one.sha256:
+            if digest.hexdigest() != one.sha256:
                 raise UserError(
                     f"{target}: between {one.start} and {one.end} there is something else than was written",
                     "it is broken: take another drive",

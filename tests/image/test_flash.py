@@ -1,6 +1,7 @@
 """The built image on a stick: what is there in the end, and what a drive that is no good comes to."""
 
 import errno
+import hashlib
 import json
 import re
 import shlex
@@ -18,7 +19,6 @@ from click.testing import CliRunner, Result
 
 from kmbuild import bmap, esp, sandbox
 from kmbuild import stick as engine
-from kmbuild.artefacts import copy_sparse
 from kmbuild.cli import kmbuild
 from kmbuild.init import create
 from kmbuild.locate import locate_image
@@ -98,20 +98,38 @@ def test_any_other_stick_has_no_secret(built: Image, shop: Path, tmp_path: Path)
     assert parse_bundle(credential(built, target, "kubermesh.seed"))
 
 
-def test_an_image_without_its_map_is_checked_by_its_manifest(built: Image, shop: Path, tmp_path: Path) -> None:
-    """As when only the .raw and the manifest were copied."""
+def test_an_image_without_its_map_is_written_whole(built: Image, shop: Path, tmp_path: Path) -> None:
+    """Holes of a copy are where it has zeros: on a used stick they have to be written. Its manifest says whether it is right."""
     raw, target = tmp_path / built.raw.name, stick(tmp_path)
-    copy_sparse(built.raw, raw)
+    run(["cp", "--sparse=always", built.raw, raw])
     shutil.copy(built.manifest, tmp_path)
-    alone = msgspec.structs.replace(built, raw=raw, manifest=tmp_path / built.manifest.name)
+    alone, esp_start = msgspec.structs.replace(built, raw=raw), esp.find(raw)
+    known = bmap.read(bmap.beside(built.raw))
+    with target.open("r+b") as file:
+        for one in known.ranges:
+            file.seek(one.start)
+            file.write(b"\xee" * one.size)
     result = flash(alone, target, shop, "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["written_bytes"] < raw.stat().st_size / 4
+    assert json.loads(result.stdout)["written_bytes"] == raw.stat().st_size
     assert parse_join(credential(built, target, "kubermesh.join")).name == "shop"
+    with target.open("rb") as written:
+        for one in known.ranges:
+            if one.start != esp_start:
+                written.seek(one.start)
+                assert hashlib.sha256(written.read(one.size)).hexdigest() == one.sha256
     with raw.open("r+b") as file:
-        file.seek(esp.find(raw))
+        file.seek(esp_start)
         file.write(b"altered")
-    assert "not what its manifest.json says; copy or build it again" in refusal(flash(alone, target, shop))
+    assert "altered or damaged" in refusal(flash(alone, target, shop))
+
+
+def test_the_bench_makes_such_a_stick(built: Image, tmp_path: Path) -> None:
+    made = tmp_path / "stick"
+    engine.make_file(built, made, {"kubermesh.join": b"whom to ask"})
+    assert credential(built, made, "kubermesh.join") == b"whom to ask"
+    assert run(["cmp", "-n", str(1 << 20), built.raw, made]).stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["stick"]
 
 
 def test_a_disk_that_cannot_be_pulled_out_is_named_by_its_serial(

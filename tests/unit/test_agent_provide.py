@@ -87,6 +87,29 @@ def test_the_root_is_read_by_ranges(
     assert (got[0], got[2], got[1]["Content-Range"]) == (status, body, said)
 
 
+def test_a_busy_node_is_asked_after_every_piece(served: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long it wants to wait is waited for before more is sent."""
+    asked, waited = [], []
+
+    class Pace:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def wait_s(self, count: int, _: float) -> float:
+            asked.append(count)
+            return 0.01 * len(asked)
+
+    async def sleep(seconds: float, sleep: Any = asyncio.sleep) -> None:
+        waited.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(provide, "Pace", Pace)
+    monkeypatch.setattr(provide, "PIECE", 4096)
+    monkeypatch.setattr(provide.asyncio, "sleep", sleep)
+    assert served("GET", "/v1/root")[2] == ROOT
+    assert asked == [4096] * (len(ROOT) // 4096) and waited == [0.01, 0.02, 0.03]
+
+
 def test_one_cable_has_a_few_connections_and_no_more(paths: Paths) -> None:
     """Whoever is at its other end cannot keep all others from booting."""
 

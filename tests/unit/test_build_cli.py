@@ -198,3 +198,9 @@ def test_a_command_ends_with_the_status_it_says(code: int | None, status: int, m
     with pytest.raises(SystemExit) as ended:
         main()
     assert (ended.value.code or 0) == status
+
+
+def test_a_command_that_is_mistyped_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        kmbuild(["flas"], prog_name="kmbuild")
+    assert "flash" in capsys.readouterr().err

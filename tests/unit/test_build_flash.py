@@ -77,6 +77,26 @@ def test_a_drive_has_all_of_the_image_and_nothing_of_its_old_tables(
     assert steps[-1][0] == "verifying" and steps[-1][1] == steps[-1][2]
 
 
+def test_an_image_without_holes_that_ends_anywhere_is_written_and_checked(tmp_path: Path, target: Path) -> None:
+    """One part from the first byte to the last, as where there is no map."""
+    image, size = tmp_path / "solid.raw", 24 * MIB + 777
+    image.write_bytes(TABLE + os.urandom(size - len(TABLE)))
+    whole = bmap.make(image)
+    assert [(one.start, one.end) for one in whole.ranges] == [(0, size)]
+    write(image, whole, target)
+    assert target.read_bytes()[:size] == image.read_bytes()
+    for offset in (MIB, 9 * MIB, size - 1):
+
+        def spoil(now: str, done: int, total: int, at: int = offset) -> None:
+            if now == "writing" and done == total:
+                with target.open("r+b") as file:
+                    os.pwrite(file.fileno(), bytes([os.pread(file.fileno(), 1, at)[0] ^ 4]), at)
+
+        with pytest.raises(UserError, match="something else than was written"):
+            write(image, whole, target, report=spoil)
+        assert not boots(target)
+
+
 class Stop(Exception):  # noqa: N818 - not an error of the program
     """Whatever ends it."""
 
