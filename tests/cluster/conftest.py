@@ -104,7 +104,10 @@ def let_in(home: Path, up: Future[Node]) -> None:
         if up.done():
             return f"nobody asked by {via}, and the cluster is up, or failed"
         done = kmbuild("nodes", "list", "--json", "--cluster", home / walkthrough.NAME)
-        asked = (one["status"] for one in json.loads(done.stdout or "[]"))
+        nodes = json.loads(done.stdout or "[]")
+        first = (one["status"].get("offers", []) for one in nodes if one["status"].get("name") == "shop-1")
+        walkthrough.offered.extend(offer["message"] for offers in first for offer in offers)
+        asked = (one["status"] for one in nodes)
         return next((one for one in asked if one.get("via", "").startswith(via) and one.get(what)), None)
 
     second = wait_for("machine that found a disk with data", lambda: asking("shop-1", "blocked"), 900, 2)

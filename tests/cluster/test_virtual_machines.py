@@ -59,6 +59,11 @@ def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: N
     assert worker.output("ls", "/boot/EFI/Linux").split() == ["kubermesh_0.1.0.efi"]
 
 
+def test_the_list_shows_how_far_a_machine_is(qemu_node: Node) -> None:
+    """What its own console shows, to somebody who is elsewhere."""
+    assert in_order("\n".join(walkthrough.offered), "offered", "fetching, ", "installing, "), walkthrough.offered
+
+
 def test_a_machine_boots_from_one_that_has_booted_from_another(qemu_node: Node) -> None:
     """By PXE, in three steps: firmware, iPXE, boot image."""
     third = Node(qemu_node.name, 3)

@@ -22,6 +22,8 @@ VARIES = {
     r"\b(?:voter|standby|worker)\b": r"(?:voter|standby|worker)",
     r" +": r" +",
 }
+# What the list of nodes has shown of the machine that boots from the first one, in its order.
+offered: list[str] = []
 SPLIT = re.compile("|".join(f"({one})" for one in VARIES))
 
 
