@@ -1,6 +1,6 @@
 """Writes a disk image onto a drive, what has to be written of it, and reads it back.
 
-The partition table comes last, when all else is there and right: whatever happens before leaves nothing that boots.
+The partition table and its copy come last, when all else is there and right: whatever happens before leaves nothing that boots.
 """
 
 import contextlib
@@ -28,6 +28,26 @@ FILE_BYTES = 8 << 30
 BLKRRPART, BLKFLSBUF = 0x125F, 0x1261  # linux/fs.h
 
 Report = Callable[[str, int, int], None]
+
+
+class Ends:
+    """The first and the last part of an image of `size` bytes, with a partition table each, until they are written."""
+
+    def __init__(self, size: int) -> None:
+        self.tail_start = max(HEAD, (size - HEAD) // mmap.PAGESIZE * mmap.PAGESIZE)
+        self.head, self.tail = bytearray(HEAD), bytearray(max(0, size - self.tail_start))
+
+    def keep(self, offset: int, piece: memoryview) -> None:
+        """Keep what a piece of the image has of them."""
+        for start, kept in ((0, self.head), (self.tail_start, self.tail)):
+            first, last = max(offset, start), min(offset + len(piece), start + len(kept))
+            if first < last:
+                kept[first - start : last - start] = piece[first - offset : last - offset]
+
+    def between(self, one: Range) -> Range:
+        """What is neither, of a part of the image."""
+        start, end = (min(max(place, HEAD), self.tail_start) for place in (one.start, one.end))
+        return Range(start, end, "")
 
 
 @dataclass(frozen=True)
@@ -65,16 +85,17 @@ def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path
         )
     start = time.monotonic()
     with opened(target) as device, image.open("rb", buffering=0) as source, failures(target), cleared(device):
-        head = copy(source.fileno(), device, target, image, block_map, report)
+        ends = copy(source.fileno(), device, target, image, block_map, report)
         os.fsync(device)
         written = time.monotonic()
-        verify(device, target, head, block_map.ranges, report)
+        verify(device, target, ends, block_map.ranges, report)
         verified = time.monotonic()
         finish(target)
-        os.pwrite(device, head, 0)
-        os.fsync(device)
-        if read_back(device, 0, len(head)) != head:
-            raise UserError(f"{target}: does not keep what is written to it", "it is broken: take another drive")
+        for offset, data in ((ends.tail_start, ends.tail), (0, ends.head)):
+            os.pwrite(device, data, offset)
+            os.fsync(device)
+            if read_back(device, offset, len(data)) != data:
+                raise UserError(f"{target}: does not keep what is written to it", "it is broken: take another drive")
         settle(device)
     return Result(block_map.mapped, written - start, verified - written)
 
@@ -133,17 +154,17 @@ def clear(device: int) -> None:
     os.fsync(device)
 
 
-def copy(source: int, device: int, target: Path, image: Path, block_map: BlockMap, report: Report) -> bytes:
-    """Copy all parts but the head, which is returned; each piece is checked while it is written and the next one read."""
-    head, done = bytearray(HEAD), 0
+def copy(source: int, device: int, target: Path, image: Path, block_map: BlockMap, report: Report) -> Ends:
+    """Copy all but the ends, which are returned; each piece is checked while it is written and the next one read."""
+    ends, done = Ends(block_map.size), 0
     with direct(target, os.O_WRONLY) as writer, ThreadPoolExecutor(1) as checker:
         for one in block_map.ranges:
             digest = hashlib.sha256()
             for offset, piece in pieces(source, image, one):
                 checked = checker.submit(digest.update, piece)
-                kept = max(0, min(HEAD - offset, len(piece)))
-                head[offset : offset + kept] = piece[:kept]
-                put(writer, device, piece[kept:], offset + kept)
+                ends.keep(offset, piece)
+                middle = piece[max(0, HEAD - offset) : max(0, ends.tail_start - offset)]
+                put(writer, device, middle, max(HEAD, offset))
                 checked.result()
                 done += len(piece)
                 report("writing", done, block_map.mapped)
@@ -151,7 +172,7 @@ def copy(source: int, device: int, target: Path, image: Path, block_map: BlockMa
                 raise UserError(
                     f"{image}: altered or damaged between {one.start} and {one.end}", "copy or build it again"
                 )
-    return bytes(head)
+    return ends
 
 
 def put(writer: int, device: int, piece: memoryview, offset: int) -> None:
@@ -192,23 +213,24 @@ def pieces(file: int, path: Path, one: Range) -> Iterator[tuple[int, memoryview]
             yield offset, piece
 
 
-def verify(device: int, target: Path, head: bytes, ranges: list[Range], report: Report) -> None:
+def verify(device: int, target: Path, ends: Ends, ranges: list[Range], report: Report) -> None:
     """Read back what was written, from the drive and not from memory; UserError where it is something else.
 
-    The head is not there yet, but counts for the checksum of what it is a part of.
+    The ends are not there yet, but count for the checksum of what they are parts of.
     """
-    rest = [(one, Range(max(one.start, HEAD), max(one.end, HEAD), "")) for one in ranges]
+    rest = [(one, ends.between(one)) for one in ranges]
     total, done = sum(part.size for _, part in rest), 0
     forget(device)
     with direct(target, os.O_RDONLY) as reader:
         for one, part in rest:
-            digest = hashlib.sha256(head[one.start : one.end])
+            digest = hashlib.sha256(ends.head[one.start : one.end])
             for offset, piece in pieces(reader, target, part):
                 if len(piece) < min(CHUNK, part.end - offset):
                     raise UserError(f"{target}: ends before {part.end}", "it is smaller than it says")
                 digest.update(piece)
                 done += len(piece)
                 report("verifying", done, total)
+            digest.update(ends.tail[max(0, one.start - ends.tail_start) : max(0, one.end - ends.tail_start)])
             if digest.hexdigest() != one.sha256:
                 raise UserError(
                     f"{target}: between {one.start} and {one.end} there is something else than was written",

@@ -84,6 +84,55 @@ def test_who_is_no_firmware_is_given_no_address(stranger: Stranger) -> None:
     assert json.loads(stranger.python(DHCP4, PORT, "MSFT 5.0", "0", "")) is None
 
 
+def test_what_serves_a_port_is_started_again(ring: Ring, stranger: Stranger) -> None:
+    units = ["kubermesh-provide.service", "kubermesh-dnsmasq@eth2.service", "kubermesh-radvd@eth2.service"]
+
+    def running() -> list[str]:
+        shown = ring[1].output("systemctl", "show", "--property=MainPID", "--value", *units).split()
+        return shown if len(shown) == len(units) and "0" not in shown else []
+
+    before = wait_for("servers", running, 30)
+    ring[1].output("systemctl", "kill", "--signal=KILL", *units)
+    wait_for("all three anew", lambda: running() and not set(running()) & set(before), 30)
+    lease = wait_for(
+        "lease", lambda: json.loads(stranger.python(DHCP4, PORT, "HTTPClient:Arch:00016:UNDI:003001", "16", "")), 30
+    )
+    stranger.run("ip", "address", "replace", f"{lease['address']}/28", "dev", PORT)
+    assert stranger.python(HTTP, lease["file"]).startswith("200 ")
+
+
+# Says hello as a node of another cluster does, with that cluster's key.
+HELLO = """
+import socket, sys, time
+from kmagent import hello
+peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+for sequence in range(1, 10**6):
+    said = hello.Hello("other", 9, "other-9", "eth0", 1500, 7, "aa" * 8, "", sequence, (1,), True)
+    place = (hello.GROUP, hello.PORT, 0, socket.if_nametoindex(sys.argv[1]))
+    peer.sendto(hello.encode(said, {1: "ab" * 32}), place)
+    time.sleep(0.3)
+"""
+
+
+def test_a_machine_of_another_cluster_is_left_alone(ring: Ring, stranger: Stranger, tmp_path: Path) -> None:
+    """It is offered nothing while it says hello, and is no neighbour."""
+    serial = ring[1].status()["registry"]
+    child = spawn(stranger.argv(sys.executable, "-c", HELLO, PORT), log=tmp_path / "log")
+
+    def heard() -> dict[str, Any] | None:
+        found = next(port["neighbour"] for port in ring[1].status()["ports"] if port["name"] == "eth2")
+        return found if found and found["name"] == "other-9" else None
+
+    try:
+        assert not wait_for("neighbour that is heard", heard, 30)["authenticated"]
+        wait_for("nothing offered", lambda: offer(ring, 1) is None, 30)
+        assert ring[1].status()["registry"] == serial
+    finally:
+        child.kill()
+        child.wait()
+    wait_for("offer", lambda: offer(ring, 1), 60)
+
+
 def test_a_plain_computer_reaches_the_api_and_nothing_else(ring: Ring) -> None:
     """Through a node that is none of the control plane: what goes on from there has that node's address."""
     plan = read_cluster(ring.first.cluster.directory).plan

@@ -3,9 +3,11 @@
 import errno
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -158,6 +160,28 @@ def test_a_terminal_sees_how_far_it_is(built: Image, shop: Path, tmp_path: Path)
     for step in ("writing", "verifying"):
         assert re.search(rf"{step} .* ([0-9.]+)/\1 MB +[0-9.]+ .B/s", shown), shown
     assert "You may pull it out." in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("step", ["writing", "verifying"])
+def test_a_flash_that_is_ended_leaves_nothing_that_boots(
+    built: Image, shop: Path, tmp_path: Path, step: str, number: signal.Signals
+) -> None:
+    """Also on a device that is just as large as the image, where the table's copy has its place."""
+    target = stick(tmp_path, built.raw.stat().st_size)
+    argv = [sys.executable, "-m", "kmbuild", "flash", built.raw, target, "--cluster", shop]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout and child.stderr
+        shown = next((line for line in child.stderr if line.startswith(step)), "")
+        child.send_signal(number)
+        rest, said = child.stderr.read(), child.stdout.read()
+    assert shown and child.returncode != 0 and said == "", rest
+    if number == signal.SIGINT:
+        assert f"{target}: interrupted, nothing on it boots now; flash it again" in rest
+    with target.open("rb") as file:
+        assert not any(file.read(1 << 20))
+        file.seek(-(1 << 20), os.SEEK_END)
+        assert not any(file.read())
 
 
 def test_a_dry_run_writes_nothing(built: Image, shop: Path, tmp_path: Path) -> None:

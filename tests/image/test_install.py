@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from kmagent import disk_look, home_disk
+from kmagent.disk_choice import Found
+from kmagent.paths import Paths
 from kmbuild import sandbox
+from kmplan.drives import Drive, Partition
 from kmplan.run import run
 
 SECTOR, GIB = 512, 1 << 30
@@ -167,3 +171,46 @@ def test_a_power_cut_leaves_an_empty_disk_and_the_next_boot_begins_anew(
     finally:
         run(["losetup", "--detach", device])
     assert {ESP, ROOT, HASHES} <= set(partitions(disk))
+
+
+@pytest.mark.parametrize(
+    ("files", "holds", "what"),
+    [
+        ({"pki/node-ca.crt": "OURS", "cluster.json": '{"name": "shop"}'}, "ours", "shop"),
+        ({"pki/node-ca.crt": "THEIRS", "cluster.json": '{"name": "other"}'}, "theirs", "other"),
+        ({"pki/node-ca.crt": "THEIRS", "cluster.json": '{"na'}, "broken", "cannot be read"),
+        ({"kubelet.log": "of old"}, "data", "a Kubermesh that knows no cluster"),
+    ],
+    ids=["ours", "theirs", "damaged", "none"],
+)
+def test_a_disk_is_known_by_the_cluster_on_it(tmp_path: Path, files: dict[str, str], holds: str, what: str) -> None:
+    """And left as it is: only the journal of its file system is played back."""
+    found, _ = looked_at(tmp_path, files)
+    assert found.holds == holds and what in found.what
+
+
+def test_a_disk_whose_file_system_is_damaged_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    found, before = looked_at(tmp_path, {"cluster.json": "{}"}, spoil=True)
+    assert found.holds == "broken" and "cannot be read" in found.what
+    assert (tmp_path / "var.img").read_bytes() == before
+
+
+def looked_at(tmp_path: Path, files: dict[str, str], *, spoil: bool = False) -> tuple[Found, bytes]:
+    """What is found on a disk with a partition for /var that has these files of a node's state, and its bytes before that."""
+    state, image, paths = tmp_path / "tree/lib/kubermesh", tmp_path / "var.img", Paths(run=tmp_path / "run")
+    paths.run.mkdir()
+    for name, text in files.items():
+        (state / name).parent.mkdir(parents=True, exist_ok=True)
+        (state / name).write_text(text)
+    run(["mkfs.ext4", "-q", "-d", tmp_path / "tree", image, "64m"])
+    if spoil:
+        with image.open("r+b") as file:
+            file.seek(1024)
+            file.write(bytes(1024))
+    before = image.read_bytes()
+    device = Path(run(["losetup", "--find", "--show", image]).stdout.strip())
+    try:
+        drive = Drive(path=device, size=64 << 20, partitions=[Partition(path=device, label=home_disk.VAR)])
+        return disk_look.look(paths, drive, "OURS"), before
+    finally:
+        run(["losetup", "--detach", device])

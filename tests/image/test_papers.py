@@ -125,10 +125,6 @@ def test_the_root_file_system_with_all_containers_is_at_most_250_mb(image: Path,
     assert (image / manifest["artefacts"]["erofs"]["name"]).stat().st_size <= 250_000_000
 
 
-def test_what_firmware_fetches_from_a_neighbour_is_at_most_60_mb(image: Path, manifest: dict[str, Any]) -> None:
-    assert (image / manifest["artefacts"]["uki"]["name"]).stat().st_size <= 60_000_000
-
-
 def test_a_machine_boots_from_the_network_with_at_most_60_mb(image: Path, manifest: dict[str, Any]) -> None:
     assert (image / manifest["artefacts"]["uki"]["name"]).stat().st_size <= 60_000_000
 

@@ -41,6 +41,11 @@ def test_every_key_may_be_given() -> None:
     assert cluster.egress.gateways[0].addresses == ["2001:db8::7/64"]
 
 
+@pytest.mark.parametrize(("text", "offers"), [("off", False), ("false", False), ("on", True)])
+def test_provisioning_is_switched_off_as_people_write_it(text: str, offers: bool) -> None:
+    assert read(GOOD + f"provision: {text}\n").provision == offers
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
