@@ -31,7 +31,10 @@ Report = Callable[[str, int, int], None]
 
 
 class Ends:
-    """The first and the last part of an image of `size` bytes, with a partition table each, until they are written."""
+    """The first and the last MiB of an image of `size` bytes, with a partition table each, until they are written.
+
+    No partition that anything is added to reaches into them.
+    """
 
     def __init__(self, size: int) -> None:
         self.tail_start = max(HEAD, (size - HEAD) // mmap.PAGESIZE * mmap.PAGESIZE)

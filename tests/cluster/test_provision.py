@@ -93,12 +93,12 @@ def test_what_serves_a_port_is_started_again(ring: Ring, stranger: Stranger) -> 
 
     before = wait_for("servers", running, 30)
     ring[1].output("systemctl", "kill", "--signal=KILL", *units)
-    wait_for("all three anew", lambda: running() and not set(running()) & set(before), 30)
+    wait_for("all three anew", lambda: (now := running()) and not set(now) & set(before), 30)
     lease = wait_for(
         "lease", lambda: json.loads(stranger.python(DHCP4, PORT, "HTTPClient:Arch:00016:UNDI:003001", "16", "")), 30
     )
     stranger.run("ip", "address", "replace", f"{lease['address']}/28", "dev", PORT)
-    assert stranger.python(HTTP, lease["file"]).startswith("200 ")
+    wait_for("boot image", lambda: stranger.python(HTTP, lease["file"]).startswith("200 "), 30)
 
 
 # Says hello as a node of another cluster does, with that cluster's key.
@@ -107,7 +107,7 @@ import socket, sys, time
 from kmagent import hello
 peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 for sequence in range(1, 10**6):
-    said = hello.Hello("other", 9, "other-9", "eth0", 1500, 7, "aa" * 8, "", sequence, (1,), True)
+    said = hello.Hello("other", 9, "other-9", "eth0", 1500, 10**6, "aa" * 8, "", sequence, (1,), True)
     place = (hello.GROUP, hello.PORT, 0, socket.if_nametoindex(sys.argv[1]))
     peer.sendto(hello.encode(said, {1: "ab" * 32}), place)
     time.sleep(0.3)
@@ -127,10 +127,11 @@ def test_a_machine_of_another_cluster_is_left_alone(ring: Ring, stranger: Strang
         assert not wait_for("neighbour that is heard", heard, 30)["authenticated"]
         wait_for("nothing offered", lambda: offer(ring, 1) is None, 30)
         assert ring[1].status()["registry"] == serial
+        assert json.loads(stranger.python(DHCP4, PORT, "HTTPClient:Arch:00016:UNDI:003001", "16", "")) is None
     finally:
         child.kill()
         child.wait()
-    wait_for("offer", lambda: offer(ring, 1), 60)
+        wait_for("offer", lambda: offer(ring, 1), 60)
 
 
 def test_a_plain_computer_reaches_the_api_and_nothing_else(ring: Ring) -> None:

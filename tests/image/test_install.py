@@ -184,9 +184,10 @@ def test_a_power_cut_leaves_an_empty_disk_and_the_next_boot_begins_anew(
     ids=["ours", "theirs", "damaged", "none"],
 )
 def test_a_disk_is_known_by_the_cluster_on_it(tmp_path: Path, files: dict[str, str], holds: str, what: str) -> None:
-    """And left as it is: only the journal of its file system is played back."""
-    found, _ = looked_at(tmp_path, files)
+    """And left as it is."""
+    found, before = looked_at(tmp_path, files)
     assert found.holds == holds and what in found.what
+    assert (tmp_path / "var.img").read_bytes() == before
 
 
 def test_a_disk_whose_file_system_is_damaged_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
