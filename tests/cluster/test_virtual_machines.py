@@ -77,6 +77,18 @@ def test_a_machine_boots_from_one_that_has_booted_from_another(qemu_node: Node) 
     assert third.neighbour("eth0") == second
 
 
+def test_a_root_whose_links_are_lost_stays(qemu_node: Node) -> None:
+    """As while a disk with the same root gets its partitions: systemd stops the unit that is bound to them."""
+    third, unit = Node(qemu_node.name, 3), "systemd-veritysetup@root.service"
+    third.output("sh", "-c", "echo remove > /sys/class/block/vda2/uevent")
+    wait_for(
+        "unit that is stopped", lambda: third.run("systemctl", "is-active", unit).stdout.strip() == "inactive", 60, 1
+    )
+    third.output("sh", "-c", "echo add > /sys/class/block/vda2/uevent")
+    assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
+    assert below_root(third) == {"vda2", "vda3"}
+
+
 def test_it_goes_as_the_page_says(qemu_node: Node) -> None:
     """What is on the screens, and in the lists, from the stick to the ring (docs/five-machines.md)."""
     third = Node(qemu_node.name, 3).console_lines()
