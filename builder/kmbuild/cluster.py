@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from kmbuild import init, stick
-from kmbuild.artefacts import copy_sparse
+from kmbuild.artefacts import replace_file
 from kmbuild.cable_command import cable, recable
 from kmbuild.completion import complete_topology
 from kmbuild.evidence_command import bundle, logs
@@ -121,9 +121,7 @@ def copy_of(flashed: Path, topology: Topology, directory: Path | None) -> Callab
         raise UserError(f"--stick: {count} nodes boot from one", "`boot: stick` in the topology, for one node")
 
     def copy(_image: Image, path: Path, _credentials: Mapping[str, bytes]) -> None:
-        partial = path.with_suffix(".partial")
-        copy_sparse(flashed, partial)
-        partial.rename(path)
+        replace_file(flashed, path, None)
 
     return copy
 
