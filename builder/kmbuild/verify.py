@@ -1,6 +1,7 @@
 """`kmbuild verify`: breaks clusters of the image on purpose, and proves that they heal."""
 
 import json
+import math
 import os
 import platform
 import signal
@@ -22,6 +23,7 @@ from kmbuild.locate import locate_image
 from kmbuild.table import table
 from kmcluster import bench, steady, verdict_page, verdict_table, waiting
 from kmcluster.drivers import NAMES
+from kmcluster.duration import parse_duration
 from kmcluster.image import check_image
 from kmcluster.scenario import GRACE_S, Scenario
 from kmcluster.scenarios import ALL, TAGS, choose, part_of
@@ -44,6 +46,7 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 @click.option("--list", "only_list", is_flag=True, help="List the scenarios and do nothing.")
 @click.option("--driver", type=click.Choice(NAMES), default="nspawn", show_default=True, help="What runs the machines.")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="How often each is played.")
+@click.option("--within", metavar="TIME", help="Begin no scenario after so long, such as 20m, but the first.")
 @click.option("--seed", type=int, help="Random choices follow from it.  [default: another one each time]")
 @click.option("--keep", is_flag=True, help="Leave the cluster of a failure on, for you to look at; ends there.")
 @click.option("--stop", is_flag=True, help="End with the first failure.")
@@ -66,8 +69,9 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def verify(
-    names: Sequence[str], tags: Sequence[str], part: str | None, only_list: bool, driver: str, repeat: int, seed: int | None,
-    keep: bool, stop: bool, sabotage: bool, output: Path, compare: Path | None, publish: Path | None, image: Path, as_json: bool,
+    names: Sequence[str], tags: Sequence[str], part: str | None, only_list: bool, driver: str, repeat: int, within: str | None,
+    seed: int | None, keep: bool, stop: bool, sabotage: bool, output: Path, compare: Path | None, publish: Path | None,
+    image: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Break a cluster of the image on purpose, and prove that it heals: all scenarios for the driver, or those that are named.
 
@@ -85,8 +89,9 @@ def verify(
     earlier = document.read(compare, Verdict) if compare else None
     if publish:
         verdict_table.split(publish.read_text())
+    within_s = parse_duration(within) if within else math.inf
     session = Session(driver, image, output, SystemRandom().randrange(2**31) if seed is None else seed, earlier)
-    verdict = session.play_all(chosen, repeat, keep=keep, stop=stop, sabotage=sabotage)
+    verdict = session.play_all(chosen, repeat, within_s, keep=keep, stop=stop, sabotage=sabotage)
     if publish:
         document.write(publish, verdict_table.publish(publish.read_text(), verdict, ALL))
     click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode() if as_json else summary(verdict))
@@ -106,15 +111,20 @@ class Session:
         output.mkdir(parents=True, exist_ok=True)
 
     def play_all(
-        self, chosen: Sequence[Scenario], repeat: int, *, keep: bool = False, stop: bool = False, sabotage: bool = False
-    ) -> Verdict:
+        self, chosen: Sequence[Scenario], repeat: int, within_s: float = math.inf, *,
+        keep: bool = False, stop: bool = False, sabotage: bool = False,
+    ) -> Verdict:  # fmt: skip
         """Play each scenario so often, on one cluster as long as that is well; the reports are written after each run."""
         runs: list[Run] = []
+        left_out: list[str] = []
         name = ""
         made: Scenario | None = None
         kept = False
         try:
             for scenario, number in product(grouped(chosen), range(repeat)):
+                if runs and time.monotonic() - self.start >= within_s:
+                    left_out.append(scenario.name)
+                    continue
                 played = SABOTAGE[scenario.name](scenario) if sabotage else scenario
                 if name and made and not fits(made, played):
                     bench.down(name)
@@ -138,7 +148,9 @@ class Session:
                 bench.down(name)
             elif name:
                 self.say(name, "stays on: `kmbuild cluster status`, then `kmbuild cluster down`")
-        return self.write(runs)
+        if left_out:
+            self.say("left out", ", ".join(left_out))
+        return self.write(runs, left_out)
 
     def play(self, name: str, scenario: Scenario, seed: int) -> Run:
         """Play a scenario once; what keeps it from being played is a fault as well."""
@@ -172,11 +184,11 @@ class Session:
         """Show progress."""
         show_line(time.monotonic() - self.start, who, what)
 
-    def write(self, runs: list[Run]) -> Verdict:
+    def write(self, runs: list[Run], left_out: Sequence[str] = ()) -> Verdict:
         """Write the reports."""
         verdict = Verdict(
             date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", machine=f"{os.cpu_count()} cores, Linux {platform.release()}",
-            driver=self.driver, roothash=self.roothash, seed=self.seed, runs=runs,
+            driver=self.driver, roothash=self.roothash, seed=self.seed, runs=runs, left_out=[*left_out],
         )  # fmt: skip
         document.write(self.output / "verdict.json", msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")
         document.write(self.output / "junit.xml", junit(verdict))

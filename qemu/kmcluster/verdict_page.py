@@ -51,12 +51,14 @@ def page(verdict: Verdict, known: dict[str, Scenario], earlier: Verdict | None =
     before = earlier.by_scenario if earlier else {}
     failed = len(verdict.failed)
     outcome = f'<span class="bad">{failed} failed</span>' if failed else '<span class="good">all held</span>'
+    left_out = f"<p>No time was left for: {escape(', '.join(verdict.left_out))}</p>" if verdict.left_out else ""
     lines = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>kmbuild verify, {escape(verdict.date)}</title><style>{STYLE}</style>",
         f"<h1>{len(verdict.runs)} runs of {len(runs)} scenarios: {outcome}</h1>",
         f'<p class="faint">{escape(verdict.date)}, {escape(verdict.machine)}, {escape(verdict.driver)}, image '
         f"{escape(verdict.roothash[:16])}, seed {verdict.seed}</p>",
+        left_out,
         f'<div class="wrap">{table(runs, before)}</div>',
         LEGEND,
         *(section(name, of_one, known) for name, of_one in runs.items()),

@@ -1,37 +1,58 @@
 """`kmbuild verify`: scenarios hold, what is undermined is noticed, and nothing is left behind."""
 
 import json
+import os
 import subprocess
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 from machines import IMAGE, kmbuild
 
+# What is played: these few, or the part of all that the environment names, for as long as it says (seconds since 1970).
 PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
+PART, UNTIL = os.environ.get("KUBERMESH_VERIFY_PART"), os.environ.get("KUBERMESH_VERIFY_UNTIL")
 
 
 def played(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return kmbuild("verify", *arguments, "--image", IMAGE, "--output", output, "--json", timeout_s=3600)
 
 
-def outcome(done: subprocess.CompletedProcess[str], output: Path) -> list[dict[str, Any]]:
-    """The runs, as printed and as written; a failure shows what went on."""
-    verdict = json.loads((output / "verdict.json").read_text())
-    faults = {run["scenario"]: run["faults"] for run in verdict["runs"] if run["faults"]}
-    assert done.returncode == 0, f"{faults}\n{done.stderr}"
-    assert json.loads(done.stdout) == verdict and not faults
-    assert 'failures="0"' in (output / "junit.xml").read_text()
+def outcome(done: subprocess.CompletedProcess[str], output: Path) -> dict[str, Any]:
+    """The verdict, as printed and as written."""
+    assert done.returncode in (0, 1), done.stderr
+    verdict: dict[str, Any] = json.loads((output / "verdict.json").read_text())
+    assert json.loads(done.stdout) == verdict
+    assert done.returncode == bool(faults(verdict))
+    assert f'failures="{len(faults(verdict))}"' in (output / "junit.xml").read_text()
     assert "verify-" not in kmbuild("cluster", "list").stdout
-    runs: list[dict[str, Any]] = verdict["runs"]
-    return runs
+    return verdict
+
+
+def faults(verdict: dict[str, Any]) -> dict[str, list[str]]:
+    """What did not hold, by scenario."""
+    return {run["scenario"]: run["faults"] for run in verdict["runs"] if run["faults"]}
 
 
 def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
-    runs = outcome(played(tmp_path, *PLAYED, "--seed", "1"), tmp_path)
-    assert sorted(run["scenario"] for run in runs) == sorted(PLAYED)
-    assert all(run["acked"] > 20 and run["lost"] == 0 for run in runs)
+    """One or two that fail are played once more: a busy machine is late now and then, but not twice."""
+    within = ["--within", f"{max(1, int(float(UNTIL) - time.time()))}s"] if UNTIL else []
+    chosen = ["--part", PART, *within] if PART else PLAYED
+    verdict = outcome(played(tmp_path / "first", *chosen, "--seed", "1"), tmp_path / "first")
+    names = [run["scenario"] for run in verdict["runs"]]
+    assert names and (PART or sorted(names) == sorted(PLAYED))
+    if late := faults(verdict):
+        assert len(late) <= 2, late
+        warnings.warn(f"played again: {late}", stacklevel=1)
+        again = outcome(played(tmp_path / "again", *late, "--seed", "1"), tmp_path / "again")
+        assert not faults(again), f"{faults(again)}, and before {late}"
+    if verdict["left_out"]:
+        warnings.warn(f"no time was left for {', '.join(verdict['left_out'])}", stacklevel=1)
+    assert all(run["lost"] == 0 and (run["acked"] > 20 or run["faults"]) for run in verdict["runs"])
 
 
 def test_sabotage_is_noticed(alone: None, tmp_path: Path) -> None:
-    (run,) = outcome(played(tmp_path, "kill-kubelet-worker", "--sabotage", "--seed", "1"), tmp_path)
-    assert run["noticed"]
+    verdict = outcome(played(tmp_path, "kill-kubelet-worker", "--sabotage", "--seed", "1"), tmp_path)
+    (run,) = verdict["runs"]
+    assert run["noticed"] and not run["faults"]

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from kmbuild.cli import kmbuild
-from kmbuild.verify import expect_noticed, fits, grouped
+from kmbuild.verify import Session, expect_noticed, fits, grouped
 from kmcluster import scenario, verdict_page, verdict_table, verify
 from kmcluster.cable import Cable, Port
 from kmcluster.scenarios import ALL, choose, part_of
@@ -110,6 +110,25 @@ def test_junit_has_a_case_for_each_run_and_its_failure() -> None:
     failure = second.find("failure")
     assert failure is not None and failure.get("message") == "a < b"
     assert failure.text == "a < b\nmore\nbundle: x.tar.gz"
+
+
+def test_what_there_was_no_time_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmbuild.verify.check_image", lambda _: {"roothash": "5" * 64})
+    monkeypatch.setattr("kmbuild.verify.locate_image", lambda path: path)
+    monkeypatch.setattr("kmbuild.verify.bench.down", lambda _: None)
+    monkeypatch.setattr(Session, "bring_up", lambda *_: "verify-1")
+    monkeypatch.setattr(Session, "play", lambda _, name, played, seed: run(scenario=played.name))
+    chosen = grouped(list(ALL.values()))[:3]
+    one, *others = (scenario.name for scenario in chosen)
+    whole = Session("nspawn", tmp_path, tmp_path, 1).play_all(chosen, 1, 3600)
+    assert ([run.scenario for run in whole.runs], whole.left_out) == ([one, *others], [])
+    # At least one is played, however little time there is.
+    short = Session("nspawn", tmp_path, tmp_path, 1).play_all(chosen, 1, 0)
+    assert ([run.scenario for run in short.runs], short.left_out) == ([one], others)
+    assert json.loads((tmp_path / "verdict.json").read_text())["left_out"] == others
+    assert all(name in (tmp_path / "verdict.html").read_text() for name in others)
+    suite = ElementTree.fromstring((tmp_path / "junit.xml").read_bytes())  # noqa: S314 - ours
+    assert (suite.get("tests"), suite.get("skipped")) == ("3", "2")
 
 
 def test_the_page_needs_no_other_file_and_shows_every_run() -> None:
