@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -86,11 +87,24 @@ def qemu_node(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFacto
         first = pool.submit(next, booted)
         try:
             wait_for("cluster", lambda: cabling.change(name, "3", "1", "cut", None, None), 120)
+            interrupt(Node(name), first)
             let_in(home, first)
         finally:
             node = first.result()
     yield node
     next(booted, None)
+
+
+def interrupt(seed: Node, up: Future[Node]) -> None:
+    """Take the seed's power while it installs itself from the stick; it starts over."""
+    wait_for("seed that installs", lambda: up.done() or installing(seed), 300, 0.2)
+    assert not up.done(), up.exception()
+    seed.power("reset")
+
+
+def installing(node: Node) -> list[str]:
+    """Where an installing machine says how far it is."""
+    return [line for line in node.console_lines() if re.search(r"installing, [1-9]\d? %", line)]
 
 
 def let_in(home: Path, up: Future[Node]) -> None:
