@@ -4,6 +4,7 @@ It needs nobody for that: settings that stop etcd or the API server here are tak
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -18,10 +19,12 @@ from kmagent.ledger import Ledger
 from kmagent.paths import Paths
 from kmagent.settings import Arguments, Kept, Report, Settings
 from kmagent.state import State
+from kmagent.watch import Watch
 
 log = logging.getLogger(__name__)
 
-PERIOD_S, LOOK_S = 3.0, 1.0
+# Without news it looks again after as long; until it has nothing to do, and where nothing is heard of news, sooner.
+AGAIN_S, PERIOD_S, LOOK_S = 60.0, 3.0, 1.0
 # All components have to be well for so many looks in a row, within so long.
 GOOD_LOOKS, HEALTHY_S = 5, 90.0
 PORTS = {"kube-controller-manager": 10257, "kube-scheduler": 10259}
@@ -31,8 +34,8 @@ PODS = Path("/var/log/pods")
 class Applier:
     """Follows what the leading node wants of this one."""
 
-    def __init__(self, state: State, paths: Paths, facts: Facts, ledger: Ledger) -> None:
-        self._state, self._paths, self._facts, self._ledger = state, paths, facts, ledger
+    def __init__(self, state: State, paths: Paths, facts: Facts, ledger: Ledger, watch: Watch) -> None:
+        self._state, self._paths, self._facts, self._ledger, self._watch = state, paths, facts, ledger, watch
         self._kept = settings.load(paths.settings)
         self._told: Report | None = None
         tls = Tls(paths.pki / "agent/cluster-ca.crt")
@@ -45,16 +48,19 @@ class Applier:
         while True:
             if self._kept.trying is not None:
                 await self._prove(self._kept.trying)
+            news, is_done = self._watch.news, False
             try:
-                await self._look()
+                is_done = await self._look()
             except OSError as error:
                 log.debug("settings: %s", error)
-            await asyncio.sleep(PERIOD_S * self._facts.probe_scale)
+            pause = AGAIN_S if is_done and self._watch.works else PERIOD_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
 
-    async def _look(self) -> None:
-        """Tell how far this node is, and begin what is wanted of it."""
+    async def _look(self) -> bool:
+        """Tell how far this node is, and begin what is wanted of it; True when that is nothing."""
         if not self._state.conditions["etcd"]:
-            return
+            return False
         if self._told != self._kept.report:
             await self._ledger.note_settings(self._facts.number, self._kept.report)
             self._told = self._kept.report
@@ -65,6 +71,10 @@ class Applier:
         if self._facts.number in plan.nodes and wanted.id != self._kept.good.id and not refused:
             log.info("settings %s are tried", wanted.id or "of the image")
             await self._become(replace(self._kept, trying=wanted, refused="", why=""))
+            # Until those that run have ended.
+            await asyncio.sleep(PERIOD_S * self._facts.probe_scale)
+            return False
+        return True
 
     async def _prove(self, wanted: Settings) -> None:
         """Wait until all components run with the settings and are well; take them back when they do not."""

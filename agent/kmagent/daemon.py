@@ -53,6 +53,7 @@ from kmagent.programs import run_async
 from kmagent.provision import Provision
 from kmagent.relay import Relay
 from kmagent.state import State, earlier_events, keep_written, write_status
+from kmagent.watch import Watch
 from kmagent.witness import Witness
 from kmplan.errors import UserError
 from kmplan.run import CommandError
@@ -187,6 +188,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     )
     authority = Authority(me.probe_scale)
     ledger = Ledger(_etcd(paths, me, 10), authority, follower.take)
+    watch = Watch(_etcd(paths, me, 10), mesh)
     return [
         *parts,
         anycast.run(state, paths),
@@ -194,10 +196,11 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         node.run(state, client),
         node.hurry_kubelet(state, paths),
         join_api.run(state, paths, ledger, mesh),
-        Applier(state, paths, me, ledger).run(),
+        watch.run(state, me.probe_scale),
+        Applier(state, paths, me, ledger, watch).run(),
         space.run(state, _etcd(paths, me, 60), me.probe_scale),
         Witness(state, paths, me, orders, peers, own_api, authority).run(),
-        Leader(state, paths, me, ledger, mesh, client).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
+        Leader(state, paths, me, ledger, mesh, client, watch).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]
 
 

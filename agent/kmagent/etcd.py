@@ -1,9 +1,10 @@
 """etcd's API as JSON (its gRPC gateway, https://etcd.io/docs/v3.6/dev-guide/api_grpc_gateway/), at the local member."""
 
 import base64
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from kmagent.http import Client
 
 PORT, METRICS_PORT = 2382, 2381
 NO_SPACE, DEFAULT_QUOTA = "NOSPACE", 2 * 2**30
-RECEIVED = re.compile(r'^etcd_network_peer_received_bytes_total\{From="([0-9a-f]+)"\} (\S+)$', re.MULTILINE)
+RECEIVED = re.compile(rb'^etcd_network_peer_received_bytes_total\{From="([0-9a-f]+)"\} (\S+)$', re.MULTILINE)
 
 
 class EtcdError(OSError):
@@ -73,9 +74,39 @@ class Etcd:
 
     async def read_all(self, prefix: str) -> dict[str, Value]:
         """Read all keys with a prefix."""
-        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-        answer = await self._call("kv/range", {"key": _encode(prefix), "range_end": _encode(end)})
+        answer = await self._call("kv/range", {"key": _encode(prefix), "range_end": _encode(_end(prefix))})
         return {_decode(item["key"]): _value(item) for item in answer.get("kvs", [])}
+
+    async def get_all(self, *keys: str) -> list[Value]:
+        """Read keys as they are at one moment."""
+        ranges = [{"request_range": {"key": _encode(key)}} for key in keys]
+        answer = await self._call("kv/txn", {"compare": [], "success": ranges})
+        found = (one["response_range"].get("kvs") for one in answer["responses"])
+        return [_value(kvs[0]) if kvs else Value() for kvs in found]
+
+    async def watch(self, prefixes: Sequence[str]) -> AsyncGenerator[dict[str, str]]:
+        """Yield the values of keys with one of the prefixes as they change, empty when a key is removed; ends with OSError.
+
+        The first time it yields nothing: from then on it hears of changes.
+        """
+        asked = [
+            {"create_request": {"key": _encode(prefix), "range_end": _encode(_end(prefix))}} for prefix in prefixes
+        ]
+        waiting = len(prefixes)
+        lines = self._client.lines("/v3/watch", b"".join(json.dumps(one).encode() for one in asked))
+        async with contextlib.aclosing(lines):
+            async for line in lines:
+                try:
+                    result = json.loads(line)["result"]
+                    changed = [event["kv"] for event in result.get("events", [])]
+                    values = {_decode(item["key"]): _decode(item.get("value", "")) for item in changed}
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise EtcdError(f"etcd: watch: {line[:200]!r}") from error
+                if result.get("canceled"):
+                    raise EtcdError(f"etcd: watch: {result.get('cancel_reason') or 'canceled'}")
+                waiting -= bool(result.get("created"))
+                if not waiting:
+                    yield values
 
     async def put(self, key: str, text: str) -> None:
         """Write a key."""
@@ -157,7 +188,7 @@ class Etcd:
     async def received(self) -> dict[str, float]:
         """Return how many bytes the local member was sent by each other one, by their ids."""
         answer = await self._metrics.request("GET", "/metrics")
-        found = RECEIVED.findall(answer.body.decode(errors="replace"))
+        found = RECEIVED.findall(answer.body)
         return {str(int(sender, 16)): float(count) for sender, count in found}
 
     async def _no_space_alarms(self) -> list[dict[str, Any]]:
@@ -183,9 +214,15 @@ def _value(item: dict[str, Any]) -> Value:
     return Value(_decode(item.get("value", "")), int(item["mod_revision"]))
 
 
+def _end(prefix: str) -> str:
+    """Return the first key behind those with a prefix."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+
 def _encode(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
 def _decode(text: str) -> str:
-    return base64.b64decode(text).decode()
+    # Not all that others keep in etcd is text.
+    return base64.b64decode(text).decode(errors="replace")

@@ -34,7 +34,8 @@ RETRY_S = 1.0
 SOON_S = 5.0
 # A neighbour that has not heard of us yet may be behind; only a lasting refusal is one.
 REFUSED_S = 10.0
-REPORT_S = 60.0
+# A node says how it is after as long again as it is up, but neither more nor less often than after this.
+REPORT_S, SELDOM_S = 60.0, 300.0
 
 
 class RestartError(Exception):
@@ -110,7 +111,7 @@ class Follower:
         return f"{self._facts.join}/128" in self._mesh.routes() or await network.has_address(self._facts.join)
 
     async def _report_if_due(self) -> None:
-        """Say how this node is: every minute, and when something changed on its cables."""
+        """Say how this node is: when something changed on its cables, every minute at first, and every five later."""
         neighbours, offers = self._mesh.believed(), dict(self._mesh.offers)
         if (neighbours, offers) == self._reported and time.monotonic() < self._report_at:
             return
@@ -119,7 +120,8 @@ class Follower:
         with contextlib.suppress(OSError, ValueError):
             answer = await self._client.request("POST", "/v1/report", candidates.to_text(report).encode())
             if answer.status == 200:
-                self._reported, self._report_at = (neighbours, offers), time.monotonic() + REPORT_S
+                pause = min(max(REPORT_S, report.up_s), SELDOM_S)
+                self._reported, self._report_at = (neighbours, offers), time.monotonic() + pause
 
     def _enrol_is_due(self) -> bool:
         return time.monotonic() >= self._enrol_at or not (self._paths.pki / "kubelet/client.crt").exists()

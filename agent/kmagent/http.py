@@ -7,6 +7,7 @@ import http.client
 import socket
 import ssl
 import threading
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,24 @@ class Client:
                 self._hang_up()
                 raise
 
+    async def lines(self, path: str, body: bytes) -> AsyncGenerator[bytes]:
+        """POST over a connection of its own, and give the answer line by line as it comes, however long that takes.
+
+        Raises OSError when it ends, or never begins.
+        """
+        connection = await asyncio.to_thread(self._connect)
+        try:
+            answer = await asyncio.to_thread(_begin, connection, path, body)
+            while line := await asyncio.to_thread(answer.readline):
+                yield line
+            raise OSError(f"{path}: the answer has ended")
+        except http.client.HTTPException as error:
+            raise OSError(str(error)) from error
+        finally:
+            # A thread may still be reading.
+            _shut_down(connection)
+            connection.close()
+
     def close(self) -> None:
         """Close the connection; the next request makes another."""
         with self._lock:
@@ -83,11 +102,8 @@ class Client:
             return False
 
     def _hang_up(self) -> None:
-        socket_ = self._connection.sock if self._connection else None
-        if socket_:
-            with contextlib.suppress(OSError):
-                # Not TLS's own: another thread is reading.
-                socket.socket.shutdown(socket_, socket.SHUT_RDWR)
+        if connection := self._connection:
+            _shut_down(connection)
 
     def _request(
         self, method: str, path: str, body: bytes | None, content_type: str, given_up: threading.Event
@@ -115,8 +131,9 @@ class Client:
     def _ask(
         self, method: str, path: str, body: bytes | None, content_type: str, given_up: threading.Event
     ) -> Response:
-        connection = self._connection or self._connect()
-        self._connection = connection
+        if self._connection is None:
+            self._made_at, self._connection = self._certificate_time(), self._connect()
+        connection = self._connection
         if connection.sock is None:
             connection.connect()
         if given_up.is_set():
@@ -131,7 +148,6 @@ class Client:
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._address
-        self._made_at = self._certificate_time()
         if self._tls is None:
             return http.client.HTTPConnection(host, port, timeout=self._timeout_s)
         return _Connection(host, port, self._tls, self._timeout_s)
@@ -172,6 +188,25 @@ class _Connection(http.client.HTTPSConnection):
         if self._digest and hashlib.sha256(shown).hexdigest() != self._digest:
             self.close()
             raise ssl.SSLCertVerificationError("this is another node")
+
+
+def _begin(connection: http.client.HTTPConnection, path: str, body: bytes) -> http.client.HTTPResponse:
+    """Ask for an answer that has no end."""
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise OSError(f"{path}: {answer.status} {answer.read(200)!r}")
+    if connection.sock:
+        connection.sock.settimeout(None)
+    return answer
+
+
+def _shut_down(connection: http.client.HTTPConnection) -> None:
+    """Have whoever reads from a connection read its end."""
+    if sock := connection.sock:
+        with contextlib.suppress(OSError):
+            # Not TLS's own: another thread is reading.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def upload(host: str, port: int, tls: Tls, path: str, file: Path, timeout_s: float) -> Response:

@@ -20,22 +20,26 @@ from kmagent.registry import Node, Registry
 from kmagent.rollout import Rollout
 from kmagent.snapshots import Snapshots
 from kmagent.state import State
+from kmagent.watch import Watch
 from kmplan.errors import UserError
 
 log = logging.getLogger(__name__)
 
 BUSY_S = 0.3
 PERIOD_S = 1.0
-# After so many turns without anything to do, turns come further apart.
-SETTLED_TURNS, SETTLED_S = 20, 6.0
+# After so many turns without anything to do, turns come further apart, and what is watched is looked at without news after:
+SETTLED_TURNS, SETTLED_S, LOOK_S = 20, 6.0, 60.0
 OLD_KEY_S = 30.0
 
 
 class Leader:
     """The tasks of the leading node, done again and again; what fails is tried again at the next turn."""
 
-    def __init__(self, state: State, paths: Paths, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client) -> None:
+    def __init__(
+        self, state: State, paths: Paths, facts: Facts, ledger: Ledger, mesh: Mesh, client: Client, watch: Watch
+    ) -> None:
         self._state, self._facts, self._ledger, self._mesh, self._client = state, facts, ledger, mesh, client
+        self._watch = watch
         self._nodes = MeshNodes(client, ledger, facts.cluster, facts.prefix)
         self._snapshots = Snapshots(paths, facts)
         self._membership = Membership(ledger, facts, self._snapshots.take_before_change)
@@ -44,32 +48,38 @@ class Leader:
         self._barred: frozenset[int] = frozenset()
         self._said: dict[str, str] = {}
         self._rolled = (0, 0.0)
+        # Until when the API's objects need not be looked at.
+        self._look_at = 0.0
 
     async def run(self, first: Registry, mesh_key: str) -> None:
         """Lead whenever the local etcd does; `first` is the registry that a new cluster begins with."""
-        quiet, seen = 0, ""
+        quiet, seen, begun = 0, "", False
         while True:
             if not self._state.conditions["etcd"]:
                 self._note(leads=False)
                 self._membership.forget()
+                begun, self._look_at = False, 0.0
             await self._state.wait_for("etcd")
-            news, busy = self._mesh.news, False
-            self._note(leads=await self._leads())
+            news, busy, start = self._watch.news, False, time.monotonic()
+            leader = await self._leader()
+            self._note(leads=bool(leader))
             if not self._state.leads:
+                begun, self._look_at = False, 0.0
                 known = self._mesh.me.registered
                 self._membership.stand_by(known, self._reachable(known), time.monotonic())
                 self._outages.forget()
             else:
-                busy = await self._try("members", self._members(first, mesh_key))
-                await self._try("mesh keys", self._end_old_keys())
-                if self._state.conditions["addons"]:
-                    busy |= await self._try("nodes", self._objects())
-                    await self._try("settings", self._settings())
+                begun = begun or await self._try("registry", self._begin(first, mesh_key))
+                busy = begun and await self._turn(leader)
             quiet = 0 if busy or seen != self._picture() else quiet + 1
             seen = self._picture()
             pause = BUSY_S if busy else SETTLED_S if quiet > SETTLED_TURNS else PERIOD_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
+                # What this turn has changed is news as well.
+                await asyncio.sleep(start + BUSY_S * self._facts.probe_scale - time.monotonic())
+            if busy or news.is_set() or quiet <= SETTLED_TURNS or not self._watch.works:
+                self._look_at = 0.0
 
     def _note(self, *, leads: bool) -> None:
         if leads != self._state.leads:
@@ -80,11 +90,13 @@ class Leader:
         """Something that changes when the cluster does."""
         return f"{self._mesh.me.serial} {len(self._mesh.routes())}"
 
-    async def _leads(self) -> bool:
+    async def _leader(self) -> str:
+        """The local member's id while it leads."""
         try:
-            return (await self._ledger.etcd.status()).leads
+            status = await self._ledger.etcd.status()
         except OSError:
-            return False
+            return ""
+        return status.member if status.leads else ""
 
     async def _try(self, what: str, task: object) -> bool:
         """Run one task; a failure is logged once."""
@@ -98,32 +110,48 @@ class Leader:
         self._said.pop(what, None)
         return done
 
-    async def _members(self, first: Registry, mesh_key: str) -> bool:
-        await self._ledger.begin(first, mesh_key)
-        registry, _ = await self._ledger.registry()
+    async def _turn(self, leader: str) -> bool:
+        busy = await self._try("members", self._members(leader))
+        await self._try("mesh keys", self._end_old_keys())
+        if self._state.conditions["addons"] and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_S
+            busy |= await self._try("nodes", self._objects())
+            is_done = await self._try("settings", self._settings())
+            if not is_done or "nodes" in self._said or self._outages.expects_returns(time.monotonic()):
+                self._look_at = 0.0
+        return busy
+
+    async def _begin(self, first: Registry, mesh_key: str) -> bool:
+        """Once, when this node has begun to lead: the cluster begins, or its epoch does."""
+        registry = await self._ledger.begin(first, mesh_key)
         if registry.epoch < self._facts.epoch:
             me = self._mesh.me
-            registry = await self._ledger.begin_epoch(self._facts.epoch, first.nodes[0], me.serial, me.keys)
-        reachable = self._reachable(registry.numbers)
-        self._snapshots.take_if_due(registry, reachable)
-        return await self._membership.reconcile(Seen(reachable, self._barred), time.monotonic())
+            await self._ledger.begin_epoch(self._facts.epoch, first.nodes[0], me.serial, me.keys)
+        return True
+
+    async def _members(self, leader: str) -> bool:
+        known = self._membership.registry
+        reachable = self._reachable(self._mesh.me.registered | known.numbers)
+        if known.nodes:
+            self._snapshots.take_if_due(known, reachable)
+        return await self._membership.reconcile(Seen(reachable, self._barred, leader), time.monotonic())
 
     async def _end_old_keys(self) -> None:
         """A while after a new mesh key was made, when every link uses it, end those before it."""
-        registry, _ = await self._ledger.registry()
+        registry = self._membership.registry
         if registry.mesh_key == registry.oldest_key:
             return
         if self._rolled[0] != registry.mesh_key:
             self._rolled = (registry.mesh_key, time.monotonic())
         if time.monotonic() - self._rolled[1] > OLD_KEY_S * self._facts.probe_scale:
-            await self._ledger.drop_old_keys()
+            await self._ledger.drop_old_keys(registry.mesh_key)
 
     def _reachable(self, numbers: frozenset[int]) -> frozenset[int]:
         return frozenset(number for number in numbers if self._mesh.reaches(self._facts, number))
 
     async def _objects(self) -> bool:
         registry, _ = await self._ledger.registry()
-        listed = await kubernetes_api.get(self._client, "/api/v1/nodes?resourceVersion=0")
+        listed = await kubernetes_api.get(self._client, "/api/v1/nodes")
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
         self._barred = frozenset(node.number for node in registry.nodes if is_barred(objects.get(node.name)))
         for node in registry.nodes:
@@ -137,9 +165,9 @@ class Leader:
         offers = {number: report.offers for number, report in reports.items() if number in reachable}
         return await self._nodes.reconcile(ready, self._reachable(registry.numbers), time.time(), offers) or busy
 
-    async def _settings(self) -> None:
+    async def _settings(self) -> bool:
         registry, _ = await self._ledger.registry()
-        await self._rollout.reconcile(registry, self._reachable(registry.numbers))
+        return await self._rollout.reconcile(registry, self._reachable(registry.numbers))
 
     async def _complete(self, node: Node, item: dict[str, object]) -> None:
         patch = missing(item, node, network.pod_prefixes(self._facts.prefix, node.number))

@@ -40,16 +40,23 @@ class Ledger:
     async def registry(self) -> tuple[Registry, Value]:
         """Read the registry and its signed form; the latter is empty when there is none yet."""
         value = await self.etcd.get(REGISTRY)
-        text = registries.unpack(value.text)[0] if value.text else ""
-        return (registries.from_text(text) if text else Registry("")), value
+        return _registry(value), value
 
-    async def begin(self, first: Registry, mesh_key: str) -> None:
-        """Write the first registry, if there is none: with it the cluster begins."""
-        if (await self.registry())[1].revision == 0:
-            packed = await self.authority.sign(first)
-            puts = {REGISTRY: packed, MESH_KEYS: json.dumps({"1": mesh_key})}
-            if await self.etcd.commit({REGISTRY: 0}, puts):
-                await self._changed(packed)
+    async def registry_with(self, key: str) -> tuple[Registry, Value]:
+        """Read the registry, and another key as it was at the same moment."""
+        value, other = await self.etcd.get_all(REGISTRY, key)
+        return _registry(value), other
+
+    async def begin(self, first: Registry, mesh_key: str) -> Registry:
+        """Write the first registry, if there is none: with it the cluster begins. Returns the one that there is."""
+        registry, value = await self.registry()
+        if value.revision:
+            return registry
+        packed = await self.authority.sign(first)
+        puts = {REGISTRY: packed, MESH_KEYS: json.dumps({"1": mesh_key})}
+        if await self.etcd.commit({REGISTRY: 0}, puts):
+            await self._changed(packed)
+        return (await self.registry())[0]
 
     async def change(self, change: registries.Change) -> Registry:
         """Change the registry by `change`, which is given the current one and may return None to leave it."""
@@ -147,9 +154,14 @@ class Ledger:
             await self._changed(packed)
         return done
 
-    async def drop_old_keys(self) -> None:
-        """End all generations of the mesh key but the newest: who has only those has to ask for it with its identity."""
+    async def drop_old_keys(self, newest: int) -> None:
+        """End all generations of the mesh key but the newest: who has only those has to ask for it with its identity.
+
+        Nothing is done when there is a newer one than that by now.
+        """
         old, value = await self.registry()
+        if old.mesh_key != newest:
+            return
         keys, keys_value = await self.mesh_keys()
         packed = await self.authority.sign(replace(old, serial=old.serial + 1, oldest_key=old.mesh_key))
         puts = {REGISTRY: packed, MESH_KEYS: json.dumps({old.mesh_key: keys[old.mesh_key]})}
@@ -208,3 +220,8 @@ class Ledger:
         """Return what the nodes said of themselves last, by number."""
         found = await self.etcd.read_all(REPORTS)
         return {int(key.removeprefix(REPORTS)): candidates.from_text(value.text) for key, value in found.items()}
+
+
+def _registry(value: Value) -> Registry:
+    text = registries.unpack(value.text)[0] if value.text else ""
+    return registries.from_text(text) if text else Registry("")

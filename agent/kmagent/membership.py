@@ -31,16 +31,18 @@ Prepare = Callable[[Registry, frozenset[int]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Seen:
-    """What a turn knows of the nodes: those that the mesh leads to, and those that are labelled not to vote."""
+    """What a turn knows: the nodes that the mesh leads to, those that are labelled not to vote, and the leading member."""
 
     reachable: frozenset[int]
     barred: frozenset[int] = frozenset()
+    leader: str = ""
 
 
 class Membership:
     """The membership's keeper on the node that leads; it remembers since when something is wrong, and nothing else.
 
-    `prepare` is called before each change of etcd's members, with the registry and the nodes that can be reached.
+    `prepare` is called before each change of etcd's members, with the registry and the nodes that can be reached. `registry` is
+    what the last turn has read; an empty one before there was any.
     """
 
     def __init__(self, ledger: Ledger, facts: Facts, prepare: Prepare) -> None:
@@ -49,6 +51,7 @@ class Membership:
 
     def forget(self) -> None:
         """Begin anew: what is known is not of this moment."""
+        self.registry = Registry("")
         self._away: dict[int, float] = {}
         self._heard: dict[str, tuple[float, float]] = {}
         self._late: dict[str, float] = {}
@@ -67,7 +70,7 @@ class Membership:
 
     async def reconcile(self, seen: Seen, now: float) -> bool:
         """Do the step that is due; tells whether there was one. `now` is of a clock that only goes forward, in seconds."""
-        operation = await self._ledger.etcd.get(OPERATION)
+        self.registry, operation = await self._ledger.registry_with(OPERATION)
         if not self._may_begin(operation, now):
             return True
         view = await self._observe(seen, now)
@@ -95,10 +98,8 @@ class Membership:
         return now - self._foreign[1] >= PATIENCE_S * self._facts.probe_scale
 
     async def _observe(self, seen: Seen, now: float) -> View:
-        etcd = self._ledger.etcd
-        registry, _ = await self._ledger.registry()
+        etcd, registry, leader = self._ledger.etcd, self.registry, seen.leader
         members = await etcd.members()
-        leader = (await etcd.status()).member
         view = View(registry, members, seen.reachable, self._facts.prefix, self._facts.voters, leader=leader)
         received = await etcd.received()
         self._heard = changed(self._heard, {one.id: received.get(one.id, 0.0) for one in members}, now)

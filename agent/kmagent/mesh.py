@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 # An answer to news is sent at once, but not more often than this.
 ANSWER_S = 0.05
+# When one port is greeted, so are those that are due so soon after.
+TOGETHER_S = 0.5
 # What an agent before this one trusted stays trusted for so long, while its neighbours are greeted anew.
 INHERIT_S = 3.0
 SYSCTL = "/proc/sys/net/ipv6/conf"
@@ -236,11 +238,12 @@ class Mesh:
         """Say hello on every port once a second, and at once when there is news."""
         while True:
             now = time.monotonic()
+            is_due = any(self._answer_at.get(name, 0.0) <= now for name in self.links)
             for name, link in list(self.links.items()):
                 self.links[name] = fresh = hello.expire(link, now)
                 if link.neighbour and not fresh.neighbour:
                     self._state.record(f"neighbour-lost {name}")
-                if self._answer_at.get(name, 0.0) <= now:
+                if is_due and self._answer_at.get(name, 0.0) <= now + TOGETHER_S:
                     self._send(name)
                     self._answer_at[name] = now + hello.PERIOD_S
             self._trust()

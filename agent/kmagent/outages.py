@@ -63,6 +63,10 @@ class Outages:
         """Begin anew: another node led meanwhile."""
         self._lost, self._returned = {}, None
 
+    def expects_returns(self, now: float) -> bool:
+        """Tell whether a node came back just now, whose kubelet may deny pods yet."""
+        return self._returned is not None and now - self._returned < RETURN_S
+
     async def reconcile(
         self, registry: Registry, objects: Mapping[str, Object], reachable: frozenset[int], reports: Reports, now: float
     ) -> bool:
@@ -87,6 +91,6 @@ class Outages:
                 self._returned = self._returned if lost else now
         if gone:
             await leases.give_back(self._client, {node.name for node in registry.nodes if node.number in gone})
-        if now - self._returned < RETURN_S:
+        if self.expects_returns(now):
             await denied_pods.delete(self._client)
         return any(now - moment < GROUP_S for moment in self._lost.values())

@@ -187,6 +187,8 @@ class Provision:
 
     def _look(self) -> None:
         """Show what the machines do that were heard of lately."""
+        if not self._offered and not self._mesh.offers:
+            return
         try:
             heard: dict[str, dict[str, Any]] = json.loads(self._paths.provided.read_text())
         except (OSError, ValueError):

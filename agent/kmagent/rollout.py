@@ -43,10 +43,10 @@ class Rollout:
         self._client, self._ledger, self._paths, self._facts = client, ledger, paths, facts
         self._next = 0.0
 
-    async def reconcile(self, registry: Registry, reachable: frozenset[int]) -> None:
-        """Do what is due. A voter that is away waits: it takes its turn when it is back."""
+    async def reconcile(self, registry: Registry, reachable: frozenset[int]) -> bool:
+        """Do what is due; False when it is too soon for that. A voter that is away waits: it takes its turn when it is back."""
         if time.monotonic() < self._next:
-            return
+            return False
         self._next = time.monotonic() + PERIOD_S * self._facts.probe_scale
         item = await kubernetes_api.get(self._client, PATH)
         plan = await self._ledger.settings_plan()
@@ -55,7 +55,7 @@ class Rollout:
             wanted = settings.parse((item or {}).get("data") or {}, settings.own_arguments(self._paths.staged, current))
         except ValueError as error:
             await self._say(item, f"refused: {error}")
-            return
+            return True
         voters = [node.number for node in registry.nodes if node.role == "voter" and node.number in reachable]
         voters.sort(key=lambda number: (number == self._facts.number, number))
         following, said = advance(plan, wanted, voters, await self._ledger.settings_reports())
@@ -63,6 +63,7 @@ class Rollout:
             log.info("settings %s for nodes %s", following.target.id or "of the image", following.nodes)
             await self._ledger.note_settings_plan(following)
         await self._say(item, said)
+        return True
 
     async def _say(self, item: dict[str, Any] | None, text: str) -> None:
         """Show it where the settings are edited."""

@@ -125,6 +125,9 @@ class EtcdServer:
             assert (one["target"], one["result"]) == ("MOD", "EQUAL")
             if int(one["mod_revision"]) != self.values.get(_decode(one["key"]), ("", 0))[1]:
                 return {}
+        if all("request_range" in one for one in asked["success"]):
+            found = [{"response_range": self.do_kv_range(one["request_range"])} for one in asked["success"]]
+            return {"succeeded": True, "responses": found}
         self._commit(asked["success"])
         return {"succeeded": True}
 
@@ -234,6 +237,17 @@ class KubernetesApi:
 
     def do_delete(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         return (200, self.objects.pop(path)) if path in self.objects else (404, {})
+
+
+class Told:
+    """What `kmagent.watch` is to its listeners."""
+
+    def __init__(self, *, works: bool = True) -> None:
+        self.works, self.news = works, asyncio.Event()
+
+    def tell(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class Signer(Authority):

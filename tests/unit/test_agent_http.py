@@ -362,6 +362,47 @@ def test_a_request_that_is_given_up_is_hung_up_and_the_next_one_goes_on(papers: 
     live(scenario())
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_an_answer_without_an_end_is_read_line_by_line_and_can_be_given_up(papers: Papers, encrypted: bool) -> None:
+    async def scenario() -> None:
+        ended = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n7\r\n\ntwo\nth\r\n")
+            await everything(reader)
+            ended.set()
+            writer.close()
+
+        context = papers.context() if encrypted else None
+        async with listening(await asyncio.start_server(serve, HOST, 0, ssl=context)) as port:
+            client = Client(HOST, port, tls=papers.tls("node") if encrypted else None, timeout_s=30)
+            heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def listen() -> None:
+                async for line in client.lines("/", b"{}"):
+                    heard.put_nowait(line)
+
+            task = asyncio.create_task(listen())
+            assert [await heard.get(), await heard.get()] == [b"one\n", b"two\n"]
+            task.cancel()
+            await ended.wait()
+            assert heard.empty()
+
+    live(scenario())
+
+
+def test_an_answer_that_is_none_is_no_line() -> None:
+    async def scenario() -> None:
+        refusing = KeepAlive(1, b"HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\nbusy")
+        async with listening(await asyncio.start_server(refusing.serve, HOST, 0)) as port:
+            with pytest.raises(OSError, match="503 b'busy'"):
+                async for line in Client(HOST, port, timeout_s=30).lines("/", b"{}"):
+                    raise AssertionError(line)
+
+    live(scenario())
+
+
 def test_who_waits_for_a_silent_server_takes_no_thread_from_others() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await everything(reader)

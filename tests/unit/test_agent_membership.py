@@ -48,7 +48,7 @@ class Cluster:
         self.shop.etcd.members = [
             replace(one, active=number_of(one) in self.up) if one.name else one for one in self.shop.etcd.members
         ]
-        done = asyncio.run(self.keeper.reconcile(Seen(frozenset(self.up), barred), self.now))
+        done = asyncio.run(self.keeper.reconcile(Seen(frozenset(self.up), barred, self.shop.etcd.local), self.now))
         self.start()
         self.now += 5
         return done
@@ -170,7 +170,7 @@ def test_an_etcd_that_does_not_answer_is_away_even_if_its_node_is_there(cluster:
     cluster.settle()
     for _ in range(20):
         cluster.shop.etcd.members = [replace(one, active=number_of(one) != 2) for one in cluster.shop.etcd.members]
-        asyncio.run(cluster.keeper.reconcile(Seen(frozenset(cluster.up)), cluster.now))
+        asyncio.run(cluster.keeper.reconcile(Seen(frozenset(cluster.up), leader=cluster.shop.etcd.local), cluster.now))
         cluster.start()
         cluster.now += 5
     assert 2 not in cluster.voters and len(cluster.voters) == 3

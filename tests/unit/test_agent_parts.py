@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,10 @@ def test_what_came_or_went_is_looked_at_soon() -> None:
 
 @pytest.mark.parametrize(
     ("api", "etcd", "found"),
-    [(200, 200, "good"), (500, 200, "bad"), (None, 200, "gone"), (200, None, "gone"), (200, 503, "good"), (0, 200, "bad")],
-)  # fmt: skip
+    [(200, True, "good"), (500, True, "bad"), (None, True, "gone"), (200, False, "gone"), (0, True, "bad")],
+)
 def test_a_server_that_does_not_run_is_told_from_one_that_is_not_well(
-    api: int | None, etcd: int | None, found: anycast.Finding
+    api: int | None, etcd: bool, found: anycast.Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None is a refused connection, 0 one without an answer."""
 
@@ -193,7 +194,12 @@ def test_a_server_that_does_not_run_is_told_from_one_that_is_not_well(
                 raise ConnectionRefusedError if self.status is None else TimeoutError
             return Response(self.status, b"")
 
-    assert asyncio.run(anycast.look(Asked(api), Asked(etcd))) == found  # type: ignore[arg-type]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if etcd:
+            server.listen()
+        monkeypatch.setattr(anycast, "METRICS_PORT", server.getsockname()[1])
+        assert asyncio.run(anycast.look(Asked(api), 5)) == found  # type: ignore[arg-type]
 
 
 DUMP = """\

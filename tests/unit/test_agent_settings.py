@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_fakes import FACTS, Shop
+from agent_fakes import FACTS, Shop, Told
+from agent_sockets import eventually, live
 
 from kmagent import apply_settings, rollout, settings
 from kmagent.apply_settings import Applier
@@ -116,23 +118,26 @@ class Voter:
 
         monkeypatch.setattr(apply_settings, "child", child)
         monkeypatch.setattr(Applier, "_complaint", complain)
-        for name, value in {"PERIOD_S": 0.01, "LOOK_S": 0.01, "HEALTHY_S": 0.1}.items():
+        for name, value in {"PERIOD_S": 0.01, "LOOK_S": 0.01, "HEALTHY_S": 10}.items():
             monkeypatch.setattr(apply_settings, name, value)
 
-    def live(self, seconds: float = 0.6) -> None:
+    def begin(self, told: Told) -> asyncio.Task[None]:
+        applier = Applier(self.state, self.paths, FACTS, self.shop.ledger, told)  # type: ignore[arg-type]
+        return asyncio.create_task(applier.run())
+
+    def run_until(self, done: Callable[[], Awaitable[bool]]) -> None:
         async def scenario() -> None:
-            task = asyncio.create_task(Applier(self.state, self.paths, FACTS, self.shop.ledger).run())
-            await asyncio.sleep(seconds)
+            task = self.begin(Told(works=False))
+            await eventually(done)
             task.cancel()
 
-        asyncio.run(scenario())
+        live(scenario())
+
+    async def has_said(self, report: Report) -> bool:
+        return (await self.shop.ledger.settings_reports()).get(FACTS.number) == report
 
     def want(self, plan: Plan) -> None:
         asyncio.run(self.shop.ledger.note_settings_plan(plan))
-
-    @property
-    def report(self) -> Report:
-        return asyncio.run(self.shop.ledger.settings_reports())[FACTS.number]
 
 
 @pytest.fixture
@@ -142,25 +147,52 @@ def voter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Voter:
 
 def test_a_node_applies_what_it_is_told_when_it_is_its_turn(voter: Voter) -> None:
     voter.want(Plan(WANTED, (7,)))
-    voter.live(0.2)
-    assert voter.prepared == [] and voter.report == Report()
+    voter.run_until(lambda: asyncio.sleep(0.2, True))
+    assert voter.prepared == [] and asyncio.run(voter.has_said(Report()))
     voter.want(Plan(WANTED, (1, 7)))
-    voter.live()
-    assert voter.report == Report(WANTED.id) and settings.load(voter.paths.settings) == Kept(WANTED)
+    voter.run_until(lambda: voter.has_said(Report(WANTED.id)))
+    assert settings.load(voter.paths.settings) == Kept(WANTED)
 
 
-def test_a_node_takes_back_what_does_not_work_also_after_it_was_cut_off(voter: Voter) -> None:
+def test_a_node_that_hears_of_settings_does_not_ask_for_them(voter: Voter, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, read, ledger = 0, voter.shop.ledger.settings_plan, voter.shop.ledger
+
+    async def count() -> Plan:
+        nonlocal asked
+        asked += 1
+        return await read()
+
+    monkeypatch.setattr(ledger, "settings_plan", count)
+
+    async def scenario() -> None:
+        told = Told()
+        task = voter.begin(told)
+        await eventually(lambda: asyncio.sleep(0, asked > 0))
+        await asyncio.sleep(0.1)
+        assert asked == 1
+        await ledger.note_settings_plan(Plan(WANTED, (1,)))
+        told.tell()
+        await eventually(lambda: voter.has_said(Report(WANTED.id)))
+        task.cancel()
+
+    live(scenario())
+
+
+def test_a_node_takes_back_what_does_not_work_also_after_it_was_cut_off(
+    voter: Voter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply_settings, "HEALTHY_S", 0.1)
     settings.save(voter.paths.settings, Kept(BEFORE, WANTED))
     voter.complaint = "kube-apiserver does not run with them: unknown flag"
     # etcd is what the settings stopped: nobody can be asked.
     voter.state.conditions["etcd"] = False
-    voter.live()
+    voter.run_until(lambda: asyncio.sleep(0, bool(voter.prepared)))
     assert settings.load(voter.paths.settings) == Kept(BEFORE, None, WANTED.id, voter.complaint)
-    assert voter.prepared[-1] == BEFORE.id
     voter.state.conditions["etcd"] = True
     voter.want(Plan(WANTED, (1,)))
-    voter.live()
-    assert voter.report == Report(BEFORE.id, WANTED.id, voter.complaint) and len(voter.prepared) == 1
+    voter.run_until(lambda: voter.has_said(Report(BEFORE.id, WANTED.id, voter.complaint)))
+    voter.run_until(lambda: asyncio.sleep(0.1, True))
+    assert voter.prepared == [BEFORE.id]
 
 
 def test_the_words_of_a_component_that_does_not_start_are_found(tmp_path: Path) -> None:
@@ -222,5 +254,5 @@ def test_the_configmap_says_what_became_of_it(
 def test_settings_are_given_up_for_what_the_image_has(voter: Voter) -> None:
     settings.save(voter.paths.settings, Kept(WANTED))
     voter.want(Plan(Settings(), (1,), WANTED))
-    voter.live()
-    assert voter.report == Report() and settings.load(voter.paths.settings) == Kept()
+    voter.run_until(lambda: voter.has_said(Report()))
+    assert settings.load(voter.paths.settings) == Kept()
