@@ -53,9 +53,10 @@ class Applier:
                 is_done = await self._look()
             except OSError as error:
                 log.debug("settings: %s", error)
-            pause = AGAIN_S if is_done and self._watch.works else PERIOD_S
+            pause = (AGAIN_S if is_done and self._watch.works else PERIOD_S) * self._facts.probe_scale
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
+                # Nothing hurries those that run to their end.
+                await (asyncio.sleep(pause) if self._kept.trying else asyncio.wait_for(news.wait(), pause))
 
     async def _look(self) -> bool:
         """Tell how far this node is, and begin what is wanted of it; True when that is nothing."""
@@ -71,8 +72,6 @@ class Applier:
         if self._facts.number in plan.nodes and wanted.id != self._kept.good.id and not refused:
             log.info("settings %s are tried", wanted.id or "of the image")
             await self._become(replace(self._kept, trying=wanted, refused="", why=""))
-            # Until those that run have ended.
-            await asyncio.sleep(PERIOD_S * self._facts.probe_scale)
             return False
         return True
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 60.0
 RETRY_S = 1.0
+# News come no sooner one after the other.
+BUSY_S = 0.3
 SOON_S = 5.0
 # A neighbour that has not heard of us yet may be behind; only a lasting refusal is one.
 REFUSED_S = 10.0
@@ -57,7 +59,7 @@ class Follower:
     async def run(self) -> None:
         """Follow; ends with RestartError when this node's part in the cluster changed."""
         while True:
-            news = self._mesh.news
+            news, start = self._mesh.news, time.monotonic()
             if await self._reaches_join():
                 await self._catch_up()
                 await self._report_if_due()
@@ -66,6 +68,7 @@ class Follower:
             pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, self._enrol_at - time.monotonic()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
+                await asyncio.sleep(start + BUSY_S * self._facts.probe_scale - time.monotonic())
 
     async def take(self, packed: str) -> None:
         """Take a signed registry that this node itself has written to etcd, or was given by the join API."""

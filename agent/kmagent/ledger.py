@@ -157,10 +157,10 @@ class Ledger:
     async def drop_old_keys(self, newest: int) -> None:
         """End all generations of the mesh key but the newest: who has only those has to ask for it with its identity.
 
-        Nothing is done when there is a newer one than that by now.
+        Nothing is done when there is a newer one than that by now, or they have ended.
         """
         old, value = await self.registry()
-        if old.mesh_key != newest:
+        if old.mesh_key != newest or old.oldest_key == newest:
             return
         keys, keys_value = await self.mesh_keys()
         packed = await self.authority.sign(replace(old, serial=old.serial + 1, oldest_key=old.mesh_key))

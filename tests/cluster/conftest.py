@@ -96,7 +96,7 @@ def qemu_node(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def interrupt(seed: Node, up: Future[Node]) -> None:
-    """Take the seed's power while it installs itself from the stick; it starts over."""
+    """Reset the seed while it installs itself from the stick; it starts over."""
     wait_for("seed that installs", lambda: up.done() or installing(seed), 300, 0.2)
     assert not up.done(), up.exception()
     seed.power("reset")

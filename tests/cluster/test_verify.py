@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ from machines import IMAGE, kmbuild
 # What is played: these few, or the part of all that the environment names, for as long as it says (seconds since 1970).
 PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
 PART, UNTIL = os.environ.get("KUBERMESH_VERIFY_PART"), os.environ.get("KUBERMESH_VERIFY_UNTIL")
+# Another one each day: who is harmed, and in which order.
+SEED = str(datetime.now(UTC).toordinal()) if PART else "1"
+# What a machine that does other work as well may be the reason of.
+LATE = re.compile(r"no write .* are allowed|a service .* are allowed|not as before after .*|elections of etcd: .*")
 
 
 def played(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -21,7 +27,7 @@ def played(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def outcome(done: subprocess.CompletedProcess[str], output: Path) -> dict[str, Any]:
     """The verdict, as printed and as written."""
-    assert done.returncode in (0, 1), done.stderr
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
     verdict: dict[str, Any] = json.loads((output / "verdict.json").read_text())
     assert json.loads(done.stdout) == verdict
     assert done.returncode == bool(faults(verdict))
@@ -36,17 +42,17 @@ def faults(verdict: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
-    """One or two that fail are played once more: a busy machine is late now and then, but not twice."""
+    """One or two that were late are played once more: a busy machine is late now and then, but not twice."""
     within = ["--within", f"{max(1, int(float(UNTIL) - time.time()))}s"] if UNTIL else []
     chosen = ["--part", PART, *within] if PART else PLAYED
-    verdict = outcome(played(tmp_path / "first", *chosen, "--seed", "1"), tmp_path / "first")
+    verdict = outcome(played(tmp_path / "first", *chosen, "--seed", SEED), tmp_path / "first")
     names = [run["scenario"] for run in verdict["runs"]]
     assert names and (PART or sorted(names) == sorted(PLAYED))
     if late := faults(verdict):
-        assert len(late) <= 2, late
+        assert len(late) <= 2 and all(LATE.match(fault) for found in late.values() for fault in found), (SEED, late)
         warnings.warn(f"played again: {late}", stacklevel=1)
-        again = outcome(played(tmp_path / "again", *late, "--seed", "1"), tmp_path / "again")
-        assert not faults(again), f"{faults(again)}, and before {late}"
+        again = outcome(played(tmp_path / "again", *late, "--seed", SEED), tmp_path / "again")
+        assert not faults(again), f"seed {SEED}: {faults(again)}, and before {late}"
     if verdict["left_out"]:
         warnings.warn(f"no time was left for {', '.join(verdict['left_out'])}", stacklevel=1)
     assert all(run["lost"] == 0 and (run["acked"] > 20 or run["faults"]) for run in verdict["runs"])

@@ -33,7 +33,7 @@ def test_a_machine_installs_itself_and_the_stick_may_be_pulled_out(qemu_node: No
     assert (status["state"], status["disk"]) == ("installed", "vda")
     assert below_root(qemu_node) == {"vda2", "vda3"}
     assert qemu_node.host.mount_point("/var").device == "/dev/vda6"
-    # Its power was taken at some per cent; it began anew then.
+    # It was reset at some per cent, and began anew then.
     text = "\n".join(qemu_node.console_lines())
     assert in_order(text, "installing, ", "BdsDxe: starting", "installing, ", "the stick may be pulled out"), text
     done = kmbuild("cluster", "stick", "1", "pull", "--json")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -120,6 +121,22 @@ def test_a_settled_cluster_s_objects_are_looked_at_when_there_is_news(shop: Shop
     live(scenario())
 
 
+def test_news_that_do_not_end_leave_a_pause_between_turns(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with leading(shop, watches=True) as led:
+            for name, seconds in {"BUSY_S": 0.05, "PERIOD_S": 5, "SETTLED_S": 5}.items():
+                monkeypatch.setattr(lead, name, seconds)
+            await led.turns(1)
+            before, start = led.mesh.asked, time.monotonic()
+            while time.monotonic() < start + 0.5:
+                led.told.tell()
+                await asyncio.sleep(0.001)
+            # Twice in each turn, and one that had begun before.
+            assert 2 <= led.mesh.asked - before <= 2 * (1 + (time.monotonic() - start) / 0.05)
+
+    live(scenario())
+
+
 def test_who_hears_of_no_news_looks_at_each_turn(shop: Shop) -> None:
     async def scenario() -> None:
         async with leading(shop, watches=False) as led:
@@ -152,7 +169,6 @@ def test_what_happened_while_etcd_was_not_ready_is_looked_at(shop: Shop) -> None
     async def scenario() -> None:
         async with leading(shop, watches=True) as led:
             led.state.conditions["etcd"] = False
-            led.told.tell()
             await asyncio.sleep(0.05)
             led.told.tell()
             before = led.api.rounds()
