@@ -17,6 +17,8 @@ PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
 PART, UNTIL = os.environ.get("KUBERMESH_VERIFY_PART"), os.environ.get("KUBERMESH_VERIFY_UNTIL")
 # Another one each day: who is harmed, and in which order.
 SEED = str(datetime.now(UTC).toordinal()) if PART else "1"
+# What does not hold wherever writers and service happen to be: docs/self-healing.md, "What does not heal by itself".
+KNOWN = {"cable-slow"}
 # What a machine that does other work as well may be the reason of.
 LATE = re.compile(r"no write .* are allowed|a service .* are allowed|not as before after .*|elections of etcd: .*")
 
@@ -48,13 +50,15 @@ def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
     verdict = outcome(played(tmp_path / "first", *chosen, "--seed", SEED), tmp_path / "first")
     names = [run["scenario"] for run in verdict["runs"]]
     assert names and (PART or sorted(names) == sorted(PLAYED))
-    if late := faults(verdict):
-        assert len(late) <= 2 and all(LATE.match(fault) for found in late.values() for fault in found), (SEED, late)
-        warnings.warn(f"played again: {late}", stacklevel=1)
-        again = outcome(played(tmp_path / "again", *late, "--seed", SEED), tmp_path / "again")
+    late = faults(verdict)
+    assert all(LATE.match(fault) for found in late.values() for fault in found), f"seed {SEED}: {late}"
+    unknown = sorted(late.keys() - KNOWN)
+    assert len(unknown) <= 2, f"seed {SEED}: {late}"
+    if unknown:
+        again = outcome(played(tmp_path / "again", *unknown, "--seed", SEED), tmp_path / "again")
         assert not faults(again), f"seed {SEED}: {faults(again)}, and before {late}"
-    if verdict["left_out"]:
-        warnings.warn(f"no time was left for {', '.join(verdict['left_out'])}", stacklevel=1)
+    if late or verdict["left_out"]:
+        warnings.warn(f"seed {SEED}: late at first {late}, no time for {verdict['left_out']}", stacklevel=1)
     assert all(run["lost"] == 0 and (run["acked"] > 20 or run["faults"]) for run in verdict["runs"])
 
 
