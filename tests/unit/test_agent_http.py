@@ -6,7 +6,7 @@ import datetime
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from kmagent import clock
 from kmagent.http import Client, Tls
 from kmagent.http_server import Answer, Handler, Request, Server, answer_json, serve
 from kmplan import pki
+
+Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -333,6 +335,14 @@ def test_a_server_that_does_not_answer_properly_is_one_that_cannot_be_asked(answ
     live(scenario())
 
 
+@asynccontextmanager
+async def asking(serve: Conversation, papers: Papers | None, timeout_s: float) -> AsyncIterator[Client]:
+    """A client of a server that converses as it is told; with papers by TLS."""
+    context, tls = (papers.context(), papers.tls("node")) if papers else (None, None)
+    async with listening(await asyncio.start_server(serve, HOST, 0, ssl=context)) as port:
+        yield Client(HOST, port, tls=tls, timeout_s=timeout_s)
+
+
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_a_request_that_is_given_up_is_hung_up_and_the_next_one_goes_on(papers: Papers, encrypted: bool) -> None:
     async def scenario() -> None:
@@ -347,9 +357,7 @@ def test_a_request_that_is_given_up_is_hung_up_and_the_next_one_goes_on(papers: 
             ended.set()
             writer.close()
 
-        context = papers.context() if encrypted else None
-        async with listening(await asyncio.start_server(silent_at_first, HOST, 0, ssl=context)) as port:
-            client = Client(HOST, port, tls=papers.tls("node") if encrypted else None, timeout_s=3600)
+        async with asking(silent_at_first, papers if encrypted else None, 3600) as client:
             first = asyncio.create_task(client.request("GET", "/first"))
             await eventually(lambda: asyncio.sleep(0, bool(asked.qsize())))
             first.cancel()
@@ -374,9 +382,7 @@ def test_an_answer_without_an_end_is_read_line_by_line_and_can_be_given_up(paper
             ended.set()
             writer.close()
 
-        context = papers.context() if encrypted else None
-        async with listening(await asyncio.start_server(serve, HOST, 0, ssl=context)) as port:
-            client = Client(HOST, port, tls=papers.tls("node") if encrypted else None, timeout_s=30)
+        async with asking(serve, papers if encrypted else None, 30) as client:
             heard: asyncio.Queue[bytes] = asyncio.Queue()
 
             async def listen() -> None:
