@@ -15,9 +15,12 @@ log = logging.getLogger(__name__)
 HELLO_S = 0.2
 UPDATE_S = 2.0
 SMOOTHING_S = 1
+# From which round trip (ms) on a cable costs more, and up to which; and how much: more than a long way around, at 96 per cable.
+# What is measured counts by half, of 256 parts: babeld's own 42 take seconds to see it.
+SLOW_MS, SLOWEST_MS, SLOWEST_COST, DECAY = 100, 200, 2048, 128
 UNIT = "kubermesh-babeld.service"
-# The metric of a route that leads nowhere.
-INFINITY = 0xFFFF
+# What a good cable costs, and the metric of a route that leads nowhere.
+WIRED, INFINITY = 96, 0xFFFF
 RETRY_S, ASK_S = 0.3, 1.0
 # How often babeld is asked: often for a while after something changed.
 OFTEN_S, BUSY_S, PERIOD_S = 0.3, 8.0, 3.0
@@ -29,7 +32,7 @@ SOON, SOON_S = 3, 0.05
 class Link:
     """babeld's view of a neighbour: costs of receiving and sending (96 is a perfect wire, 65535 none), and both.
 
-    `reach` are the last 16 hellos, the newest first.
+    `reach` are the last 16 hellos, the newest first; `rtt_ms` is what an answer takes (RFC 9616), smoothed; None when unknown.
     """
 
     address: str
@@ -37,6 +40,7 @@ class Link:
     txcost: int
     cost: int
     reach: int
+    rtt_ms: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
     on that port while babeld runs.
     """
     update_s = UPDATE_S * hello_s / HELLO_S
+    slow, slowest = (round(limit * facts.probe_scale) for limit in (SLOW_MS, SLOWEST_MS))
     return "\n".join(
         [
             f"local-path-readwrite {socket}",
@@ -110,6 +115,9 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
             "kernel-priority 1024",
             # A cable that is back is used after ten seconds; babeld's own 4 s make it forty.
             f"smoothing-half-life {SMOOTHING_S}",
+            # A cable that has become slow is for those only who have no other (RFC 9616): `wired` by itself counts lost packets.
+            f"default enable-timestamps true rtt-decay {DECAY} rtt-min {slow} rtt-max {slowest}",
+            f"default max-rtt-penalty {SLOWEST_COST}",
             # babeld puts a route that a neighbour took back in the place of one that is lost (1.14, `route_lost`). With split
             # horizon it does not tell that neighbour, which may send everything this way: a black hole for a quarter of a minute.
             f"default type wired split-horizon false hello-interval {hello_s:g} update-interval {update_s:g} v4-via-v6 true",
@@ -157,7 +165,8 @@ def parse(dump: Iterable[str]) -> Table:
         values = dict(zip(words[1::2], words[2::2], strict=False))
         if kind == "neighbour":
             rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
-            link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16))
+            rtt_ms = float(values["rtt"]) if "rtt" in values else None
+            link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16), rtt_ms)
             neighbours.append((values["if"], link))
         elif kind == "route":
             metric, refmetric = int(values["metric"]), int(values["refmetric"])

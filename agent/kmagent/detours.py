@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from kmagent import network
-from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, Route, Table, Way
+from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, WIRED, Route, Table, Way
 from kmagent.facts import Facts
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def choose(known: Mapping[str, Known], table: Table) -> dict[str, Way]:
         gone = lost.get(route.prefix)
         if gone is None or route.way not in heard or route.refmetric >= INFINITY:
             continue
-        to_neighbour = route.metric - route.refmetric
+        # Not more than a good cable costs: for the neighbour, which measures by itself, this one may not be slow yet.
+        to_neighbour = min(route.metric - route.refmetric, WIRED)
         if route.refmetric < to_neighbour + gone.distance:
             found = best.get(route.prefix)
             if found is None or route.metric < found.metric:

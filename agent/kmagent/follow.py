@@ -60,7 +60,8 @@ class Follower:
         """Follow; ends with RestartError when this node's part in the cluster changed."""
         while True:
             news, start = self._mesh.news, time.monotonic()
-            if await self._reaches_join():
+            is_due = self._behind() or self._enrol_is_due() or self._report_is_due()
+            if is_due and await self._reaches_join():
                 await self._catch_up()
                 await self._report_if_due()
             await self._check_refused()
@@ -113,11 +114,18 @@ class Follower:
     async def _reaches_join(self) -> bool:
         return f"{self._facts.join}/128" in self._mesh.routes() or await network.has_address(self._facts.join)
 
+    def _cables(self) -> tuple[frozenset[int], dict[str, str]]:
+        return self._mesh.believed(), dict(self._mesh.offers)
+
+    def _report_is_due(self) -> bool:
+        """When something changed on its cables, every minute at first, and every five later."""
+        return self._cables() != self._reported or time.monotonic() >= self._report_at
+
     async def _report_if_due(self) -> None:
-        """Say how this node is: when something changed on its cables, every minute at first, and every five later."""
-        neighbours, offers = self._mesh.believed(), dict(self._mesh.offers)
-        if (neighbours, offers) == self._reported and time.monotonic() < self._report_at:
+        """Say how this node is."""
+        if not self._report_is_due():
             return
+        neighbours, offers = self._cables()
         free = await asyncio.to_thread(shutil.disk_usage, self._paths.state)
         report = Report(neighbours, round(boot_seconds(), 1), free.free, offers)
         with contextlib.suppress(OSError, ValueError):

@@ -1,6 +1,6 @@
 """The hello between neighbours: who is at the other end of a cable, and does it belong to this cluster.
 
-One UDP datagram per second and port to a link-local multicast group: a line of JSON, and a line with a MAC of it for every
+One UDP datagram every two seconds and port to a link-local multicast group: a line of JSON, and a line with a MAC of it for every
 generation of the mesh key that the sender has. Both ends choose a nonce when a cable is plugged in and repeat the other's;
 only a hello with a good MAC, our nonce and a growing sequence number is believed, so nothing recorded is of use.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 PORT = 9441
 GROUP = "ff12::6b6d"
-PERIOD_S = 1.0
+PERIOD_S = 2.0
 HOLD_S = 15.0
 MAX_BYTES = 1400
 MAX_GENERATIONS = 8

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 # An answer to news is sent at once, but not more often than this.
 ANSWER_S = 0.05
 # When one port is greeted, so are those that are due so soon after.
-TOGETHER_S = 0.5
+TOGETHER_S = 1.0
 # What an agent before this one trusted stays trusted for so long, while its neighbours are greeted anew.
-INHERIT_S = 3.0
+INHERIT_S = 5.0
 SYSCTL = "/proc/sys/net/ipv6/conf"
 
 
@@ -235,7 +235,7 @@ class Mesh:
         self._trust()
 
     async def _greet(self) -> None:
-        """Say hello on every port once a second, and at once when there is news."""
+        """Say hello on every port again and again, and at once when there is news."""
         while True:
             now = time.monotonic()
             is_due = any(self._answer_at.get(name, 0.0) <= now for name in self.links)
@@ -389,6 +389,7 @@ class Mesh:
                 "txcost": cost.txcost if cost else None,
                 "cost": cost.cost if cost else None,
                 "reach": f"{cost.reach:04x}" if cost else None,
+                "rtt_ms": cost.rtt_ms if cost else None,
             },
         }
 

@@ -43,3 +43,9 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for a condition; `live` sets the deadline."""
     while not await condition():
         await asyncio.sleep(0.001)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what can be told without waiting."""
+    while not condition():
+        await asyncio.sleep(0.001)

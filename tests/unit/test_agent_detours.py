@@ -47,6 +47,13 @@ def test_a_detour_is_taken_only_by_a_neighbour_that_does_not_send_packets_back(r
     assert after_loss(before, after, OTHER) == ({FAR: OTHER} if taken else {})
 
 
+def test_a_slow_cable_is_not_slow_for_the_neighbour_yet() -> None:
+    """It measures by itself: its way may be the one through this node all the same."""
+    before = [route(NEAR, 192, 96, installed=True)]
+    after = [route(OTHER, 288 + 2144, 288)]
+    assert after_loss(before, after, OTHER) == {}
+
+
 def test_the_shortest_is_taken() -> None:
     before = [route(NEAR, 288, 192, installed=True)]
     after = [route(OTHER, 352, 256), route(THIRD, 288, 192)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_sockets import HOST, eventually, everything, exchange, listening, live
+from agent_sockets import HOST, eventually, everything, exchange, listening, live, until
 from cryptography import x509
 
 from kmagent import clock
@@ -359,7 +359,7 @@ def test_a_request_that_is_given_up_is_hung_up_and_the_next_one_goes_on(papers: 
 
         async with asking(silent_at_first, papers if encrypted else None, 3600) as client:
             first = asyncio.create_task(client.request("GET", "/first"))
-            await eventually(lambda: asyncio.sleep(0, bool(asked.qsize())))
+            await until(lambda: bool(asked.qsize()))
             first.cancel()
             # The server sees it at once, though the client would have waited for an hour: no thread does.
             await ended.wait()

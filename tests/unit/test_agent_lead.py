@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from agent_fakes import FACTS, FIRST, MESH_KEY, EtcdMember, KubernetesApi, Shop, Told
-from agent_sockets import eventually, live
+from agent_sockets import live, until
 
 from kmagent import lead, mesh_nodes, network, outages, rollout
 from kmagent.facts import Facts
@@ -67,7 +68,7 @@ class Led:
     async def turns(self, number: int) -> None:
         """Let some turns pass: in each, it asks twice which routes there are."""
         wanted = self.mesh.asked + 2 * number
-        await eventually(lambda: asyncio.sleep(0, self.mesh.asked >= wanted))
+        await until(lambda: self.mesh.asked >= wanted)
 
 
 @pytest.fixture
@@ -161,6 +162,24 @@ def test_what_failed_is_looked_at_again_at_the_next_turn(shop: Shop) -> None:
             before = led.api.rounds()
             await led.turns(50)
             assert led.api.rounds() == before
+
+    live(scenario())
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    # A node that came back may deny pods yet; settings were looked at so short a time ago that they are left for later.
+    [(outages, "RETURN_S"), (rollout, "PERIOD_S")],
+)
+def test_what_is_not_over_is_looked_at_again_at_the_next_turn(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(module, name, 3600.0)
+        async with leading(shop, watches=True) as led:
+            before = led.api.rounds()
+            await led.turns(20)
+            assert led.api.rounds() >= before + 18
 
     live(scenario())
 

@@ -5,7 +5,9 @@ import contextlib
 import json
 import re
 import socket
+import time
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,13 @@ def test_a_slower_hello_makes_updates_slower_too(hello_s: float, intervals: str)
     assert intervals in babel.configuration(FACTS, [], Path("/run/b.sock"), hello_s)
 
 
+def test_a_slow_machine_is_not_taken_for_a_slow_cable() -> None:
+    at_once, slowly = (
+        babel.configuration(replace(FACTS, probe_scale=scale), [], Path("/run/b.sock")) for scale in (1, 10)
+    )
+    assert " rtt-min 100 rtt-max 200\n" in at_once and " rtt-min 1000 rtt-max 2000\n" in slowly
+
+
 DUMP = """\
 add interface eth0 up true ipv6 fe80::9 ipv4 10.0.1.1
 add neighbour 55d0 address fe80::1 if eth0 reach ffff ureach 0000 rxcost 96 txcost 96 cost 96
@@ -265,6 +274,7 @@ def test_what_babeld_knows_is_read() -> None:
     assert table.installed == {"fd00::2/128", "10.0.2.0/24"}
     assert table.link("eth0") == babel.Link("fe80::1", 96, 96, 96, 0xFFFF)
     assert table.link("eth1") == babel.Link("fe80::3", 96, 256, 256, 0xFFFF)
+    assert [link.rtt_ms for _, link in table.neighbours] == [None, 0.3, None]
     assert table.link("eth2") is None
     assert babel.parse([]) == babel.Table()
     # A neighbour whose cable was pulled is of no use, though it is still listed.
@@ -476,3 +486,33 @@ def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(
     sets = [script for script in applied if script.startswith("flush set inet kubermesh trusted")]
     # The third has no carrier: whoever is plugged in there is not who was there before.
     assert sets == [firewall.trust(["eth0", "eth1"])]
+
+
+def test_hellos_of_all_ports_go_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that idles is woken up once a period, however many cables it has."""
+    sent: list[tuple[float, str]] = []
+    monkeypatch.setattr(hello, "PERIOD_S", 0.2)
+    monkeypatch.setattr(mesh, "TOGETHER_S", 0.1)
+    monkeypatch.setattr(mesh, "_hello_socket", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    monkeypatch.setattr(mesh.Mesh, "_send", lambda _, name: sent.append((time.monotonic(), name)))
+
+    async def scenario() -> None:
+        one = mesh.Mesh(State(), Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS))
+        greeting = asyncio.create_task(one._greet())
+        for name in ("eth0", "eth1", "eth2"):
+            one.links[name] = hello.new_link()
+            one._answer(name)
+            await asyncio.sleep(0.07)
+        # Each is greeted when its cable is plugged in, and all have found together two periods later.
+        await asyncio.sleep(2 * hello.PERIOD_S)
+        sent.clear()
+        await asyncio.sleep(3.5 * hello.PERIOD_S)
+        greeting.cancel()
+
+    asyncio.run(scenario())
+    rounds = [sent[at : at + 3] for at in range(0, len(sent), 3)]
+    assert len(rounds) >= 2
+    for one in rounds:
+        assert [name for _, name in one] == ["eth0", "eth1", "eth2"], sent
+    # One round a period, and no pause between the ports of one.
+    assert all(second[0][0] - first[2][0] > first[2][0] - first[0][0] for first, second in pairwise(rounds))

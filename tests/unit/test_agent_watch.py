@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from agent_fakes import Told
-from agent_sockets import HOST, eventually, everything, listening, live
+from agent_sockets import HOST, everything, listening, live, until
 
 from kmagent.candidates import Report, to_text
 from kmagent.etcd import Etcd
@@ -65,10 +65,6 @@ class Listener(Told):
 
 def encode(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
-
-
-def until(condition: Callable[[], bool]) -> Any:
-    return eventually(lambda: asyncio.sleep(0, condition()))
 
 
 @contextlib.asynccontextmanager

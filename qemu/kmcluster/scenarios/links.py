@@ -132,7 +132,7 @@ SCENARIOS = [
     link("cable-cut", "is cut", cut_one, tags=("link", "quick")),
     link("cable-silent", "loses everything", silent),
     link("cable-lossy", "loses 30 %", lossy, after_s=20),
-    link("cable-slow", f"takes {SLOW_MS:g} ms longer", slow, after_s=20),
+    link("cable-slow", f"takes {SLOW_MS:g} ms longer", slow, after_s=20, outage_s=10, silence_s=10),
     link("cable-one-way", "goes one way", one_way, after_s=10),
     link("cable-flapping", "comes and goes", flap, undo=None),
     link("cable-after-cable", "returns, and the other one is cut", one_after_another),
