@@ -44,7 +44,7 @@ version: 1
 nodes: [{role: seed}, {boot: http, memory_mib: 2048}]
 cables: [{a: "1:eth0", b: "2:eth0"}]
 """
-LOOK_S, UP_S = 0.2, 1800.0
+LOOK_S, UP_S = 0.2, 3000.0
 # What takes how long on the way of a blank machine, and what its console shows when that is done.
 SHARES = {
     "firmware": "EFI stub: ",

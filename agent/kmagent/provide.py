@@ -26,7 +26,7 @@ from pathlib import Path
 
 import msgspec
 
-from kmagent import boot_image, facts, home_disk, identity
+from kmagent import boot_image, facts, home_disk, identity, notify
 from kmagent.paths import Paths
 from kmagent.pressure import Pace, Pressure
 from kmagent.programs import run_async
@@ -73,6 +73,7 @@ def main() -> int:
 async def _main(paths: Paths) -> None:
     made = Provider(paths)
     listening = await made.start()
+    notify.send("READY=1")
     async with listening:
         await listening.serve_forever()
 

@@ -25,8 +25,10 @@ from kmplan.files import write_if_changed
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
-# A neighbour of the cluster is known after a second or two; firmware does not wait for long.
+# A neighbour of the cluster is known after a hello or two; firmware does not wait for long.
 STRANGE_S = 3.0
+# The others of a cluster that is switched on as a whole are there before.
+FREE_S = 30.0
 SERVER = "kubermesh-provide.service"
 PER_PORT = ("kubermesh-dnsmasq@{}.service", "kubermesh-radvd@{}.service")
 # For cables only, and never announced: a prefix of our own as RFC 4193 has them, and RFC 2544's range.
@@ -116,6 +118,7 @@ class Provision:
         self._strange: dict[str, float] = {}
         self._offered: dict[str, Port] = {}
         self._tell_at = 0.0
+        self._full_at = time.monotonic()
 
     async def run(self) -> None:
         """Offer until cancelled. What an agent before this one offered stays, unless a node of the cluster is there."""
@@ -124,6 +127,8 @@ class Provision:
         before = {path.stem for path in self._paths.provision.glob("*.dnsmasq")}
         while True:
             self._forget_routers()
+            if self._is_free(time.monotonic()):
+                await run_async(["systemctl", "start", "--no-block", SERVER], check=False)
             wanted = self._wanted(time.monotonic())
             for name in {*before, *self._offered}:
                 if not self._is_strange(name):
@@ -142,6 +147,18 @@ class Provision:
             port = self._mesh.ports.get(name)
             if port is None or not port.carrier:
                 del self._routers[name]
+
+    def _is_free(self, now: float) -> bool:
+        """Whether a machine may be plugged in that has no system: now and then, once there was a free port for some time.
+
+        What serves it has a small share of a busy processor, and firmware gives up where nobody serves: it is started before.
+        """
+        if not self._me.provision or all(port.carrier for port in self._mesh.ports.values()):
+            self._full_at = now
+        if now - self._full_at < FREE_S:
+            return False
+        self._full_at = now
+        return True
 
     def _wanted(self, now: float) -> dict[str, Port]:
         """The ports that a stranger is on, some time after the last one of the cluster was."""
@@ -171,6 +188,7 @@ class Provision:
         changed |= write_if_changed(folder / f"{port.name}.radvd", radvd)
         for address in (f"{place.address}/64", f"{place.address4}/28"):
             await run_async(["ip", "address", "replace", address, "dev", port.name, *_nodad(address)], check=False)
+        # Returns when it serves: firmware asks as soon as it has an address, and gives up where nobody listens.
         await run_async(["systemctl", "start", SERVER], check=False)
         units = [unit.format(port.name) for unit in PER_PORT]
         await run_async(["systemctl", "restart" if changed else "start", *units], check=False)
@@ -182,8 +200,6 @@ class Provision:
         await withdraw(self._paths, name)
         if self._offered.pop(name, None):
             self._state.record(f"offered-lost {name}")
-        if not self._offered:
-            await run_async(["systemctl", "stop", SERVER], check=False)
 
     def _look(self) -> None:
         """Show what the machines do that were heard of lately."""

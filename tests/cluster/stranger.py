@@ -18,16 +18,20 @@ PORT = "stranger0"
 HOLD = "import ctypes, time; ctypes.CDLL(None).unshare(0x40000000); time.sleep(100000)"
 
 
-# Tries to connect to addresses and ports; shows those that it reached.
+# Tries to connect to addresses and ports, all at once; shows those that it reached.
 CONNECT = """
-import socket, sys
-for target in sys.argv[1:]:
-    address, port = target.split()
+import asyncio, sys
+async def one(target):
     try:
-        socket.create_connection((address, int(port)), 1).close()
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection(*target.split())
+        writer.close()
         print(target)
     except OSError:
         pass
+async def main():
+    await asyncio.gather(*map(one, sys.argv[1:]))
+asyncio.run(main())
 """
 
 

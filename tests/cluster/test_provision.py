@@ -42,7 +42,7 @@ def stranger(ring: Ring) -> Iterator[Stranger]:
     assert ring[1].output("ls", "/run/kubermesh/provision") == ""
     assert "fd6b" not in ring[1].output("ip", "-6", "-o", "address", "show", "dev", "eth2")
     units = ring[1].output("systemctl", "list-units", "--plain", "--no-legend", "kubermesh-*")
-    assert not [unit for unit in ("dnsmasq", "radvd", "provide") if unit in units]
+    assert not [unit for unit in ("dnsmasq", "radvd") if unit in units]
 
 
 def test_firmware_boots_by_http_over_ipv4(stranger: Stranger) -> None:

