@@ -97,13 +97,16 @@ def up(
     made = bench.up(order)
     show_line(time.monotonic() - start, made.name, f"power on ({made.driver}, {made.accelerator})")
     took = waiting.wait_ready(made, show_line, timeout_s)
+    left = [machine for machine in made.machines if machine.waits]
     for archive in load:
         for machine in made.machines:
-            bench.load_image(made, machine, archive)
+            if machine not in left:
+                bench.load_image(made, machine, archive)
     if as_json:
         click.echo(json.dumps({**report.describe(made), "ready_s": round(took, 2)}, indent=2))
     else:
-        click.echo(f"{made.name} is Ready; try: kmbuild cluster kubectl -- get nodes")
+        but = f", without {', '.join(machine.name for machine in left)}, where no cable is plugged in" if left else ""
+        click.echo(f"{made.name} is Ready{but}; try: kmbuild cluster kubectl -- get nodes")
 
 
 def show_line(seconds: float, node: str, what: str) -> None:

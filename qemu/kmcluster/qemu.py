@@ -16,7 +16,7 @@ from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
 from kmcluster.process import Process
-from kmcluster.qemu_argv import ADDRESS, OVMF, kernel_arguments, mac_address, qemu_arguments
+from kmcluster.qemu_argv import ADDRESS, OVMF, kernel_arguments, mac_address, niceness, qemu_arguments
 from kmcluster.starter import start
 from kmcluster.state import Cluster, Machine
 from kmcluster.tools import qemu, qemu_environment, tool
@@ -58,9 +58,9 @@ class QemuDriver:
         tools = self.cluster.image.tools
         ports = self.cluster.mtus()
         argv = qemu(tools, qemu_arguments(self.cluster.name, machine, tools, self.cluster.accelerator, strings, ports))
-
+        spec = Spec(argv=argv, cwd=str(folder), nice=niceness(machine, self.cluster.accelerator))
         log, note = folder / "qemu.log", self.cluster.noter("qemu", machine)
-        started = start(Spec(argv=argv, cwd=str(folder)), log, note, env=qemu_environment(tools))
+        started = start(spec, log, note, env=qemu_environment(tools))
         self.wait_for_monitor(machine, started, log)
         self.fail_disk(machine, "errors" in machine.disk_faults)
         self.apply_cables(self.cluster.cables_of(machine))

@@ -17,11 +17,12 @@ STICK_FILE, STICK, USB = "stick.img", "stick-image", "usb"
 STICK_DEVICE = {"id": "stick-device", "bus": f"{USB}.0", "drive": STICK, "removable": "on", "bootindex": "0"}
 
 # Halve the cost of everything under TCG, where every timer is MMIO and every switch flushes the TLB.
+# What protects from neighbours on a real processor costs an indirect jump each time.
 # One processor until user space (`guest/exec.py`): a kernel that patches its code while others run it may stop under TCG.
 # That one may have to share a busy host: partitions of a disk were found after more than systemd's 90 s.
 # On such a host the kernel's test of its timer also finds no interrupt in time, and ends in a panic when it finds none at all.
 TCG_KERNEL_ARGUMENTS = (
-    "no_timer_check highres=off nohz=off psi=0 preempt=none transparent_hugepage=never audit=0 maxcpus=1 "
+    "no_timer_check highres=off nohz=off psi=0 preempt=none transparent_hugepage=never audit=0 mitigations=off maxcpus=1 "
     "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=600"
 )
 # Ports are called eth0, eth1, ... in the order they have on the bus, as in the topology.
@@ -33,11 +34,24 @@ def kernel_arguments(accelerator: str) -> str:
     return f"{KERNEL_ARGUMENTS} {TCG_KERNEL_ARGUMENTS}" if accelerator == "tcg" else KERNEL_ARGUMENTS
 
 
+# TCG copies byte by byte where the processor says that it does so fast (erms, fsrm), and ends a block of translated code where
+# memory of user space is let in (smap); what else only guards (smep, pku) is left out with it.
+DEAR = "-la57,-erms,-fsrm,-smap,-smep,-pku"
+
+
 def accelerator_arguments(accelerator: str) -> list[str]:
     """Accelerator and processor: TCG needs a big translation buffer, and emulates some instructions dearly."""
     if accelerator == "kvm":
         return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi,tb-size=2000", "-cpu", "max,-aes,-pclmulqdq,-la57"]
+    return ["-accel", "tcg,thread=multi,tb-size=2000", "-cpu", f"max,{DEAR}"]
+
+
+def niceness(machine: Machine, accelerator: str) -> int:
+    """How much more a machine leaves to others: under TCG one that boots from the network does, as firmware waits busily.
+
+    The seed has to serve meanwhile, and loses its leases when it gets too little.
+    """
+    return 3 if accelerator == "tcg" and machine.node.boot.is_from_network else 0
 
 
 def firmware_arguments(tools: Path, variables: str) -> list[str]:

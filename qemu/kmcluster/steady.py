@@ -62,14 +62,13 @@ def complaints(cluster: Cluster) -> list[str]:
 
 def wrong_roles(cluster: Cluster, roles: Sequence[str | None]) -> list[str]:
     """Too few or too many voters, or no standby."""
-    wanted = wanted_roles(cluster)
+    wanted = wanted_roles(read_cluster(cluster.directory).wanted_voters, len(cluster.machines))
     return [f"{roles.count(role)} of {count} {role}" for role, count in wanted.items() if roles.count(role) != count]
 
 
-def wanted_roles(cluster: Cluster) -> dict[str, int]:
-    """How many nodes have which part in the control plane when all is well."""
-    nodes = len(cluster.machines)
-    voters = voters_of(wanted_of(read_cluster(cluster.directory).wanted_voters, nodes), nodes)
+def wanted_roles(wanted_voters: int, nodes: int) -> dict[str, int]:
+    """How many of so many nodes have which part in the control plane when all is well; `wanted_voters` is the cluster file's."""
+    voters = voters_of(wanted_of(wanted_voters, nodes), nodes)
     return {"voter": voters, "standby": int(FEW_VOTERS < voters < nodes)}
 
 

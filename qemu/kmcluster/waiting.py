@@ -11,13 +11,16 @@ from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
 from kmcluster.steady import wanted_roles
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
 TAIL_LINES = 12
+# What OVMF's shell ends with when nothing is left to boot from.
+SHELL = "Shell>"
 POLL_S = {"native": 0.2, "kvm": 1.0, "tcg": 4.0}
 TIMEOUT_S = {"native": 120.0, "kvm": 180.0, "tcg": 900.0}
 # Every further machine takes its share of this one's processors.
-TIMEOUT_PER_NODE_S = {"native": 15.0, "kvm": 30.0, "tcg": 300.0}
+TIMEOUT_PER_NODE_S = {"native": 15.0, "kvm": 30.0, "tcg": 600.0}
 
 
 @dataclass
@@ -50,26 +53,40 @@ Show = Callable[[float, str, str], None]
 def wait_ready(cluster: Cluster, show: Show, timeout_s: float | None = None) -> float:
     """Wait until every node is Ready and as many vote as shall; returns the seconds it took.
 
+    A machine that boots from a neighbour stays off, and is not waited for, when all of its cables have been pulled out.
     `show` is called with (seconds since the call, node, event). Raises UserError when a machine dies or fails, or time
     is over: with what was seen last and the console's end.
     """
     limit = timeout_s if timeout_s is not None else default_timeout_s(cluster)
     driver = driver_of(cluster)
     seen = {machine.name: Seen() for machine in cluster.machines}
+    voters = read_cluster(cluster.directory).wanted_voters
     start = time.monotonic()
-    wanted = wanted_roles(cluster)
-    while not is_settled(seen, wanted):
+    while not is_settled(awaited := awaited_of(cluster, seen), wanted := wanted_roles(voters, len(awaited))):
         for machine in [machine for machine in cluster.machines if not machine.waits]:
             observe(driver, machine, seen[machine.name], lambda node, what: show(time.monotonic() - start, node, what))
         for machine in switch_on(cluster, seen):
             show(time.monotonic() - start, machine.name, "power on")
-        if time.monotonic() - start > limit and not is_settled(seen, wanted):
-            late = next((machine for machine in cluster.machines if not seen[machine.name].ready), cluster.machines[0])
+        for machine in start_again(cluster, driver, seen):
+            show(time.monotonic() - start, machine.name, "reset, as its firmware has given up")
+        if is_settled(awaited, wanted):
+            continue
+        if time.monotonic() - start > limit:
+            late = next((name for name in awaited if not awaited[name].ready), cluster.machines[0].name)
             roles = ", ".join(f"{count} {role}" for role, count in wanted.items())
-            what = "Ready" if not seen[late.name].ready else f"in a cluster with {roles}"
-            raise failure(driver, late, f"is not {what} after {limit:g} s", seen[late.name])
-        time.sleep(0 if is_settled(seen, wanted) else POLL_S[cluster.accelerator])
+            what = "Ready" if not seen[late].ready else f"in a cluster with {roles}"
+            raise failure(driver, cluster.machine(late), f"is not {what} after {limit:g} s", seen[late])
+        time.sleep(POLL_S[cluster.accelerator])
     return time.monotonic() - start
+
+
+def awaited_of(cluster: Cluster, seen: Mapping[str, Seen]) -> dict[str, Seen]:
+    """What was seen of the machines that can come up: not of one that waits for a neighbour while it has no cable to any."""
+    if not any(machine.waits for machine in cluster.machines):
+        return dict(seen)
+    now = state.load(cluster.name)
+    lost = {one.name for one in cluster.machines if one.waits and all(cable.cut for cable in now.cables_of(one))}
+    return {name: what for name, what in seen.items() if name not in lost}
 
 
 def switch_on(cluster: Cluster, seen: Mapping[str, Seen]) -> list[Machine]:
@@ -84,6 +101,19 @@ def switch_on(cluster: Cluster, seen: Mapping[str, Seen]) -> list[Machine]:
             if machine.waits and not cable.cut and seen[neighbour.name].ready:
                 cluster.machines = bench.power(cluster.name, machine.name, "on").machines
                 found.append(cluster.machines[end.node - 1])
+    return found
+
+
+def start_again(cluster: Cluster, driver: Driver, seen: Mapping[str, Seen]) -> list[Machine]:
+    """Reset the machines whose firmware was not answered in time and shows its shell, as whoever sees that does; returns them.
+
+    A neighbour that is emulated may take longer to serve than firmware waits.
+    """
+    silent = [machine for machine in cluster.machines if not machine.waits and not seen[machine.name].events]
+    tried = [machine for machine in silent if machine.node.boot.is_from_network]
+    found = [machine for machine in tried if read_lines(driver.console(machine))[-1:] == [SHELL]]
+    for machine in found:
+        bench.power(cluster.name, machine.name, "reset")
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from kmcluster import tools
 from kmcluster.nspawn import enter_argv, nspawn_argv
-from kmcluster.qemu_argv import kernel_arguments, mac_address, machine_uuid, qemu_arguments
+from kmcluster.qemu_argv import kernel_arguments, mac_address, machine_uuid, niceness, qemu_arguments
 from kmcluster.state import Machine
 from kmcluster.topology import Boot, Node, Role
 from kmplan.errors import UserError
@@ -78,7 +78,7 @@ def pairs(argv: list[str]) -> list[tuple[str, str]]:
 def test_qemu_under_tcg() -> None:
     argv = qemu_arguments("one", SEED, Path("/tools"), "tcg", ["smbios/kubermesh.seed"], {})
     assert ("-accel", "tcg,thread=multi,tb-size=2000") in pairs(argv)
-    assert ("-cpu", "max,-aes,-pclmulqdq,-la57") in pairs(argv)
+    assert ("-cpu", "max,-la57,-erms,-fsrm,-smap,-smep,-pku") in pairs(argv)
     assert ("-smp", "2") in pairs(argv)
     assert ("-m", "4096M") in pairs(argv)
     assert (
@@ -102,6 +102,13 @@ def test_qemu_under_kvm_keeps_production_settings() -> None:
     assert ("-cpu", "host") in pairs(argv)
     assert kernel_arguments("kvm") == "console=ttyS0 net.ifnames=0"
     assert "highres=off nohz=off" in kernel_arguments("tcg")
+
+
+@pytest.mark.parametrize(("boot", "accelerator", "nice"), [("http", "tcg", 3), ("http", "kvm", 0), ("disk", "tcg", 0)])
+def test_an_emulated_machine_that_boots_from_the_network_leaves_more_to_others(
+    boot: str, accelerator: str, nice: int
+) -> None:
+    assert niceness(Machine(name="one-2", number=2, node=Node(boot=Boot(boot))), accelerator) == nice
 
 
 def test_no_secret_stands_in_an_argv() -> None:

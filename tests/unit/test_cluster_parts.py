@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -282,5 +284,19 @@ def test_a_process_that_stays_in_the_host_network_is_not_taken_for_a_machine_hol
     try:
         with pytest.raises(UserError, match="no network namespace of its own"):
             process.wait_own_network(started, 0.3, tmp_path / "log")
+    finally:
+        process.end(started)
+
+
+def test_a_process_that_shall_be_nice_is_nice_to_those_of_other_sessions_too(tmp_path: Path) -> None:
+    started = starter.start(Spec(argv=["sleep", "30"], nice=5), tmp_path / "log", lambda _: None)
+    folder = Path(f"/proc/{started.pid}")
+    try:
+        until = time.monotonic() + 10
+        while (folder / "comm").read_text() != "sleep\n" and time.monotonic() < until:
+            time.sleep(0.01)
+        assert os.getpriority(os.PRIO_PROCESS, started.pid) == 5
+        group = folder / "autogroup"
+        assert not group.exists() or group.read_text().endswith(" nice 5\n")
     finally:
         process.end(started)
