@@ -8,6 +8,8 @@ import builds
 import pytest
 from builds import Project, Tree
 
+pytestmark = pytest.mark.turn(2)
+
 
 @pytest.fixture
 def own_tree(tree: Tree, tmp_path: Path) -> Tree:

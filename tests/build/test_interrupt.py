@@ -10,6 +10,8 @@ import builds
 import pytest
 from builds import Project
 
+pytestmark = pytest.mark.turn(3)
+
 
 @pytest.fixture
 def unfinished(project: Project, built: Project, normal_cache: Path) -> Project:

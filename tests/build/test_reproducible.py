@@ -5,10 +5,13 @@ import subprocess
 from pathlib import Path
 
 import builds
+import pytest
 from builds import Project
 
 from kmbuild.cache import Cache
 from kmbuild.stages import ALL
+
+pytestmark = pytest.mark.turn(1)
 
 
 def first_difference(left: Path, right: Path, ids: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Booted machines, one per driver, shared by all tests of a session."""
+"""Booted machines, shared by all tests of a session or of a module."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from typing import Any
 import bundles
 import pytest
 import walkthrough
-from machines import IMAGE, Node, boot, kmbuild, wait_for
+from machines import IMAGE, Node, boot, cable, kmbuild, wait_for
 from rings import Ring
 
-from kmcluster import cabling, testimage
+from kmcluster import cabling, testimage, waiting
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,9 +51,9 @@ def busybox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return testimage.make_archive(tools / "usr/bin/busybox", tmp_path_factory.mktemp("images") / "busybox.tar")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def alone(bench_home: Path) -> None:
-    """No other cluster is up: two would have to share what this machine has.
+    """No other cluster is up, also none whose start has failed: two would have to share what this machine has.
 
     Tests that use it have names that come after those of all others, so that no cluster is booted twice.
     """
@@ -66,14 +66,11 @@ def nspawn_node(bench_home: Path, busybox: Path) -> Iterator[Node]:
     yield from boot("nspawn", busybox)
 
 
-@pytest.fixture(scope="session")
-def qemu_node(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The seed of three, installed from a stick, as docs/five-machines.md has it done. Somebody has to let the others in.
-
-    They have no part in the control plane: emulated, that would take them many minutes.
-    """
+@pytest.fixture(scope="module")
+def shop(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that has the cluster's directory, and a stick, as docs/five-machines.md has them made."""
     home = tmp_path_factory.mktemp("directory")
-    name, stick = walkthrough.NAME, home / "stick.img"
+    stick = home / "stick.img"
     begin, flash = walkthrough.step(1)[0]
     done = walkthrough.called(begin + " --voters 1", home)
     assert done.returncode == 0, done.stderr
@@ -81,14 +78,31 @@ def qemu_node(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFacto
         file.truncate(8 << 30)
     done = walkthrough.called(flash.removeprefix("sudo ").replace(" out ", f" {IMAGE} {stick} "), home)
     assert done.returncode == 0 and "kubermesh.seed. You may pull it out." in done.stdout, done
-    more = ("--cluster", home / name, "--stick", stick)
-    booted = boot("qemu", busybox, Path(__file__).parent / "stick.yaml", name, *more)
+    return home
+
+
+@pytest.fixture(scope="module")
+def qemu_node(shop: Path, busybox: Path, request: pytest.FixtureRequest) -> Iterator[Node]:
+    """The seed of three, installed from a stick; the second has booted from it. Somebody has to let that one in.
+
+    The others have no part in the control plane: emulated, that would take them many minutes. What takes time and only some tests
+    look at is done when they are among those that run.
+    """
+    wanted = {item.name for item in request.session.items}
+    holds_data = "test_a_disk_that_held_something_was_wiped_when_that_was_allowed" in wanted
+    topology = shop / "shop.yaml"
+    text = (Path(__file__).parent / "stick.yaml").read_text()
+    topology.write_text(text if holds_data else text.replace(", holds: data", ""))
+    more = ("--cluster", shop / walkthrough.NAME, "--stick", shop / "stick.img")
+    booted = boot("qemu", busybox, topology, walkthrough.NAME, *more)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, booted)
         try:
-            wait_for("cluster", lambda: cabling.change(name, "3", "1", "cut", None, None), 120)
-            interrupt(Node(name), first)
-            let_in(home, first)
+            wait_for("cluster", lambda: cabling.change(walkthrough.NAME, "3", "1", "cut", None, None), 120)
+            cable(walkthrough.NAME, 3, 2, "cut")
+            if "test_an_install_that_was_cut_off_begins_anew" in wanted:
+                interrupt(Node(walkthrough.NAME), first)
+            let_the_second_in(shop, first, holds_data)
         finally:
             node = first.result()
     yield node
@@ -107,42 +121,69 @@ def installing(node: Node) -> list[str]:
     return [line for line in node.console_lines() if re.search(r"installing, [1-9]\d? %", line)]
 
 
-def let_in(home: Path, up: Future[Node]) -> None:
-    """Let both machines in as they ask; ends when the cluster is up, or failed.
+# Each look costs the emulated API server a second of its processor.
+LOOK_S = 20
 
-    The one that boots from the seed has a disk with data, and somebody has to say that it may be wiped. The other one is
-    refused first.
-    """
 
-    def asking(via: str, what: str = "phase") -> Any:
-        if up.done():
-            return f"nobody asked by {via}, and the cluster is up, or failed"
-        done = kmbuild("nodes", "list", "--json", "--cluster", home / walkthrough.NAME)
-        nodes = json.loads(done.stdout or "[]")
-        first = (one["status"].get("offers", []) for one in nodes if one["status"].get("name") == "shop-1")
-        walkthrough.offered.extend(offer["message"] for offers in first for offer in offers)
-        asked = (one["status"] for one in nodes)
-        return next((one for one in asked if one.get("via", "").startswith(via) and one.get(what)), None)
+def asking(shop: Path, via: str) -> Any:
+    """The request of a machine that asks by this node, as the list shows it."""
+    done = kmbuild("nodes", "list", "--json", "--cluster", shop / walkthrough.NAME)
+    nodes = [one["status"] for one in json.loads(done.stdout or "[]")]
+    offers = next((one.get("offers", []) for one in nodes if one.get("name") == "shop-1"), [])
+    walkthrough.offered.extend(offer["message"] for offer in offers)
+    return next((one for one in nodes if one.get("via", "").startswith(via)), None)
 
-    second = wait_for("machine that found a disk with data", lambda: asking("shop-1", "blocked"), 900, 2)
-    assert not up.done(), second
-    assert second["phase"] == "Pending" and "holds photos" in second["blocked"], second
-    refused = kmbuild("nodes", "approve", second["fingerprint"])
-    assert refused.returncode != 0 and "--wipe" in refused.stderr
-    done = kmbuild("nodes", "approve", second["fingerprint"], "--wipe", "--timeout", "300")
-    assert done.returncode == 0 and "wipes a disk and installs itself there" in done.stdout, done
-    third = wait_for("machine that booted from the second", lambda: asking("shop-2"), 1200, 2)
-    assert not up.done(), third
-    denied = kmbuild("nodes", "deny", third["fingerprint"], "--timeout", "300")
+
+def let_the_second_in(shop: Path, up: Future[Node], holds_data: bool) -> None:
+    """Let the machine in that boots from the seed; somebody has to say that its disk may be wiped when it has data."""
+
+    def asks() -> Any:
+        asked = asking(shop, "shop-1")
+        return up.done() or (asked if asked and bool(asked.get("blocked")) == holds_data else None)
+
+    second = wait_for("machine that asks", asks, 900, LOOK_S)
+    assert not up.done(), up.exception()
+    assert second["phase"] == "Pending", second
+    decide = ["nodes", "approve", second["fingerprint"], "--cluster", str(shop / walkthrough.NAME), "--timeout", "300"]
+    if holds_data:
+        assert "holds photos" in second["blocked"], second
+        refused = kmbuild(*decide)
+        assert refused.returncode != 0 and "--wipe" in refused.stderr
+        decide.append("--wipe")
+    done = kmbuild(*decide)
+    assert done.returncode == 0 and ("wipes a disk and installs itself there" in done.stdout) == holds_data, done
+
+
+@pytest.fixture(scope="module")
+def third(qemu_node: Node, shop: Path) -> Node:
+    """The third machine: booted from the second, installed, refused, and let in then."""
+    node = Node(qemu_node.name, 3)
+    cable(node.name, 3, 2, "plug")
+    node.power("on")
+
+    def asks() -> Any:
+        nobody = {machine.name: waiting.Seen() for machine in node.cluster.machines}
+        waiting.start_again(node.cluster, node.driver, nobody)
+        return asking(shop, "shop-2")
+
+    asked = wait_for("machine that booted from the second", asks, 1200, LOOK_S)
+    screen = walkthrough.step(4)[0]
+    wait_for("screen of the page", lambda: walkthrough.missing(screen, node.console_lines()) == [], 600, 2)
+    denied = kmbuild("nodes", "deny", asked["fingerprint"], "--cluster", shop / walkthrough.NAME, "--timeout", "300")
     assert denied.returncode == 0, denied.stderr
-    console = Node(walkthrough.NAME, 3).console_lines
-    wait_for("machine that knows", lambda: "refused by an administrator" in "\n".join(console()), 60, 1)
+
+    def says(text: str) -> bool:
+        return text in "\n".join(node.console_lines())
+
+    wait_for("machine that knows", lambda: says("refused by an administrator"), 60, 1)
     look, decide = (block[0] for block in walkthrough.step(4)[1:])
-    key = third["fingerprint"]
-    listed = walkthrough.called(look, home)
+    key = asked["fingerprint"]
+    listed = walkthrough.called(look, shop)
     assert f"{key[:4]} {key[4:8]} " in listed.stdout and "Denied" in listed.stdout, listed
-    done = walkthrough.called(decide + " --timeout 300", home, f"{key[:4]} {key[4:8]}")
+    done = walkthrough.called(decide + " --timeout 300", shop, f"{key[:4]} {key[4:8]}")
     assert done.returncode == 0 and "compare it with the machine's console" in done.stderr, done
+    wait_for("machine that is admitted", lambda: says("node       shop-3 (number 3, worker)"), 300, 2)
+    return node
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Ways out of the cluster: two gateways, and a third port where a router is heard."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from firmware import DHCP4
 from machines import IMAGE, Node, boot, kmbuild, wait_for
-from stranger import PORT, Stranger, plugged_in
+from stranger import CONNECT, PORT, Stranger, plugged_in
 from test_strangers import ADVERTISE
 
+from kmagent import boot_image
 from kmbuild.locate import locate_image
 from kmplan.run import spawn
 
@@ -126,19 +129,22 @@ def answers(node: Node) -> str:
 
 
 def test_the_world_reaches_nothing_inside(out: dict[int, Node], world: dict[int, Stranger]) -> None:
-    script = """
-import socket, sys
-for port in (22, 2379, 2380, 6443, 9440, 9442, 9443, 10250):
-    try:
-        socket.create_connection((sys.argv[1], port), 1).close()
-        print(port)
-    except OSError:
-        pass
-"""
-    assert world[1].python(script, "2001:db8:1::2") == ""
+    ports = (22, 2379, 2380, 6443, 9440, 9442, 9443, boot_image.PORT, 10250)
     world[1].run("ip", "-6", "route", "replace", "fd00::/8", "via", "2001:db8:1::2")
-    assert world[1].python(script, out[1].address) == ""
-    assert world[1].python(script, out[2].address) == ""
+    addresses = ("2001:db8:1::2", "192.0.2.18", out[1].address, out[2].address)
+    assert world[1].python(CONNECT, *(f"{address} {port}" for address in addresses for port in ports)) == ""
+
+
+def test_a_way_out_is_no_cable_to_boot_from(out: dict[int, Node], world: dict[int, Stranger]) -> None:
+    """Nobody out there is offered a system, whatever firmware asks for it."""
+    shown = {port["name"]: port for port in out[1].status()["ports"]}["eth2"]
+    assert (shown["kind"], shown["carrier"], shown["offer"]) == ("gateway", True, None)
+    for client, architecture in (("HTTPClient", 16), ("PXEClient", 7)):
+        vendor = f"{client}:Arch:{architecture:05}:UNDI:003001"
+        assert json.loads(world[1].python(DHCP4, PORT, vendor, str(architecture), "")) is None
+    assert "kubermesh-dnsmasq@eth2" not in out[1].output(
+        "systemctl", "list-units", "--plain", "--no-legend", "kubermesh-*"
+    )
 
 
 def test_a_router_that_is_heard_makes_a_gateway(out: dict[int, Node], world: dict[int, Stranger]) -> None:

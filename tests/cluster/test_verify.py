@@ -1,6 +1,7 @@
 """`kmbuild verify`: scenarios hold, what is undermined is noticed, and nothing is left behind."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -10,21 +11,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from machines import IMAGE, kmbuild
 
 # What is played: these few, or the part of all that the environment names, for as long as it says (seconds since 1970).
 PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
-PART, UNTIL = os.environ.get("KUBERMESH_VERIFY_PART"), os.environ.get("KUBERMESH_VERIFY_UNTIL")
+PART, UNTIL = os.environ.get("KUBERMESH_PART"), os.environ.get("KUBERMESH_UNTIL")
 # Another one each day: who is harmed, and in which order.
 SEED = str(datetime.now(UTC).toordinal()) if PART else "1"
-# What does not hold wherever writers and service happen to be: docs/self-healing.md, "What does not heal by itself".
-KNOWN = {"cable-slow"}
 # What a machine that does other work as well may be the reason of.
 LATE = re.compile(r"no write .* are allowed|a service .* are allowed|not as before after .*|elections of etcd: .*")
 
 
+def seconds_left() -> float:
+    """In which a scenario may still be begun; a test that has none is passed by."""
+    left = float(UNTIL) - time.time() if UNTIL else math.inf
+    if left <= 0:
+        pytest.skip("no time is left for faults on this machine; play them with `make verify`")
+    return left
+
+
 def played(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return kmbuild("verify", *arguments, "--image", IMAGE, "--output", output, "--json", timeout_s=3600)
+    return kmbuild("verify", *arguments, "--image", IMAGE, "--output", output, "--json", timeout_s=5400)
 
 
 def outcome(done: subprocess.CompletedProcess[str], output: Path) -> dict[str, Any]:
@@ -43,26 +51,27 @@ def faults(verdict: dict[str, Any]) -> dict[str, list[str]]:
     return {run["scenario"]: run["faults"] for run in verdict["runs"] if run["faults"]}
 
 
+def test_sabotage_is_noticed(alone: None, tmp_path: Path) -> None:
+    seconds_left()
+    verdict = outcome(played(tmp_path, "kill-kubelet-worker", "--sabotage", "--seed", "1"), tmp_path)
+    (run,) = verdict["runs"]
+    assert run["noticed"] and not run["faults"]
+
+
 def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
     """One or two that were late are played once more: a busy machine is late now and then, but not twice."""
-    within = ["--within", f"{max(1, int(float(UNTIL) - time.time()))}s"] if UNTIL else []
+    left = seconds_left()
+    within = ["--within", f"{math.ceil(left)}s"] if UNTIL else []
     chosen = ["--part", PART, *within] if PART else PLAYED
     verdict = outcome(played(tmp_path / "first", *chosen, "--seed", SEED), tmp_path / "first")
     names = [run["scenario"] for run in verdict["runs"]]
     assert names and (PART or sorted(names) == sorted(PLAYED))
     late = faults(verdict)
     assert all(LATE.match(fault) for found in late.values() for fault in found), f"seed {SEED}: {late}"
-    unknown = sorted(late.keys() - KNOWN)
-    assert len(unknown) <= 2, f"seed {SEED}: {late}"
-    if unknown:
-        again = outcome(played(tmp_path / "again", *unknown, "--seed", SEED), tmp_path / "again")
+    assert len(late) <= 2, f"seed {SEED}: {late}"
+    if late:
+        again = outcome(played(tmp_path / "again", *sorted(late), "--seed", SEED), tmp_path / "again")
         assert not faults(again), f"seed {SEED}: {faults(again)}, and before {late}"
     if late or verdict["left_out"]:
         warnings.warn(f"seed {SEED}: late at first {late}, no time for {verdict['left_out']}", stacklevel=1)
     assert all(run["lost"] == 0 and (run["acked"] > 20 or run["faults"]) for run in verdict["runs"])
-
-
-def test_sabotage_is_noticed(alone: None, tmp_path: Path) -> None:
-    verdict = outcome(played(tmp_path, "kill-kubelet-worker", "--sabotage", "--seed", "1"), tmp_path)
-    (run,) = verdict["runs"]
-    assert run["noticed"] and not run["faults"]

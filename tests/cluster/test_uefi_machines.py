@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import walkthrough
 from machines import WEB, Node, cable, kmbuild, wait_for
 
@@ -33,14 +34,20 @@ def test_a_machine_installs_itself_and_the_stick_may_be_pulled_out(qemu_node: No
     assert (status["state"], status["disk"]) == ("installed", "vda")
     assert below_root(qemu_node) == {"vda2", "vda3"}
     assert qemu_node.host.mount_point("/var").device == "/dev/vda6"
-    # It was reset at some per cent, and began anew then.
     text = "\n".join(qemu_node.console_lines())
-    assert in_order(text, "installing, ", "BdsDxe: starting", "installing, ", "the stick may be pulled out"), text
+    assert in_order(text, "BdsDxe: starting", "installing, ", "the stick may be pulled out"), text
     done = kmbuild("cluster", "stick", "1", "pull", "--json")
     assert done.returncode == 0 and not json.loads(done.stdout)["stick"], done.stderr
     wait_for("machine without a stick", lambda: qemu_node.run("test", "-e", "/sys/block/sda").code != 0, 60, 1)
     # Nothing of the root is left in memory that was read before.
     assert qemu_node.output("sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | wc -c")
+
+
+@pytest.mark.turn(1)
+def test_an_install_that_was_cut_off_begins_anew(qemu_node: Node) -> None:
+    """It was reset at some per cent."""
+    text = "\n".join(qemu_node.console_lines())
+    assert in_order(text, "installing, ", "BdsDxe: starting", "installing, ", "the stick may be pulled out"), text
 
 
 def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
@@ -56,6 +63,7 @@ def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
     assert find_faults(worker.console_lines()) == []
 
 
+@pytest.mark.turn(2)
 def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: Node) -> None:
     """It was started anew then, and boots from the partitions that it has made itself."""
     worker = Node(qemu_node.name, 2)
@@ -68,59 +76,6 @@ def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: N
 def test_the_list_shows_how_far_a_machine_is(qemu_node: Node) -> None:
     """What its own console shows, to somebody who is elsewhere."""
     assert in_order("\n".join(walkthrough.offered), "offered", "fetching, "), walkthrough.offered
-
-
-def test_a_machine_boots_from_one_that_has_booted_from_another(qemu_node: Node) -> None:
-    """By PXE, in three steps: firmware, iPXE, boot image."""
-    third = Node(qemu_node.name, 3)
-    console = "\n".join(third.console_lines())
-    second = Node(qemu_node.name, 2).machine.name
-    assert in_order(console, "Start PXE", "iPXE", f"{second} on eth0 has this system", "installed;"), console
-    assert below_root(third) == {"vda2", "vda3"}
-    # What it came with is given back: the root is on the disk now.
-    assert third.output("ls", "/sys/block").split().count("zram0") == 0
-    assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
-    assert third.neighbour("eth0") == second
-
-
-def test_a_root_whose_links_are_lost_stays(qemu_node: Node) -> None:
-    """As while a disk with the same root gets its partitions: systemd stops the unit that is bound to them."""
-    third, unit = Node(qemu_node.name, 3), "systemd-veritysetup@root.service"
-    third.output("sh", "-c", "echo remove > /sys/class/block/vda2/uevent")
-    wait_for(
-        "unit that is stopped", lambda: third.run("systemctl", "is-active", unit).stdout.strip() == "inactive", 60, 1
-    )
-    third.output("sh", "-c", "echo add > /sys/class/block/vda2/uevent")
-    assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
-    assert below_root(third) == {"vda2", "vda3"}
-
-
-def test_it_goes_as_the_page_says(qemu_node: Node) -> None:
-    """What is on the screens, and in the lists, from the stick to the ring (docs/five-machines.md)."""
-    third = Node(qemu_node.name, 3).console_lines()
-    assert walkthrough.missing(walkthrough.step(2)[0], qemu_node.console_lines()) == []
-    assert walkthrough.missing(walkthrough.step(4)[0], third) == []
-    # One that was refused is told so, and let in when somebody thinks better of it.
-    assert in_order("\n".join(third), "waiting for approval", "refused by an administrator", "state      ready")
-    for (command,), table in (walkthrough.step(3), walkthrough.step(5)):
-        words = command.removeprefix("kubectl --kubeconfig shop/admin.kubeconfig ").split()
-        shown = qemu_node.kubectl(*words).splitlines()
-        # Of its five machines there are three.
-        assert len(shown) == 4, shown
-        assert walkthrough.missing(table[: len(shown)], shown) == [], shown
-
-
-def test_a_ring_is_closed_and_any_cable_may_break(qemu_node: Node) -> None:
-    """The seed's way to the second machine leads over the third then."""
-    first, second, third = (Node(qemu_node.name, number) for number in (1, 2, 3))
-    cable(qemu_node.name, 3, 1, "plug")
-    wait_for("closed ring", lambda: third.neighbour("eth1") == first.machine.name, 60)
-    cable(qemu_node.name, 1, 2, "cut")
-    ping = ("ping", "-6", "-c", "1", "-W", "2", second.address)
-    wait_for("the other way", lambda: "dev eth1" in first.output("ip", "-6", "route", "get", second.address), 60)
-    wait_for("answer", lambda: first.run(*ping).code == 0, 60)
-    cable(qemu_node.name, 1, 2, "plug")
-    wait_for("cable that is back", lambda: second.neighbour("eth0") == first.machine.name, 60)
 
 
 def test_the_root_is_sealed_by_verity(qemu_node: Node) -> None:
@@ -191,6 +146,58 @@ def test_the_console_says_who_the_node_is_and_nothing_bad(qemu_node: Node) -> No
     assert find_faults(lines) == []
 
 
+def test_a_machine_boots_from_one_that_has_booted_from_another(third: Node) -> None:
+    """By PXE, in three steps: firmware, iPXE, boot image."""
+    console = "\n".join(third.console_lines())
+    second = Node(third.name, 2).machine.name
+    assert in_order(console, "Start PXE", "iPXE", f"{second} on eth0 has this system", "installed;"), console
+    assert below_root(third) == {"vda2", "vda3"}
+    # What it came with is given back: the root is on the disk now.
+    assert third.output("ls", "/sys/block").split().count("zram0") == 0
+    assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
+    wait_for("neighbour", lambda: third.neighbour("eth0") == second, 120, 1)
+
+
+def test_a_root_whose_links_are_lost_stays(third: Node) -> None:
+    """As while a disk with the same root gets its partitions: systemd stops the unit that is bound to them."""
+    unit = "systemd-veritysetup@root.service"
+    look = ("systemctl", "is-active", unit)
+    assert third.output(*look) == "active\n"
+    third.output("sh", "-c", "echo remove > /sys/class/block/vda2/uevent")
+    wait_for("unit that is stopped", lambda: third.run(*look).stdout.strip() == "inactive", 60, 1)
+    third.output("sh", "-c", "echo add > /sys/class/block/vda2/uevent")
+    assert third.output("systemctl", "--failed", "--no-legend", "--plain") == ""
+    assert below_root(third) == {"vda2", "vda3"}
+
+
+def test_it_goes_as_the_page_says(qemu_node: Node, third: Node) -> None:
+    """What is on the screens, and in the lists, from the stick to the ring (docs/five-machines.md)."""
+    assert walkthrough.missing(walkthrough.step(2)[0], qemu_node.console_lines()) == []
+    # One that was refused is told so, and let in when somebody thinks better of it.
+    assert in_order(
+        "\n".join(third.console_lines()), "waiting for approval", "refused by an administrator", "asking: admitted"
+    )
+    for (command,), table in (walkthrough.step(3), walkthrough.step(5)):
+        words = command.removeprefix("kubectl --kubeconfig shop/admin.kubeconfig ").split()
+        shown = qemu_node.kubectl(*words).splitlines()
+        # Of its five machines there are three, and the third may not be a node of Kubernetes yet.
+        assert len(shown) in ((4,) if "meshnodes" in words else (3, 4)), shown
+        assert walkthrough.missing(table[: len(shown)], shown) == [], shown
+
+
+def test_a_ring_is_closed_and_any_cable_may_break(qemu_node: Node, third: Node) -> None:
+    """The seed's way to the second machine leads over the third then."""
+    first, second = (Node(qemu_node.name, number) for number in (1, 2))
+    cable(qemu_node.name, 3, 1, "plug")
+    wait_for("closed ring", lambda: third.neighbour("eth1") == first.machine.name, 60)
+    cable(qemu_node.name, 1, 2, "cut")
+    ping = ("ping", "-6", "-c", "1", "-W", "2", second.address)
+    wait_for("the other way", lambda: "dev eth1" in first.output("ip", "-6", "route", "get", second.address), 60)
+    wait_for("answer", lambda: first.run(*ping).code == 0, 60)
+    cable(qemu_node.name, 1, 2, "plug")
+    wait_for("cable that is back", lambda: second.neighbour("eth0") == first.machine.name, 60)
+
+
 def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     # The others have shown what they can, and take its processors.
     for number in (2, 3):
@@ -203,6 +210,7 @@ def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"
 
 
+@pytest.mark.turn(1)
 def test_a_stick_boots_the_machine_that_is_installed_already(qemu_node: Node) -> None:
     """Whoever leaves the stick in, or plugs it in again, has the same node."""
     serial = qemu_node.status()["registry"]
