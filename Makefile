@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 HOST_PACKAGES := bubblewrap debian-archive-keyring e2fsprogs file git iproute2 mmdebstrap mount nftables python3 python3-venv systemd-container util-linux
 # What tests look at pages with.
 BROWSER_PACKAGES := chromium-headless-shell fonts-dejavu-core
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=KUBERMESH_PART,KUBERMESH_UNTIL)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=KUBERMESH_TURN,KUBERMESH_UNTIL)
 
 .PHONY: image test test-unit lint format setup bench verify clean help
 

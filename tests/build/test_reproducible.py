@@ -11,7 +11,7 @@ from builds import Project
 from kmbuild.cache import Cache
 from kmbuild.stages import ALL
 
-pytestmark = pytest.mark.turn(1)
+pytestmark = pytest.mark.turn(2)
 
 
 def first_difference(left: Path, right: Path, ids: dict[str, str]) -> str:

@@ -17,6 +17,8 @@ from kmagent import boot_image
 from kmbuild.locate import locate_image
 from kmplan.run import spawn
 
+pytestmark = pytest.mark.turn(2, 4)
+
 WORLD6, WORLD4 = "2001:db8:ffff::1", "198.51.100.1"
 
 # Answers every connection with a name, and the address it came from. Arguments: name.

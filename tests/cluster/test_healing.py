@@ -9,6 +9,8 @@ import yaml
 from machines import boot, kmbuild, wait_for
 from rings import Ring
 
+pytestmark = pytest.mark.turn(2, 4)
+
 GRACE_S = 20
 TAINT = "kubermesh.io/lost"
 

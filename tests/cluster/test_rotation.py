@@ -64,7 +64,7 @@ def starts(node: Node) -> dict[str, int]:
     }
 
 
-@pytest.mark.turn(3)
+@pytest.mark.turn(4)
 def test_certificates_are_renewed_and_nothing_is_started_anew(pair: dict[int, Node]) -> None:
     watched = [
         (1, "etcd/server.crt"),

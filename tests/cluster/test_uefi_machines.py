@@ -11,6 +11,7 @@ from kmplan import pki
 from kmplan.fingerprint import compared
 
 GIB = 1 << 30
+pytestmark = pytest.mark.turn(1, 3)
 
 
 def below_root(node: Node) -> set[str]:
@@ -63,7 +64,7 @@ def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
     assert find_faults(worker.console_lines()) == []
 
 
-@pytest.mark.turn(2)
+@pytest.mark.turn(3)
 def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: Node) -> None:
     """It was started anew then, and boots from the partitions that it has made itself."""
     worker = Node(qemu_node.name, 2)
@@ -146,6 +147,7 @@ def test_the_console_says_who_the_node_is_and_nothing_bad(qemu_node: Node) -> No
     assert find_faults(lines) == []
 
 
+@pytest.mark.turn(1)
 def test_a_machine_boots_from_one_that_has_booted_from_another(third: Node) -> None:
     """By PXE, in three steps: firmware, iPXE, boot image."""
     console = "\n".join(third.console_lines())
@@ -158,6 +160,7 @@ def test_a_machine_boots_from_one_that_has_booted_from_another(third: Node) -> N
     wait_for("neighbour", lambda: third.neighbour("eth0") == second, 120, 1)
 
 
+@pytest.mark.turn(1)
 def test_a_root_whose_links_are_lost_stays(third: Node) -> None:
     """As while a disk with the same root gets its partitions: systemd stops the unit that is bound to them."""
     unit = "systemd-veritysetup@root.service"
@@ -170,6 +173,7 @@ def test_a_root_whose_links_are_lost_stays(third: Node) -> None:
     assert below_root(third) == {"vda2", "vda3"}
 
 
+@pytest.mark.turn(1)
 def test_it_goes_as_the_page_says(qemu_node: Node, third: Node) -> None:
     """What is on the screens, and in the lists, from the stick to the ring (docs/five-machines.md)."""
     assert walkthrough.missing(walkthrough.step(2)[0], qemu_node.console_lines()) == []
@@ -185,6 +189,7 @@ def test_it_goes_as_the_page_says(qemu_node: Node, third: Node) -> None:
         assert walkthrough.missing(table[: len(shown)], shown) == [], shown
 
 
+@pytest.mark.turn(1)
 def test_a_ring_is_closed_and_any_cable_may_break(qemu_node: Node, third: Node) -> None:
     """The seed's way to the second machine leads over the third then."""
     first, second = (Node(qemu_node.name, number) for number in (1, 2))
@@ -198,6 +203,7 @@ def test_a_ring_is_closed_and_any_cable_may_break(qemu_node: Node, third: Node) 
     wait_for("cable that is back", lambda: second.neighbour("eth0") == first.machine.name, 60)
 
 
+@pytest.mark.turn(3)
 def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     # The others have shown what they can, and take its processors.
     for number in (2, 3):
@@ -210,7 +216,7 @@ def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"
 
 
-@pytest.mark.turn(1)
+@pytest.mark.turn(3)
 def test_a_stick_boots_the_machine_that_is_installed_already(qemu_node: Node) -> None:
     """Whoever leaves the stick in, or plugs it in again, has the same node."""
     serial = qemu_node.status()["registry"]
