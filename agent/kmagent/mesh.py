@@ -62,6 +62,8 @@ class Mesh:
         self.gateways: frozenset[str] = frozenset()
         # Ports on which a machine is offered a system, and what it does.
         self.offers: dict[str, str] = {}
+        # Ports that are left to strangers: an agent before this one may have left some.
+        self._lent = {path.stem for path in paths.provision.glob("*.dnsmasq")}
         self.on_port: list[Callable[[], None]] = []
         self._state, self._paths, self._ignored, self._facts = state, paths, ignored, facts
         self._trusted: frozenset[str] | None = None
@@ -201,22 +203,48 @@ class Mesh:
         """Ports that are for neighbours."""
         return [name for name in self.ports if name not in self.gateways]
 
+    async def lend(self, name: str) -> None:
+        """Leave a port to strangers, who are given addresses there: until it is taken back nobody is trusted on it.
+
+        Nor does babeld speak there. It would name the port's IPv4 address as the way to this node's pods, and a neighbour keeps
+        the first way that it hears of (babeld 1.14, `update_route`), also when that address is long gone.
+        """
+        if name not in self._lent:
+            self._lent.add(name)
+            self._babel.send([f"flush interface {name}"])
+            await self._write_config()
+            self._trust()
+
+    async def take_back(self, name: str) -> None:
+        """Use a port for neighbours again, when the last address of strangers is gone."""
+        self._lent.discard(name)
+        if name in self._spoken():
+            await self._write_config()
+            self._speak([name])
+            self._trust()
+
     async def _start_babel(self, mesh_ports: list[str]) -> None:
-        assert self._facts is not None  # noqa: S101 - a node's
         for name in mesh_ports:
             self._keys.setdefault(name, max(self.me.keys))
         await self._write_config()
         await run_async(["systemctl", "start", babel.UNIT], check=False)
-        self._babel.send(line for name, key in self._port_keys(mesh_ports) for line in babel.interface(name, key))
+        self._speak(self._spoken())
+
+    def _spoken(self) -> list[str]:
+        """Ports on which babeld speaks."""
+        return [name for name in self.mesh_ports() if name in self._keys and name not in self._lent]
+
+    def _speak(self, names: list[str]) -> None:
+        self._babel.send(line for name, key in self._port_keys(names) for line in babel.interface(name, key))
 
     async def _write_config(self) -> None:
         """Write what a babeld that is started anew begins with."""
         assert self._facts is not None  # noqa: S101 - a node's
-        text = babel.configuration(self._facts, self._port_keys(self.mesh_ports()), self._paths.babel_socket)
+        text = babel.configuration(self._facts, self._port_keys(self._spoken()), self._paths.babel_socket)
         await asyncio.to_thread(write_if_changed, self._paths.babel_config, text, 0o600)
 
-    def _port_keys(self, mesh_ports: list[str]) -> list[tuple[str, str]]:
-        return [(name, self.me.keys[self._keys[name]]) for name in mesh_ports]
+    def _port_keys(self, names: list[str]) -> list[tuple[str, str]]:
+        return [(name, self.me.keys[self._keys[name]]) for name in names]
 
     async def set_gateways(self, names: frozenset[str]) -> None:
         """Make these ports lead outside, and no others."""
@@ -335,6 +363,7 @@ class Mesh:
         trusted = frozenset(name for name in self.links if self._believes(name))
         if time.monotonic() - self._started < INHERIT_S:
             trusted |= self._inherited
+        trusted -= self._lent
         if self._trusted is None or trusted == self._trusted:
             return
         self._trusted = trusted

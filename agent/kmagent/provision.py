@@ -5,6 +5,7 @@ lead outside are left alone, and so are those on which a router is heard: somebo
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
 # A neighbour of the cluster is known after a hello or two; firmware does not wait for long.
-STRANGE_S = 3.0
+STRANGE_S = 5.0
 # The others of a cluster that is switched on as a whole are there before.
 FREE_S = 30.0
 SERVER = "kubermesh-provide.service"
@@ -126,6 +127,7 @@ class Provision:
             await asyncio.sleep(PERIOD_S)
         before = {path.stem for path in self._paths.provision.glob("*.dnsmasq")}
         while True:
+            news = self._mesh.news
             self._forget_routers()
             if self._is_free(time.monotonic()):
                 await run_async(["systemctl", "start", "--no-block", SERVER], check=False)
@@ -134,12 +136,20 @@ class Provision:
                 if not self._is_strange(name):
                     before.discard(name)
                     await self._withdraw(name)
-            for name, port in wanted.items():
-                if self._offered.get(name) != port:
+            new = {name: port for name, port in wanted.items() if self._offered.get(name) != port}
+            if new and await self._serves():
+                for name, port in new.items():
                     before.discard(name)
                     await self._offer(port)
             self._look()
-            await asyncio.sleep(PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), PERIOD_S)
+
+    async def _serves(self) -> bool:
+        """Have the image served, and return whether it is: firmware that has an address gives up where nobody listens."""
+        await run_async(["systemctl", "start", "--no-block", SERVER], check=False)
+        code, _ = await run_async(["systemctl", "is-active", "--quiet", SERVER], check=False)
+        return code == 0
 
     def _forget_routers(self) -> None:
         """Who was on a cable that is plugged in somewhere else now says nothing about this one."""
@@ -186,10 +196,9 @@ class Provision:
         radvd = RADVD.format(port=port.name, prefix=place.prefix, cluster=self._me.prefix)
         changed = write_if_changed(folder / f"{port.name}.dnsmasq", dnsmasq)
         changed |= write_if_changed(folder / f"{port.name}.radvd", radvd)
+        await self._mesh.lend(port.name)
         for address in (f"{place.address}/64", f"{place.address4}/28"):
             await run_async(["ip", "address", "replace", address, "dev", port.name, *_nodad(address)], check=False)
-        # Returns when it serves: firmware asks as soon as it has an address, and gives up where nobody listens.
-        await run_async(["systemctl", "start", SERVER], check=False)
         units = [unit.format(port.name) for unit in PER_PORT]
         await run_async(["systemctl", "restart" if changed else "start", *units], check=False)
         self._offered[port.name] = port
@@ -198,6 +207,7 @@ class Provision:
 
     async def _withdraw(self, name: str) -> None:
         await withdraw(self._paths, name)
+        await self._mesh.take_back(name)
         if self._offered.pop(name, None):
             self._state.record(f"offered-lost {name}")
 

@@ -35,6 +35,14 @@ for _ in range(50):
         time.sleep(0.2)
 print(peer.recv(100).decode())
 """
+# Shows the ports on which babeld speaks.
+SPOKEN = """
+import socket
+peer = socket.socket(socket.AF_UNIX)
+peer.connect("/run/kubermesh/babeld.sock")
+peer.sendall(b"dump\\nquit\\n")
+print(*(line.split()[2] for line in peer.makefile() if line.startswith("add interface")))
+"""
 # Asks a name server for an AAAA record (RFC 1035, 4.1); shows the answer's status and number of records.
 RESOLVE = """
 import socket, sys
@@ -111,6 +119,22 @@ def test_a_cable_may_be_moved_to_another_port(ring: Ring) -> None:
     wait_for("way over the new port", lambda: ring.next_hop(2, 3) == "eth2" and ring.reaches(2, 3), 20)
     cabling.move("ring", "2:eth2", "2:eth1")
     wait_for("neighbour on the old port", lambda: ring[2].neighbour("eth1") == ring[3].machine.name, 20)
+
+
+def test_who_was_taken_for_a_stranger_is_reached_over_both_families(ring: Ring) -> None:
+    """Nobody says hello for a while: the port is given IPv4 addresses for strangers, of which no neighbour may hear."""
+    ring[2].output("systemctl", "stop", "kmagent")
+    wait_for(
+        "offer", lambda: [port for port in ring[1].status()["ports"] if port["name"] == "eth0" and port["offer"]], 60
+    )
+    wait_for("addresses", lambda: "198.19." in ring[1].output("ip", "address", "show", "dev", "eth0"), 10)
+    assert sorted(ring[1].python(SPOKEN).split()) == ["eth1", "eth2"]
+    ring[2].output("systemctl", "start", "kmagent")
+    wait_for("neighbour", lambda: ring[1].neighbour("eth0") == ring[2].machine.name, 60)
+    wait_for("direct way", lambda: ring.next_hop(2, 1) == "eth0", 60)
+    wait_for("page", lambda: ring.reaches(1, 2), 10, 1)
+    assert "198.19." not in ring[2].output("ip", "-4", "route")
+    wait_for("whole ring", ring.is_whole, 60, 1)
 
 
 def test_a_port_may_go_and_come_while_the_node_runs(ring: Ring) -> None:

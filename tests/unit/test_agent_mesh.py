@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from agent_fakes import FACTS
+from agent_sockets import live, until
 
 from kmagent import babel, boot_image, firewall, hello, mesh, ports, relay
 from kmagent.hello import HOLD_S, Hello, Keys, Link
@@ -454,10 +455,9 @@ def test_exactly_these_ports_are_trusted(ports: list[str], script: str) -> None:
     assert firewall.trust(ports) == script
 
 
-def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greeting begins when the first port is up; the second one's neighbour was trusted before, and stays so."""
+@pytest.fixture
+def applied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What an agent tells the firewall that starts anew where all ports were trusted; the third has no carrier."""
     applied: list[str] = []
     found = tuple(Port(name, index, "02:00:00:00:00:01", carrier, 1500) for name, index, carrier in PORTS)
 
@@ -476,6 +476,15 @@ def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(
     monkeypatch.setattr(firewall, "trusted", trusted)
     monkeypatch.setattr(mesh, "run_async", command)
     monkeypatch.setattr(mesh, "_hello_socket", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+    return applied
+
+
+def trusted_in(applied: list[str]) -> list[str]:
+    return [script for script in applied if script.startswith("flush set inet kubermesh trusted")]
+
+
+def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(tmp_path: Path, applied: list[str]) -> None:
+    """Greeting begins when the first port is up; the second one's neighbour was trusted before, and stays so."""
 
     async def scenario() -> None:
         one = mesh.Mesh(State(), Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS), facts=FACTS)
@@ -483,9 +492,44 @@ def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(
             await asyncio.wait_for(one.run(), 0.3)
 
     asyncio.run(scenario())
-    sets = [script for script in applied if script.startswith("flush set inet kubermesh trusted")]
-    # The third has no carrier: whoever is plugged in there is not who was there before.
-    assert sets == [firewall.trust(["eth0", "eth1"])]
+    # Whoever is plugged in at the third is not who was there before.
+    assert trusted_in(applied) == [firewall.trust(["eth0", "eth1"])]
+
+
+def test_no_neighbour_hears_of_an_address_that_is_for_strangers(tmp_path: Path, applied: list[str]) -> None:
+    """The first port was lent by an agent before this one, the second is by this one; both are taken back."""
+    paths = Paths(run=tmp_path)
+    paths.provision.mkdir()
+    (paths.provision / "eth0.dnsmasq").write_text("")
+    told: list[tuple[set[str], list[str]]] = []
+
+    async def scenario() -> None:
+        one = mesh.Mesh(State(), paths, mesh.Self("one", 1, "one-1", KEYS), facts=FACTS)
+
+        async def trusts(*names: str) -> None:
+            """Wait until that is so, and note what babeld begins with, and what it was told since the last time."""
+            await until(lambda: trusted_in(applied)[-1:] == [firewall.trust(names)] and one._babel._orders != [])
+            written = set(re.findall("^interface (eth.)", paths.babel_config.read_text(), re.MULTILINE))
+            orders, one._babel._orders = one._babel._orders, []
+            told.append((written, re.findall(r"(?:flush )?interface eth.", "\n".join(orders))))
+
+        running = asyncio.create_task(one.run())
+        await trusts("eth1")
+        await one.lend("eth1")
+        await trusts()
+        await one.take_back("eth0")
+        await trusts("eth0")
+        await one.take_back("eth1")
+        await trusts("eth0", "eth1")
+        running.cancel()
+
+    live(scenario())
+    assert told == [
+        ({"eth1", "eth2"}, ["interface eth1", "interface eth2"]),
+        ({"eth2"}, ["flush interface eth1"]),
+        ({"eth0", "eth2"}, ["interface eth0"]),
+        ({"eth0", "eth1", "eth2"}, ["interface eth1"]),
+    ]
 
 
 def test_hellos_of_all_ports_go_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
