@@ -71,13 +71,15 @@ class Route:
 class Table:
     """What babeld knows: (port, link) of every neighbour, the prefixes that a route in use leads to, and all else.
 
-    Two are equal when links and prefixes are: there is news in nothing else. `own` are the prefixes that are announced here.
+    Two are equal when links and prefixes are: there is news in nothing else. `own` are the prefixes that are announced here,
+    `interfaces` the ports on which it speaks; None when there is nobody to ask.
     """
 
     neighbours: tuple[tuple[str, Link], ...] = ()
     installed: frozenset[str] = frozenset()
     routes: tuple[Route, ...] = field(default=(), compare=False)
     own: frozenset[str] = field(default=frozenset(), compare=False)
+    interfaces: frozenset[str] | None = field(default=None, compare=False)
 
     def link(self, port: str) -> Link | None:
         """The best neighbour on a port."""
@@ -102,8 +104,6 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
     if it has one; taken are routes of the cluster only. Each port has a key of its own name, so that it can be replaced
     on that port while babeld runs.
     """
-    update_s = UPDATE_S * hello_s / HELLO_S
-    slow, slowest = (round(limit * facts.probe_scale) for limit in (SLOW_MS, SLOWEST_MS))
     return "\n".join(
         [
             f"local-path-readwrite {socket}",
@@ -115,12 +115,6 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
             "kernel-priority 1024",
             # A cable that is back is used after ten seconds; babeld's own 4 s make it forty.
             f"smoothing-half-life {SMOOTHING_S}",
-            # A cable that has become slow is for those only who have no other (RFC 9616): `wired` by itself counts lost packets.
-            f"default enable-timestamps true rtt-decay {DECAY} rtt-min {slow} rtt-max {slowest}",
-            f"default max-rtt-penalty {SLOWEST_COST}",
-            # babeld puts a route that a neighbour took back in the place of one that is lost (1.14, `route_lost`). With split
-            # horizon it does not tell that neighbour, which may send everything this way: a black hole for a quarter of a minute.
-            f"default type wired split-horizon false hello-interval {hello_s:g} update-interval {update_s:g} v4-via-v6 true",
             f"redistribute local ip {facts.address}/128 eq 128 allow",
             f"redistribute local ip {facts.api}/128 eq 128 allow",
             f"redistribute local ip {facts.join}/128 eq 128 allow",
@@ -139,15 +133,28 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
             "in deny",
             f"install ip ::/0 pref-src {facts.address}",
             f"install ip 0.0.0.0/0 pref-src {facts.address4}",
-            *(line for name, key in ports for line in interface(name, key)),
+            *(line for name, key in ports for line in interface(facts, name, key, hello_s)),
             "",
         ]
     )
 
 
-def interface(name: str, key: str) -> list[str]:
-    """Return the lines that make babeld speak on a port."""
-    return [replace_key(name, key), f"interface {name} key {name}"]
+def interface(facts: Facts, name: str, key: str, hello_s: float = HELLO_S) -> list[str]:
+    """Return the lines that make babeld speak on a port.
+
+    Each port has all that counts there: a `default` is not for those that come later (1.14, `finalise_config`).
+    """
+    slow, slowest = (round(limit * facts.probe_scale) for limit in (SLOW_MS, SLOWEST_MS))
+    words = [
+        f"interface {name} key {name} type wired v4-via-v6 true",
+        f"hello-interval {hello_s:g} update-interval {UPDATE_S * hello_s / HELLO_S:g}",
+        # babeld puts a route that a neighbour took back in the place of one that is lost (1.14, `route_lost`). With split
+        # horizon it does not tell that neighbour, which may send everything this way: a black hole for a quarter of a minute.
+        "split-horizon false",
+        # A cable that has become slow is for those only who have no other (RFC 9616): `wired` by itself counts lost packets.
+        f"enable-timestamps true rtt-decay {DECAY} rtt-min {slow} rtt-max {slowest} max-rtt-penalty {SLOWEST_COST}",
+    ]
+    return [replace_key(name, key), " ".join(words)]
 
 
 def replace_key(name: str, key: str) -> str:
@@ -157,13 +164,15 @@ def replace_key(name: str, key: str) -> str:
 
 def parse(dump: Iterable[str]) -> Table:
     """Read the lines that babeld answers to `dump`: an action, a kind, a name, and values behind their names."""
-    neighbours, routes, own = list[tuple[str, Link]](), list[Route](), set[str]()
+    neighbours, routes, own, interfaces = list[tuple[str, Link]](), list[Route](), set[str](), set[str]()
     for line in dump:
         action, kind, *words = [*line.split(), "", ""]
         if action != "add":
             continue
         values = dict(zip(words[1::2], words[2::2], strict=False))
-        if kind == "neighbour":
+        if kind == "interface":
+            interfaces.add(words[0])
+        elif kind == "neighbour":
             rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
             rtt_ms = float(values["rtt"]) if "rtt" in values else None
             link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16), rtt_ms)
@@ -175,7 +184,7 @@ def parse(dump: Iterable[str]) -> Table:
         elif kind == "xroute":
             own.add(values["prefix"])
     installed = frozenset(route.prefix for route in routes if route.in_use)
-    return Table(tuple(neighbours), installed, tuple(routes), frozenset(own))
+    return Table(tuple(neighbours), installed, tuple(routes), frozenset(own), frozenset(interfaces))
 
 
 async def ask_best_way(socket: Path, prefix: str) -> Way | None:

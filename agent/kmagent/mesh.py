@@ -29,6 +29,8 @@ ANSWER_S = 0.05
 TOGETHER_S = 1.0
 # What an agent before this one trusted stays trusted for so long, while its neighbours are greeted anew.
 INHERIT_S = 5.0
+# How long is waited until babeld has left a port; nobody is trusted there in any case.
+LEND_S = 1.0
 SYSCTL = "/proc/sys/net/ipv6/conf"
 
 
@@ -71,6 +73,7 @@ class Mesh:
         self._started = time.monotonic()
         self._rules = asyncio.Lock()
         self._keys: dict[str, int] = {}
+        self._was_asked = False
         self._reachable: frozenset[str] = frozenset()
         self._answer_at: dict[str, float] = {}
         self.news = asyncio.Event()
@@ -106,8 +109,7 @@ class Mesh:
     def replace_self(self, me: Self) -> None:
         """Say something else from now on; links go to a new key together with the neighbour."""
         self.me = me
-        for name in list(self._keys):
-            self._settle(name)
+        self._settle(*self._keys)
         for name in list(self.links):
             self._answer(name)
 
@@ -211,37 +213,50 @@ class Mesh:
         """
         if name not in self._lent:
             self._lent.add(name)
-            self._babel.send([f"flush interface {name}"])
-            await self._write_config()
+            self._write_config()
             self._trust()
+        end = time.monotonic() + LEND_S
+        while (known := self._babel.table.interfaces) is None or name in known:
+            if time.monotonic() > end:
+                return
+            self._babel.hurry()
+            await asyncio.sleep(babel.SOON_S)
 
-    async def take_back(self, name: str) -> None:
+    def take_back(self, name: str) -> None:
         """Use a port for neighbours again, when the last address of strangers is gone."""
         self._lent.discard(name)
-        if name in self._spoken():
-            await self._write_config()
-            self._speak([name])
-            self._trust()
+        self._write_config()
+        self._babel.hurry()
+        self._trust()
 
     async def _start_babel(self, mesh_ports: list[str]) -> None:
         for name in mesh_ports:
             self._keys.setdefault(name, max(self.me.keys))
-        await self._write_config()
+        self._write_config()
         await run_async(["systemctl", "start", babel.UNIT], check=False)
-        self._speak(self._spoken())
+        self._babel.hurry()
 
     def _spoken(self) -> list[str]:
         """Ports on which babeld speaks."""
         return [name for name in self.mesh_ports() if name in self._keys and name not in self._lent]
 
-    def _speak(self, names: list[str]) -> None:
-        self._babel.send(line for name, key in self._port_keys(names) for line in babel.interface(name, key))
+    def _correct(self, facts: Facts, interfaces: frozenset[str], is_new: bool) -> None:
+        """Have babeld speak where it shall, and on no other port; one that was not asked before may have old keys."""
+        spoken = self._spoken()
+        orders = [f"flush interface {name}" for name in sorted((interfaces & set(self.ports)) - set(spoken))]
+        for name, key in self._port_keys(spoken):
+            if name not in interfaces:
+                orders += babel.interface(facts, name, key)
+            elif is_new:
+                orders.append(babel.replace_key(name, key))
+        if orders:
+            self._babel.send(orders)
 
-    async def _write_config(self) -> None:
+    def _write_config(self) -> None:
         """Write what a babeld that is started anew begins with."""
         assert self._facts is not None  # noqa: S101 - a node's
         text = babel.configuration(self._facts, self._port_keys(self._spoken()), self._paths.babel_socket)
-        await asyncio.to_thread(write_if_changed, self._paths.babel_config, text, 0o600)
+        write_if_changed(self._paths.babel_config, text, 0o600)
 
     def _port_keys(self, names: list[str]) -> list[tuple[str, str]]:
         return [(name, self.me.keys[self._keys[name]]) for name in names]
@@ -250,7 +265,6 @@ class Mesh:
         """Make these ports lead outside, and no others."""
         if names != self.gateways:
             for name in names - self.gateways:
-                self._babel.send([f"flush interface {name}"])
                 self._drop(name, f"gateway {name}")
             self.gateways = names
             await self._guard()
@@ -333,21 +347,23 @@ class Mesh:
             self._publish()
             self.wake()
 
-    def _settle(self, name: str) -> None:
+    def _settle(self, *names: str) -> None:
         """Use the newest mesh key that both ends have; the newest of all where nobody is who belongs to the cluster."""
-        if name not in self._keys or not self.me.keys:
-            return
-        generation = max(self.me.keys)
-        if name in self.links and self._believes(name):
-            neighbour = self.links[name].neighbour
-            theirs = neighbour.hello.generations if neighbour else ()
-            generation = hello.common_generation(self.me.keys, theirs) or generation
-        if self._keys[name] != generation:
-            self._keys[name] = generation
-            self._babel.send([babel.replace_key(name, self.me.keys[generation])])
-            asyncio.get_running_loop().create_task(self._write_config())
+        known = {name: self._generation(name) for name in names if name in self._keys and self.me.keys}
+        changed = [name for name, generation in known.items() if self._keys[name] != generation]
+        self._keys |= known
+        if changed:
+            self._babel.send(babel.replace_key(name, key) for name, key in self._port_keys(changed))
+            self._write_config()
+        for name in changed:
             if name in self.links:
                 self._answer(name)
+
+    def _generation(self, name: str) -> int:
+        newest = max(self.me.keys)
+        neighbour = self.links[name].neighbour if name in self.links and self._believes(name) else None
+        theirs = neighbour.hello.generations if neighbour else ()
+        return hello.common_generation(self.me.keys, theirs) or newest
 
     def _believes(self, name: str) -> bool:
         """Whether the neighbour on a port belongs to the cluster: its MAC is good, and the registry knows it.
@@ -379,6 +395,11 @@ class Mesh:
             log.error("firewall: %s", error)
 
     async def _on_answer(self, table: babel.Table) -> bool:
+        if table.interfaces is None:
+            self._was_asked = False
+        elif self._facts and self._keys:
+            self._correct(self._facts, table.interfaces, not self._was_asked)
+            self._was_asked = True
         return await self._detours.follow(table) if self._detours else False
 
     def _on_babel(self) -> None:

@@ -139,16 +139,19 @@ class Provision:
             new = {name: port for name, port in wanted.items() if self._offered.get(name) != port}
             if new and await self._serves():
                 for name, port in new.items():
-                    before.discard(name)
-                    await self._offer(port)
+                    # A neighbour may have come while others were offered something.
+                    if self._is_strange(name):
+                        before.discard(name)
+                        await self._offer(port)
             self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), PERIOD_S)
 
     async def _serves(self) -> bool:
         """Have the image served, and return whether it is: firmware that has an address gives up where nobody listens."""
-        await run_async(["systemctl", "start", "--no-block", SERVER], check=False)
         code, _ = await run_async(["systemctl", "is-active", "--quiet", SERVER], check=False)
+        if code != 0:
+            await run_async(["systemctl", "start", "--no-block", SERVER], check=False)
         return code == 0
 
     def _forget_routers(self) -> None:
@@ -207,7 +210,7 @@ class Provision:
 
     async def _withdraw(self, name: str) -> None:
         await withdraw(self._paths, name)
-        await self._mesh.take_back(name)
+        self._mesh.take_back(name)
         if self._offered.pop(name, None):
             self._state.record(f"offered-lost {name}")
 

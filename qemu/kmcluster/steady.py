@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kmcluster import access, inside, report
@@ -20,6 +21,9 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-sche
 ADDONS = ("kube-proxy", "coredns")
 # What every machine runs by itself: Kubernetes misses a kubelet after 40 s only.
 UNITS = ("kmagent.service", "kubermesh-babeld.service", "containerd.service", "kubelet.service")
+# Shows the addresses that do not answer. Arguments: seconds to wait for an answer, addresses.
+PING = 'wait=$1; shift; for to; do ping -q -c 1 -W "$wait" "$to" > /dev/null || echo "$to" & done; wait'
+PING_S = 2.0
 
 
 def pace(cluster: Cluster) -> float:
@@ -55,7 +59,10 @@ def complaints(cluster: Cluster) -> list[str]:
         return wrong
     try:
         voters = [node["name"] for node in described["nodes"] if node["role"] == "voter"]
-        return [*wrong_units(cluster), *wrong_nodes(cluster), *wrong_pods(cluster, voters), *wrong_data(cluster)]
+        addresses = [address for node in described["nodes"] for address in node["addresses"]]
+        if wrong := wrong_units(cluster) + wrong_ways(cluster, addresses):
+            return wrong
+        return [*wrong_nodes(cluster), *wrong_pods(cluster, voters), *wrong_data(cluster)]
     except (UserError, ValueError, KeyError) as error:
         return [str(error)]
 
@@ -79,6 +86,21 @@ def wrong_units(cluster: Cluster) -> list[str]:
         said = driver.execute(machine, ["systemctl", "is-active", *UNITS]).stdout.split()
         wrong += [f"{machine.name}: {unit} is {how}" for unit, how in zip(UNITS, said, strict=True) if how != "active"]
     return wrong
+
+
+def wrong_ways(cluster: Cluster, addresses: Sequence[str]) -> list[str]:
+    """Nodes' addresses, of either family, that do not answer a machine."""
+    driver = driver_of(cluster)
+    argv = ["sh", "-c", PING, "ping", f"{PING_S * pace(cluster):g}", *addresses]
+
+    def lost(machine: Machine) -> list[str]:
+        asked = driver.execute(machine, argv)
+        if asked.code != 0:
+            return [f"{machine.name} cannot ask who answers: status {asked.code}"]
+        return [f"{machine.name} does not reach {address}" for address in asked.stdout.split()]
+
+    with ThreadPoolExecutor() as pool:
+        return [line for lines in pool.map(lost, cluster.machines) for line in lines]
 
 
 def wrong_nodes(cluster: Cluster) -> list[str]:

@@ -12,7 +12,7 @@ from kmcluster import process
 from kmcluster.cable import parse_port
 from kmcluster.nspawn_cables import HOLDER, middle
 from kmcluster.state import Cluster
-from kmplan.run import run
+from kmplan.run import run, spawn
 
 PORT = "stranger0"
 HOLD = "import ctypes, time; ctypes.CDLL(None).unshare(0x40000000); time.sleep(100000)"
@@ -32,6 +32,17 @@ async def one(target):
 async def main():
     await asyncio.gather(*map(one, sys.argv[1:]))
 asyncio.run(main())
+"""
+# Says hello as a node of another cluster does, with that cluster's key.
+HELLO = """
+import socket, sys, time
+from kmagent import hello
+peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+for sequence in range(1, 10**6):
+    said = hello.Hello("other", 9, "other-9", "eth0", 1500, 10**6, "aa" * 8, "", sequence, (1,), True)
+    place = (hello.GROUP, hello.PORT, 0, socket.if_nametoindex(sys.argv[1]))
+    peer.sendto(hello.encode(said, {1: "ab" * 32}), place)
+    time.sleep(0.3)
 """
 
 
@@ -69,6 +80,17 @@ def nobody() -> Iterator[Stranger]:
     finally:
         holder.kill()
         holder.wait()
+
+
+@contextmanager
+def greeting(stranger: Stranger, log: Path) -> Iterator[None]:
+    """Have the stranger say hello, as one who has a system: nothing is offered to such a machine."""
+    child = spawn(stranger.argv(sys.executable, "-c", HELLO, PORT), log=log)
+    try:
+        yield
+    finally:
+        child.kill()
+        child.wait()
 
 
 @contextmanager

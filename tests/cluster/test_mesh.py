@@ -7,7 +7,7 @@ from machines import Node, wait_for
 from rings import Ring
 
 from kmagent import babel
-from kmcluster import cabling
+from kmcluster import cabling, steady
 from kmcluster.cable import parse_port
 from kmcluster.nspawn_cables import HOLDER, middle
 from kmplan.cluster import read_cluster
@@ -34,14 +34,6 @@ for _ in range(50):
     except OSError:
         time.sleep(0.2)
 print(peer.recv(100).decode())
-"""
-# Shows the ports on which babeld speaks.
-SPOKEN = """
-import socket
-peer = socket.socket(socket.AF_UNIX)
-peer.connect("/run/kubermesh/babeld.sock")
-peer.sendall(b"dump\\nquit\\n")
-print(*(line.split()[2] for line in peer.makefile() if line.startswith("add interface")))
 """
 # Asks a name server for an AAAA record (RFC 1035, 4.1); shows the answer's status and number of records.
 RESOLVE = """
@@ -128,13 +120,26 @@ def test_who_was_taken_for_a_stranger_is_reached_over_both_families(ring: Ring) 
         "offer", lambda: [port for port in ring[1].status()["ports"] if port["name"] == "eth0" and port["offer"]], 60
     )
     wait_for("addresses", lambda: "198.19." in ring[1].output("ip", "address", "show", "dev", "eth0"), 10)
-    assert sorted(ring[1].python(SPOKEN).split()) == ["eth1", "eth2"]
+    assert ring.spoken(1) == {"eth1", "eth2"}
+    # One that knows no way there yet takes the first that it hears of.
+    ring[2].output("systemctl", "restart", "kubermesh-babeld")
     ring[2].output("systemctl", "start", "kmagent")
-    wait_for("neighbour", lambda: ring[1].neighbour("eth0") == ring[2].machine.name, 60)
-    wait_for("direct way", lambda: ring.next_hop(2, 1) == "eth0", 60)
+    wait_for("neighbour", lambda: ring[1].neighbour("eth0") == ring[2].machine.name, 30)
+    wait_for("direct way", lambda: ring.next_hop(2, 1) == "eth0", 15)
     wait_for("page", lambda: ring.reaches(1, 2), 10, 1)
     assert "198.19." not in ring[2].output("ip", "-4", "route")
     wait_for("whole ring", ring.is_whole, 60, 1)
+
+
+def test_a_way_that_leads_nowhere_is_told(ring: Ring) -> None:
+    """As of a steady state that is none: `kmbuild verify` ends with that question."""
+    cluster, address = ring.first.cluster, ring[1].status()["node"]["addresses"][1]
+    wait_for("steady ring", lambda: steady.complaints(cluster) == [], 60, 1)
+    ring[2].output("ip", "route", "add", "unreachable", address)
+    try:
+        assert f"{ring[2].machine.name} does not reach {address}" in steady.complaints(cluster)
+    finally:
+        ring[2].output("ip", "route", "del", "unreachable", address)
 
 
 def test_a_port_may_go_and_come_while_the_node_runs(ring: Ring) -> None:

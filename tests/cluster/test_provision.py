@@ -13,7 +13,7 @@ import pytest
 from firmware import DHCP4, DHCP6, HTTP, READ, TFTP
 from machines import IMAGE, kmbuild, wait_for
 from rings import Ring
-from stranger import CONNECT, PORT, Stranger, nobody, plugged_in
+from stranger import CONNECT, PORT, Stranger, greeting, nobody, plugged_in
 
 from kmbuild.config import load
 from kmplan import pki, seed
@@ -101,37 +101,20 @@ def test_what_serves_a_port_is_started_again(ring: Ring, stranger: Stranger) -> 
     wait_for("boot image", lambda: stranger.python(HTTP, lease["file"]).startswith("200 "), 30)
 
 
-# Says hello as a node of another cluster does, with that cluster's key.
-HELLO = """
-import socket, sys, time
-from kmagent import hello
-peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-for sequence in range(1, 10**6):
-    said = hello.Hello("other", 9, "other-9", "eth0", 1500, 10**6, "aa" * 8, "", sequence, (1,), True)
-    place = (hello.GROUP, hello.PORT, 0, socket.if_nametoindex(sys.argv[1]))
-    peer.sendto(hello.encode(said, {1: "ab" * 32}), place)
-    time.sleep(0.3)
-"""
-
-
 def test_a_machine_of_another_cluster_is_left_alone(ring: Ring, stranger: Stranger, tmp_path: Path) -> None:
     """It is offered nothing while it says hello, and is no neighbour."""
     serial = ring[1].status()["registry"]
-    child = spawn(stranger.argv(sys.executable, "-c", HELLO, PORT), log=tmp_path / "log")
 
     def heard() -> dict[str, Any] | None:
         found = next(port["neighbour"] for port in ring[1].status()["ports"] if port["name"] == "eth2")
         return found if found and found["name"] == "other-9" else None
 
-    try:
+    with greeting(stranger, tmp_path / "log"):
         assert not wait_for("neighbour that is heard", heard, 30)["authenticated"]
         wait_for("nothing offered", lambda: offer(ring, 1) is None, 30)
         assert ring[1].status()["registry"] == serial
         assert json.loads(stranger.python(DHCP4, PORT, "HTTPClient:Arch:00016:UNDI:003001", "16", "")) is None
-    finally:
-        child.kill()
-        child.wait()
-        wait_for("offer", lambda: offer(ring, 1), 60)
+    wait_for("offer", lambda: offer(ring, 1), 60)
 
 
 def test_a_plain_computer_reaches_the_api_and_nothing_else(ring: Ring) -> None:

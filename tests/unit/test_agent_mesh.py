@@ -231,12 +231,8 @@ def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster()
     # A number of whole seconds: babeld takes no other, and does not start.
     assert "smoothing-half-life 1" in lines
     # babeld wants a key before the interface that uses it.
-    assert lines[-4:] == [
-        f"key id eth0 type blake2s128 value {KEY}",
-        "interface eth0 key eth0",
-        f"key id eth1 type blake2s128 value {OTHER}",
-        "interface eth1 key eth1",
-    ]
+    assert lines[-4:] == babel.interface(FACTS, "eth0", KEY) + babel.interface(FACTS, "eth1", OTHER)
+    assert lines[-4] == f"key id eth0 type blake2s128 value {KEY}" and lines[-3].startswith("interface eth0 key eth0 ")
 
 
 @pytest.mark.parametrize(
@@ -244,14 +240,12 @@ def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster()
     [(0.2, "hello-interval 0.2 update-interval 2 "), (1.0, "hello-interval 1 update-interval 10 ")],
 )
 def test_a_slower_hello_makes_updates_slower_too(hello_s: float, intervals: str) -> None:
-    assert intervals in babel.configuration(FACTS, [], Path("/run/b.sock"), hello_s)
+    assert intervals in babel.configuration(FACTS, [("eth0", KEY)], Path("/run/b.sock"), hello_s)
 
 
 def test_a_slow_machine_is_not_taken_for_a_slow_cable() -> None:
-    at_once, slowly = (
-        babel.configuration(replace(FACTS, probe_scale=scale), [], Path("/run/b.sock")) for scale in (1, 10)
-    )
-    assert " rtt-min 100 rtt-max 200\n" in at_once and " rtt-min 1000 rtt-max 2000\n" in slowly
+    at_once, slowly = (babel.interface(replace(FACTS, probe_scale=scale), "eth0", KEY)[1] for scale in (1, 10))
+    assert " rtt-min 100 rtt-max 200 " in at_once and " rtt-min 1000 rtt-max 2000 " in slowly
 
 
 DUMP = """\
@@ -277,6 +271,7 @@ def test_what_babeld_knows_is_read() -> None:
     assert table.link("eth1") == babel.Link("fe80::3", 96, 256, 256, 0xFFFF)
     assert [link.rtt_ms for _, link in table.neighbours] == [None, 0.3, None]
     assert table.link("eth2") is None
+    assert table.interfaces == {"eth0"}
     assert babel.parse([]) == babel.Table()
     # A neighbour whose cable was pulled is of no use, though it is still listed.
     assert table.heard() == {babel.Way("fe80::1", "eth0"), babel.Way("fe80::3", "eth1")}
@@ -348,7 +343,7 @@ def test_commands_reach_babeld_in_order_and_at_once(tmp_path: Path, monkeypatch:
         task = asyncio.create_task(talk.run())
         await asyncio.wait_for(news.wait(), 5)
         babeld.told.clear()
-        talk.send(babel.interface("eth3", KEY))
+        talk.send(babel.interface(FACTS, "eth3", KEY))
         async with asyncio.timeout(10):
             while "dump" not in babeld.told:
                 await asyncio.sleep(0.001)
@@ -357,7 +352,7 @@ def test_commands_reach_babeld_in_order_and_at_once(tmp_path: Path, monkeypatch:
         return babeld.told
 
     told = asyncio.run(scenario())
-    assert told[:3] == [*babel.interface("eth3", KEY), "dump"]
+    assert told[:3] == [*babel.interface(FACTS, "eth3", KEY), "dump"]
 
 
 API, NODE = "fd12::a:1", "fd12::7"
@@ -496,40 +491,79 @@ def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(tmp_path: Path
     assert trusted_in(applied) == [firewall.trust(["eth0", "eth1"])]
 
 
-def test_no_neighbour_hears_of_an_address_that_is_for_strangers(tmp_path: Path, applied: list[str]) -> None:
+class Speaking:
+    """A babeld that begins with its configuration, and then speaks where it is told to: with these lines, and these keys."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.lines: dict[str, str] = {}
+        self.keys: dict[str, str] = {}
+        self._paths = paths
+
+    async def start(self) -> asyncio.Server:
+        for line in self._paths.babel_config.read_text().splitlines():
+            self._take(line)
+        return await asyncio.start_unix_server(self._serve, self._paths.babel_socket)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"ok\n")
+        while line := (await reader.readline()).decode().strip():
+            self._take(line)
+            dump = [f"add interface {name} up true\n" for name in self.lines] if line == "dump" else []
+            writer.write("".join([*dump, "ok\n"]).encode())
+        writer.close()
+
+    def _take(self, line: str) -> None:
+        if line.startswith("flush interface "):
+            del self.lines[line.split()[2]]
+        elif line.startswith("interface "):
+            self.lines[line.split()[1]] = line
+        elif line.startswith("key id "):
+            self.keys[line.split()[2]] = line.split()[-1]
+
+
+def test_no_neighbour_hears_of_an_address_that_is_for_strangers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applied: list[str]
+) -> None:
     """The first port was lent by an agent before this one, the second is by this one; both are taken back."""
     paths = Paths(run=tmp_path)
     paths.provision.mkdir()
     (paths.provision / "eth0.dnsmasq").write_text("")
-    told: list[tuple[set[str], list[str]]] = []
+    monkeypatch.setattr(mesh, "LEND_S", 10.0)
 
     async def scenario() -> None:
         one = mesh.Mesh(State(), paths, mesh.Self("one", 1, "one-1", KEYS), facts=FACTS)
-
-        async def trusts(*names: str) -> None:
-            """Wait until that is so, and note what babeld begins with, and what it was told since the last time."""
-            await until(lambda: trusted_in(applied)[-1:] == [firewall.trust(names)] and one._babel._orders != [])
-            written = set(re.findall("^interface (eth.)", paths.babel_config.read_text(), re.MULTILINE))
-            orders, one._babel._orders = one._babel._orders, []
-            told.append((written, re.findall(r"(?:flush )?interface eth.", "\n".join(orders))))
-
         running = asyncio.create_task(one.run())
-        await trusts("eth1")
+        await until(paths.babel_config.exists)
+        babeld = Speaking(paths)
+        server = await babeld.start()
+
+        async def is_so(spoken: set[str], trusted: list[str]) -> None:
+            await until(lambda: set(babeld.lines) == spoken and trusted_in(applied)[-1:] == [firewall.trust(trusted)])
+            begins = re.findall("^interface (eth.)", paths.babel_config.read_text(), re.MULTILINE)
+            assert set(begins) == spoken
+
+        await is_so({"eth1", "eth2"}, ["eth1"])
         await one.lend("eth1")
-        await trusts()
-        await one.take_back("eth0")
-        await trusts("eth0")
-        await one.take_back("eth1")
-        await trusts("eth0", "eth1")
+        assert set(babeld.lines) == {"eth2"}
+        await is_so({"eth2"}, [])
+        one.take_back("eth0")
+        await is_so({"eth0", "eth2"}, ["eth0"])
+        # What is lost on the way, with a connection that ends, is made good.
+        babeld.lines["eth1"] = babeld.lines.pop("eth0")
+        one._babel.hurry()
+        await is_so({"eth0", "eth2"}, ["eth0"])
+        one.take_back("eth1")
+        await is_so({"eth0", "eth1", "eth2"}, ["eth0", "eth1"])
+        # With all that those have which it began with.
+        assert babeld.lines == {name: babel.interface(FACTS, name, KEY)[1] for name in ("eth0", "eth1", "eth2")}
+        # All of them go to a new key at once when the old one is gone.
+        one.replace_self(mesh.Self("one", 1, "one-1", {2: OTHER}))
+        assert paths.babel_config.read_text().count(OTHER) == 3
+        await until(lambda: babeld.keys == dict.fromkeys(babeld.lines, OTHER))
         running.cancel()
+        server.close()
 
     live(scenario())
-    assert told == [
-        ({"eth1", "eth2"}, ["interface eth1", "interface eth2"]),
-        ({"eth2"}, ["flush interface eth1"]),
-        ({"eth0", "eth2"}, ["interface eth0"]),
-        ({"eth0", "eth1", "eth2"}, ["interface eth1"]),
-    ]
 
 
 def test_hellos_of_all_ports_go_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

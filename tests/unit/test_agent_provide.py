@@ -254,7 +254,7 @@ class Cables:
     async def lend(self, name: str) -> None:
         self.done.append(f"lend {name}")
 
-    async def take_back(self, name: str) -> None:
+    def take_back(self, name: str) -> None:
         self.done.append(f"take back {name}")
 
     def wanted(self, after_s: float = 0.0) -> list[str]:
