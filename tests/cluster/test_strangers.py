@@ -14,6 +14,8 @@ from kmplan import pki
 from kmplan.cluster import read_cluster
 from kmplan.run import spawn
 
+pytestmark = pytest.mark.turn(2, 4)
+
 RELAY, JOIN, NODE, HELLO, PROVIDE = 9442, 9443, 9444, 9441, 9445
 
 # Sends one HTTP request through TLS to anyone; shows status and body. Arguments: address, port, method, path, body.
