@@ -107,16 +107,24 @@ async def step_aside(state: State, paths: Paths) -> None:
 async def withdraw(paths: Paths, address: str) -> None:
     """Take the address away at once; no harm when it is not there.
 
-    babeld 1.13 looks for another way, and tells its neighbours, with the prefix length of the first thing that it announces
+    babeld 1.14 looks for another way, and tells its neighbours, with the prefix length of the first thing that it announces
     (`flush_xroute` in its xroute.c): for two seconds nothing would reach the address from here, nor through this node. So
-    the way that it will find is taken meanwhile.
+    the way that it will find is taken meanwhile. Where it knows none, as all neighbours come this way, they would not hear of
+    it at all, and go on to do so for a quarter of a minute: they are told of a very bad way first, and find others.
     """
     if not await network.has_address(address):
         return
-    if way := await babel.ask_best_way(paths.babel_socket, f"{address}/128"):
-        with contextlib.suppress(UserError):
-            await network.ip_batch([network.detour_command(address, way.via, way.port)])
+    way = await babel.ask_best_way(paths.babel_socket, f"{address}/128")
+    with contextlib.suppress(UserError):
+        detour = (
+            [network.detour_command(address, way.via, way.port)] if way else network.leaving_commands(address, True)
+        )
+        await network.ip_batch(detour)
     await network.ip_batch(network.anycast_commands(address, present=False))
+    if not way:
+        await asyncio.sleep(ELSEWHERE_S)
+        with contextlib.suppress(UserError):
+            await network.ip_batch(network.leaving_commands(address, False))
 
 
 async def announce(address: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmagent.facts import Facts
+from kmagent.network import LEAVING
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ SMOOTHING_S = 1
 # What is measured counts by half, of 256 parts: babeld's own 42 take seconds to see it.
 SLOW_MS, SLOWEST_MS, SLOWEST_COST, DECAY = 100, 200, 2048, 128
 UNIT = "kubermesh-babeld.service"
-# What a good cable costs, and the metric of a route that leads nowhere.
-WIRED, INFINITY = 96, 0xFFFF
+# What a good cable costs, the metric of a route that leads nowhere, and of one that is worse than all ways through the mesh.
+WIRED, INFINITY, FAR = 96, 0xFFFF, 0x8000
 RETRY_S, ASK_S = 0.3, 1.0
 # How often babeld is asked: often for a while after something changed.
 OFTEN_S, BUSY_S, PERIOD_S = 0.3, 8.0, 3.0
@@ -119,6 +120,7 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
             f"redistribute local ip {facts.api}/128 eq 128 allow",
             f"redistribute local ip {facts.join}/128 eq 128 allow",
             "redistribute local deny",
+            *(f"redistribute ip {place}/128 eq 128 proto {LEAVING} metric {FAR}" for place in (facts.api, facts.join)),
             # 3 is `boot`, what ip(8) gives a route; 4 `static`, 9 `ra`, 16 `dhcp`: see /etc/iproute2/rt_protos.
             f"redistribute ip {facts.pods} eq 64 proto 3 allow",
             f"redistribute ip {facts.pods4} eq 24 proto 3 allow",

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 DETOUR, DETOUR_S = 201, 10
 # Before babeld's own routes, which have the metric 1024, and after a node's own way out, which has 512.
 AROUND = f"proto {DETOUR} metric 768"
+# Another one: of a route that stands for an anycast address which is about to be withdrawn.
+LEAVING = 202
 
 
 async def set_up(facts: Facts) -> None:
@@ -56,6 +58,12 @@ def detour_command(address: str, via: str, port: str) -> str:
     return f"route replace {address}/128 via {via} dev {port} proto {DETOUR} metric 2048 expires {DETOUR_S}"
 
 
+def leaving_commands(address: str, present: bool) -> list[str]:
+    """Return the commands that make or take a route which babeld announces as the worst of all ways to an anycast address."""
+    action = "replace" if present else "del"
+    return [f"route {action} unreachable {address}/128 proto {LEAVING} metric 2048"]
+
+
 def take_detour(facts: Facts, prefix: str, via: str, port: str) -> str:
     """Return the command that leads a prefix by a neighbour, in the place of babeld's routes (detours.py)."""
     if ":" in prefix:
@@ -72,6 +80,7 @@ async def leave_detours() -> None:
     """Take back all detours, also those that an agent before this one has left."""
     for family in ("-4", "-6"):
         await run_async(["ip", family, "route", "flush", *AROUND.split()], check=False)
+    await run_async(["ip", "-6", "route", "flush", "proto", str(LEAVING)], check=False)
 
 
 async def has_address(address: str) -> bool:

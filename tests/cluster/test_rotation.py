@@ -9,6 +9,7 @@ from machines import Node, boot, wait_for
 
 from kmcluster import state
 from kmplan import files
+from kmplan.cluster import read_cluster
 
 LIFE_S = 120
 
@@ -88,3 +89,14 @@ def test_certificates_are_renewed_and_nothing_is_started_anew(pair: dict[int, No
         node.wait_ready(330)
     assert starts(pair[1]) == counts
     assert pair[1].kubectl("create", "configmap", "renewed", "--from-literal=kept=yes")
+
+
+@pytest.mark.turn(4)
+def test_neighbours_hear_that_an_address_is_withdrawn_also_where_there_is_no_other(pair: dict[int, Node]) -> None:
+    """The one API server's: babeld by itself tells nobody, and the way to it stays for a quarter of a minute."""
+    way = ("ip", "-6", "route", "get", str(read_cluster(pair[1].cluster.directory).plan.api))
+    wait_for("way to the API", lambda: pair[2].run(*way).code == 0, 60)
+    pair[1].output("systemctl", "stop", "kmagent")
+    wait_for("end of it", lambda: pair[2].run(*way).code != 0, 4)
+    pair[1].output("systemctl", "start", "kmagent")
+    wait_for("way that is back", lambda: pair[2].run(*way).code == 0, 60)

@@ -214,6 +214,8 @@ def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster()
         "redistribute local ip fd12:3456:789a::a:1/128 eq 128 allow",
         "redistribute local ip fd12:3456:789a::a:2/128 eq 128 allow",
         "redistribute local deny",
+        # An address that is about to be withdrawn: whoever knows another way takes that.
+        *(f"redistribute ip fd12:3456:789a::a:{place}/128 eq 128 proto 202 metric 32768" for place in (1, 2)),
         "redistribute ip fd12:3456:789a:1::/64 eq 64 proto 3 allow",
         "redistribute ip 10.0.1.0/24 eq 24 proto 3 allow",
         *(f"redistribute ip ::/0 eq 0 proto {proto} metric 128" for proto in (4, 9, 16)),
