@@ -222,8 +222,9 @@ SCENARIOS = [
              ("power", "members", "recover"), two_followers, cut_off, join_fenced, after_s=WITNESS_S + 60,
              outage_s=WITNESS_S + 45, silence_s=WITNESS_S + 90, whole_s=240, replaced=True, evicts=True, topology="mesh5",
              settings=(("auto_recover", "witness"), ("auto_recover_after_s", WITNESS_S))),
+    # Two that are joined to each other are given up after a minute only (agent/kmagent/outages.py): their pods return with them.
     Scenario("two-workers", "two workers lose their power at once", ("power", "large"), two("worker"), cut, power_on, after_s=20,
-             silence_s=30, evicts=True, topology="grid9"),
+             silence_s=45, evicts=True, topology="grid9"),
     Scenario("two-voters-gone", "two of five voters are gone for longer than is waited for a voter, and return",
              ("power", "members", "large"), two("voter"), cut, power_on, after_s=GRACE_S + 60, outage_s=15, whole_s=240,
              replaced=True, silence_s=90, evicts=True, topology="grid9"),
