@@ -116,15 +116,13 @@ async def withdraw(paths: Paths, address: str) -> None:
         return
     way = await babel.ask_best_way(paths.babel_socket, f"{address}/128")
     with contextlib.suppress(UserError):
-        detour = (
-            [network.detour_command(address, way.via, way.port)] if way else network.leaving_commands(address, True)
-        )
-        await network.ip_batch(detour)
+        instead = network.detour_command(address, way.via, way.port) if way else network.leaving_command(address, True)
+        await network.ip_batch([instead])
     await network.ip_batch(network.anycast_commands(address, present=False))
     if not way:
         await asyncio.sleep(ELSEWHERE_S)
         with contextlib.suppress(UserError):
-            await network.ip_batch(network.leaving_commands(address, False))
+            await network.ip_batch([network.leaving_command(address, False)])
 
 
 async def announce(address: str) -> None:

@@ -58,10 +58,10 @@ def detour_command(address: str, via: str, port: str) -> str:
     return f"route replace {address}/128 via {via} dev {port} proto {DETOUR} metric 2048 expires {DETOUR_S}"
 
 
-def leaving_commands(address: str, present: bool) -> list[str]:
-    """Return the commands that make or take a route which babeld announces as the worst of all ways to an anycast address."""
+def leaving_command(address: str, present: bool) -> str:
+    """Return the command that makes or takes a route which babeld announces as the worst of all ways to an anycast address."""
     action = "replace" if present else "del"
-    return [f"route {action} unreachable {address}/128 proto {LEAVING} metric 2048"]
+    return f"route {action} unreachable {address}/128 proto {LEAVING} metric 2048"
 
 
 def take_detour(facts: Facts, prefix: str, via: str, port: str) -> str:

@@ -14,6 +14,7 @@ import testinfra
 import testinfra.host
 from testinfra.backend import base
 
+from kmagent import babel
 from kmcluster import access, bench, cabling, console, state
 from kmcluster.driver import Driver, Result
 from kmcluster.drivers import driver_of
@@ -25,6 +26,16 @@ from kmplan.errors import UserError
 KMBUILD = Path(sys.executable).parent / "kmbuild"
 IMAGE = Path(os.environ.get("KUBERMESH_IMAGE", "out")).resolve()
 REFERENCE_S = 0.16
+
+
+# Shows all that babeld knows.
+DUMP = """
+import socket
+peer = socket.socket(socket.AF_UNIX)
+peer.connect("/run/kubermesh/babeld.sock")
+peer.sendall(b"dump\\nquit\\n")
+print(peer.makefile().read())
+"""
 
 
 def measure_slowness() -> float:
@@ -134,6 +145,10 @@ class Node:
         """Name of the trusted neighbour on a port, or nothing."""
         found = next((one["neighbour"] for one in self.status().get("ports", []) if one["name"] == port), None)
         return str(found["name"]) if found and found["authenticated"] else ""
+
+    def babel(self) -> babel.Table:
+        """What the node's babeld knows."""
+        return babel.parse(self.python(DUMP).splitlines())
 
     def python(self, script: str, *arguments: str) -> str:
         """Run a script in the machine."""

@@ -8,14 +8,6 @@ from typing import Any
 
 from machines import Node, cable, wait_for
 
-# Shows the ports on which babeld speaks.
-SPOKEN = """
-import socket
-peer = socket.socket(socket.AF_UNIX)
-peer.connect("/run/kubermesh/babeld.sock")
-peer.sendall(b"dump\\nquit\\n")
-print(*(line.split()[2] for line in peer.makefile() if line.startswith("add interface")))
-"""
 MESH = (Path(__file__).parent / "mesh.yaml").read_text()
 
 
@@ -99,10 +91,6 @@ class Ring:
         """The port by which a node reaches another."""
         routes = json.loads(self[number].output("ip", "-6", "--json", "route", "get", self[other].address))
         return str(routes[0].get("dev"))
-
-    def spoken(self, number: int) -> set[str]:
-        """The ports on which a node's babeld speaks."""
-        return set(self[number].python(SPOKEN).split())
 
     def cable(self, a: int | str, b: int | str, action: str, **values: float) -> None:
         cable(self.name, a, b, action, **values)

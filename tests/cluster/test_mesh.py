@@ -120,7 +120,7 @@ def test_who_was_taken_for_a_stranger_is_reached_over_both_families(ring: Ring) 
         "offer", lambda: [port for port in ring[1].status()["ports"] if port["name"] == "eth0" and port["offer"]], 60
     )
     wait_for("addresses", lambda: "198.19." in ring[1].output("ip", "address", "show", "dev", "eth0"), 10)
-    assert ring.spoken(1) == {"eth1", "eth2"}
+    assert ring[1].babel().interfaces == {"eth1", "eth2"}
     # One that knows no way there yet takes the first that it hears of.
     ring[2].output("systemctl", "restart", "kubermesh-babeld")
     ring[2].output("systemctl", "start", "kmagent")

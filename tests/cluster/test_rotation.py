@@ -92,23 +92,17 @@ def test_certificates_are_renewed_and_nothing_is_started_anew(pair: dict[int, No
     assert pair[1].kubectl("create", "configmap", "renewed", "--from-literal=kept=yes")
 
 
-# Shows the metrics of babeld's ways to an address. Argument: the address.
-METRICS = """
-import socket, sys
-peer = socket.socket(socket.AF_UNIX)
-peer.connect("/run/kubermesh/babeld.sock")
-peer.sendall(b"dump\\nquit\\n")
-ways = [line for line in peer.makefile() if line.startswith("add route") and f" prefix {sys.argv[1]}/128 " in line]
-print(*(way.partition(" metric ")[2].split()[0] for way in ways))
-"""
+def metrics(node: Node, address: str) -> list[int]:
+    """Those of babeld's ways to an address."""
+    return [route.metric for route in node.babel().routes if route.prefix == f"{address}/128"]
 
 
 @pytest.mark.turn(4)
 def test_neighbours_hear_that_an_address_is_withdrawn_also_where_there_is_no_other(pair: dict[int, Node]) -> None:
     """The only API server's: babeld by itself tells nobody. What is worse than any other way leaves the choice to them."""
     api = str(read_cluster(pair[1].cluster.directory).plan.api)
-    wait_for("way to the API", lambda: pair[2].python(METRICS, api) == str(babel.WIRED), 60)
+    wait_for("way to the API", lambda: metrics(pair[2], api) == [babel.WIRED], 60)
     pair[1].output("systemctl", "stop", "kmagent")
-    wait_for("bad way", lambda: int(pair[2].python(METRICS, api) or babel.INFINITY) > babel.FAR, 4)
+    wait_for("bad way", lambda: min(metrics(pair[2], api), default=babel.INFINITY) > babel.FAR, 4)
     pair[1].output("systemctl", "start", "kmagent")
-    wait_for("way that is back", lambda: pair[2].python(METRICS, api) == str(babel.WIRED), 60)
+    wait_for("way that is back", lambda: metrics(pair[2], api) == [babel.WIRED], 60)

@@ -154,7 +154,7 @@ def test_a_foreign_babeld_injects_nothing(ring: Ring, stranger: Stranger, tmp_pa
     words = [str(loader), "--library-path", str(libraries), str(root / "usr/sbin/babeld")]
     with greeting(stranger, tmp_path / "hello.log"):
         # babeld does not speak where strangers are given addresses.
-        wait_for("babeld on the port", lambda: "eth2" in ring.spoken(1), 30)
+        wait_for("babeld on the port", lambda: "eth2" in (ring[1].babel().interfaces or ()), 30)
         before = ring[1].output("ip", "-6", "route")
         child = spawn(stranger.argv(*words, "-c", str(config), "-S", "", "-I", ""), log=tmp_path / "babeld.log")
         try:
