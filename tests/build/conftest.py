@@ -1,5 +1,6 @@
 """Two builds of one lock, shared by all tests of the folder: `built` with the machine's own cache, `rebuilt` without."""
 
+import shutil
 from pathlib import Path
 
 import builds
@@ -9,12 +10,19 @@ from builds import Project, Tree
 from kmbuild.config import Config
 
 NOWHERE = "file:///nonexistent/debian"
+ROOM_GB = 20
 FAR_AWAY = {"TZ": "Pacific/Kiritimati", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"}
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
-    """A copy of the checkout that nobody else writes to."""
+    """A copy of the checkout that nobody else writes to, on a disk with room for all that is built of it."""
+    place = tmp_path_factory.getbasetemp()
+    if (free := shutil.disk_usage(place).free) < ROOM_GB * 10**9:
+        pytest.exit(
+            f"{place}: {free / 1e9:.1f} GB free, and builds need {ROOM_GB}: make room there, or set TMPDIR",
+            returncode=1,
+        )
     return builds.copy_checkout(tmp_path_factory.mktemp("tree"))
 
 
