@@ -24,6 +24,7 @@ def test_these_topologies_are_shipped_and_valid() -> None:
     assert shapes == {
         "one": (1, 0),
         "pair": (2, 1),
+        "netboot": (2, 1),
         "line3": (3, 2),
         "ring5": (5, 5),
         "mesh5": (5, 7),

@@ -184,6 +184,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "two-workers": not_undone,
     "two-voters-gone": reconciler_off,
     "vm-power-worker": not_undone,
+    "vm-power-diskless": not_undone,
     "vm-power-voter": not_undone,
     "vm-root-spoiled": verity_off,
     "vm-clock-ahead": not_undone,

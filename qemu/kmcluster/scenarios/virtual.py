@@ -51,8 +51,9 @@ def lose_clock(scene: Scene, chosen: list[int]) -> None:
 
 
 def virtual(scenario: Scenario) -> Scenario:
-    """One that takes virtual machines: a voter and a worker."""
-    return replace(scenario, driver="qemu", topology="pair", tags=(*scenario.tags, "virtual"))
+    """One that takes virtual machines: a voter and a worker, which has no system of its own where it shall live in memory."""
+    topology = "netboot" if scenario.settings else "pair"
+    return replace(scenario, driver="qemu", topology=topology, tags=(*scenario.tags, "virtual"))
 
 
 SCENARIOS = [
@@ -60,6 +61,9 @@ SCENARIOS = [
     for one in (
         Scenario("vm-power-worker", "a virtual worker loses its power, and gets it back", ("power",), worker, cut, power_on,
                  after_s=60, outage_s=30, whole_s=BOOT_S, evicts=True),
+        Scenario("vm-power-diskless", "a virtual worker that lives in memory loses its power, and gets it back", ("power",),
+                 worker, cut, power_on, after_s=180, outage_s=30, whole_s=BOOT_S, evicts=True,
+                 settings=(("install", {"to": "ram"}),)),
         Scenario("vm-power-voter", "the only virtual voter loses its power, and gets it back", ("power",), leader, cut, power_on,
                  after_s=10, outage_s=BOOT_S, whole_s=BOOT_S, evicts=True, heals_alone=False),
         Scenario("vm-root-spoiled", "a block of a running worker's root is spoiled: dm-verity refuses it", ("disk",), worker,
