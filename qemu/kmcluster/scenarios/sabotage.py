@@ -184,9 +184,9 @@ SABOTAGE: dict[str, Sabotage] = {
     "two-workers": not_undone,
     "two-voters-gone": reconciler_off,
     "vm-power-worker": not_undone,
-    "vm-power-diskless": not_undone,
     "vm-power-voter": not_undone,
     "vm-root-spoiled": verity_off,
     "vm-clock-ahead": not_undone,
     "vm-clock-lost": afterwards(cut),
+    "vm-power-diskless": not_undone,
 }

@@ -50,28 +50,35 @@ def lose_clock(scene: Scene, chosen: list[int]) -> None:
     scene.power(chosen[0], "reset")
 
 
-def virtual(scenario: Scenario) -> Scenario:
-    """One that takes virtual machines: a voter and a worker, which has no system of its own where it shall live in memory."""
-    topology = "netboot" if scenario.settings else "pair"
+def virtual(scenario: Scenario, topology: str = "pair") -> Scenario:
+    """One that takes virtual machines: a voter and a worker."""
     return replace(scenario, driver="qemu", topology=topology, tags=(*scenario.tags, "virtual"))
 
 
-SCENARIOS = [
-    virtual(one)
-    for one in (
-        Scenario("vm-power-worker", "a virtual worker loses its power, and gets it back", ("power",), worker, cut, power_on,
-                 after_s=60, outage_s=30, whole_s=BOOT_S, evicts=True),
-        Scenario("vm-power-diskless", "a virtual worker that lives in memory loses its power, and gets it back", ("power",),
-                 worker, cut, power_on, after_s=180, outage_s=30, whole_s=BOOT_S, evicts=True,
-                 settings=(("install", {"to": "ram"}),)),
-        Scenario("vm-power-voter", "the only virtual voter loses its power, and gets it back", ("power",), leader, cut, power_on,
-                 after_s=10, outage_s=BOOT_S, whole_s=BOOT_S, evicts=True, heals_alone=False),
-        Scenario("vm-root-spoiled", "a block of a running worker's root is spoiled: dm-verity refuses it", ("disk",), worker,
-                 spoil_root, repair_root, after_s=20, outage_s=30, whole_s=300),
-        Scenario("vm-clock-ahead", "a worker's clock is a year ahead for a minute", ("clock",), worker,
-                 lambda scene, chosen: shift(scene, chosen[0], YEAR), lambda scene, chosen: shift(scene, chosen[0], -YEAR),
-                 after_s=60, outage_s=30, whole_s=600),
-        Scenario("vm-clock-lost", "the only voter starts with a clock that is decades back", ("clock", "power"), leader,
-                 lose_clock, after_s=10, outage_s=BOOT_S, whole_s=BOOT_S, evicts=True),
-    )
-]  # fmt: skip
+ON_PAIR = (
+    Scenario("vm-power-worker", "a virtual worker loses its power, and gets it back", ("power",), worker, cut, power_on,
+             after_s=60, outage_s=30, whole_s=BOOT_S, evicts=True),
+    Scenario("vm-power-voter", "the only virtual voter loses its power, and gets it back", ("power",), leader, cut, power_on,
+             after_s=10, outage_s=BOOT_S, whole_s=BOOT_S, evicts=True, heals_alone=False),
+    Scenario("vm-root-spoiled", "a block of a running worker's root is spoiled: dm-verity refuses it", ("disk",), worker,
+             spoil_root, repair_root, after_s=20, outage_s=30, whole_s=300),
+    Scenario("vm-clock-ahead", "a worker's clock is a year ahead for a minute", ("clock",), worker,
+             lambda scene, chosen: shift(scene, chosen[0], YEAR), lambda scene, chosen: shift(scene, chosen[0], -YEAR),
+             after_s=60, outage_s=30, whole_s=600),
+    Scenario("vm-clock-lost", "the only voter starts with a clock that is decades back", ("clock", "power"), leader,
+             lose_clock, after_s=10, outage_s=BOOT_S, whole_s=BOOT_S, evicts=True),
+)  # fmt: skip
+DISKLESS = Scenario(
+    name="vm-power-diskless",
+    title="a virtual worker that lives in memory loses its power, and gets it back",
+    tags=("power",),
+    victims=worker,
+    fault=cut,
+    undo=power_on,
+    after_s=180,
+    outage_s=30,
+    whole_s=BOOT_S,
+    evicts=True,
+    settings=(("install", {"to": "ram"}),),
+)
+SCENARIOS = [*map(virtual, ON_PAIR), virtual(DISKLESS, topology="netboot")]
