@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from machines import IMAGE, KMBUILD, Node, kmbuild, wait_for
 
+from kmbuild.cluster import make_directory
 from kmcluster import state
 from kmplan import pki
 from kmplan.errors import UserError
@@ -25,11 +25,8 @@ LINE = Path(__file__).parent / "line.yaml"
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cluster directory whose machines wait for approval, but for the third, which is on the list."""
     directory = tmp_path_factory.mktemp("clusters") / "line"
-    assert kmbuild("init", directory).returncode == 0
-    cluster = yaml.safe_load((directory / "cluster.yaml").read_text())
     listed = str(uuid.uuid5(uuid.NAMESPACE_URL, "kubermesh:line:3"))
-    cluster["admission"] = {"policy": "allowlist", "allowlist": [listed]}
-    (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    make_directory(directory, "line", admission={"policy": "allowlist", "allowlist": [listed]})
     return directory
 
 

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import yaml
 from firmware import DHCP4
-from machines import IMAGE, Node, boot, kmbuild, wait_for
+from machines import IMAGE, Node, boot, wait_for
 from stranger import CONNECT, PORT, Stranger, plugged_in
 from test_strangers import ADVERTISE
 
 from kmagent import boot_image
+from kmbuild.cluster import make_directory
 from kmbuild.locate import locate_image
 from kmplan.run import spawn
 
@@ -59,10 +59,7 @@ option lease 600
 def out(bench_home: Path, busybox: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Node]]:
     """Three nodes in a line whose ends have a way out."""
     directory = tmp_path_factory.mktemp("clusters") / "out"
-    assert kmbuild("init", directory).returncode == 0
-    cluster = yaml.safe_load((directory / "cluster.yaml").read_text())
-    cluster |= {"admission": {"policy": "auto"}, "egress": {"gateways": [*GATEWAYS, DYNAMIC], "discover": True}}
-    (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    make_directory(directory, "out", egress={"gateways": [*GATEWAYS, DYNAMIC], "discover": True})
     topology = Path(__file__).parent / "line.yaml"
     booted = boot("nspawn", busybox, topology, "out", "--cluster", str(directory))
     next(booted)

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from machines import boot, kmbuild, wait_for
+from machines import boot, wait_for
 from rings import Ring
+
+from kmbuild.cluster import make_directory
 
 pytestmark = pytest.mark.turn(2, 4)
 
@@ -53,10 +54,7 @@ spec: {{selector: {{app: one}}, ports: [{{port: 80, targetPort: 8080}}]}}
 def heal(bench_home: Path, busybox: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
     """Five nodes in a ring, which replace a voter that is away for twenty seconds."""
     directory = tmp_path_factory.mktemp("clusters") / "heal"
-    assert kmbuild("init", directory).returncode == 0
-    cluster = yaml.safe_load((directory / "cluster.yaml").read_text())
-    cluster |= {"admission": {"policy": "auto"}, "voter_grace_s": GRACE_S}
-    (directory / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    make_directory(directory, "heal", voter_grace_s=GRACE_S)
     topology = Path(__file__).parent / "ring.yaml"
     booted = boot("nspawn", busybox, topology, "heal", "--cluster", str(directory))
     next(booted)
