@@ -176,7 +176,7 @@ class Session:
         self.say(name, f"power on ({scenario.topology})")
         try:
             made = bench.up(order)
-            waiting.wait_ready(made, lambda *_: None)
+            waiting.wait_ready(made, lambda _, who, what: self.say(who, what))
             steady.wait_steady(made, STEADY_S * steady.pace(made))
         except BaseException:
             bench.down(name)
