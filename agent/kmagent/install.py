@@ -93,7 +93,10 @@ def settle_on(paths: Paths) -> str:
         return memory_disk.make_var()
     if stick and (not authority or wish.to != "disk"):
         move_to(stick)
-        return live_in_memory(paths, stick) if authority and wish.to == "ram" else home_disk.complete(stick.path.name)
+        if authority and wish.to == "ram":
+            return live_in_memory(paths, stick)
+        say(paths, stick, "this machine lives on it: leave it in", state="stick")
+        return home_disk.complete(stick.path.name)
     return find_home(paths, stick, wish, authority)
 
 

@@ -218,23 +218,30 @@ def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
 
 
 @pytest.mark.parametrize(
-    ("booted_from", "to", "authority", "var"),
+    ("booted_from", "to", "authority", "var", "said"),
     [
-        ("stick", "disk", OURS, "a disk's"),
-        ("stick", "stick", OURS, "sdb6"),
-        ("stick", "ram", OURS, "memory's, with the root"),
+        ("stick", "disk", OURS, "a disk's", ""),
+        ("stick", "stick", OURS, "sdb6", "stick"),
+        ("stick", "ram", OURS, "memory's, with the root", ""),
         # Nobody said which cluster it is for.
-        ("stick", "disk", "", "sdb6"),
-        ("neighbour", "disk", OURS, "a disk's"),
+        ("stick", "disk", "", "sdb6", "stick"),
+        ("neighbour", "disk", OURS, "a disk's", ""),
         # There is no stick to stay on.
-        ("neighbour", "stick", OURS, "a disk's"),
-        ("neighbour", "ram", OURS, "memory's"),
-        ("neighbour", "disk", "", "memory's"),
-        ("disk", "ram", OURS, "nvme0n16"),
+        ("neighbour", "stick", OURS, "a disk's", ""),
+        ("neighbour", "ram", OURS, "memory's", "ram"),
+        ("neighbour", "disk", "", "memory's", ""),
+        ("disk", "ram", OURS, "nvme0n16", ""),
     ],
 )
 def test_where_a_machine_lives(
-    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch, booted_from: str, to: str, authority: str, var: str
+    paths: Paths,
+    disks: Disks,
+    monkeypatch: pytest.MonkeyPatch,
+    booted_from: str,
+    to: str,
+    authority: str,
+    var: str,
+    said: str,
 ) -> None:
     stick = with_root("sdb", "8") if booted_from == "stick" else None
     monkeypatch.setattr(verity, "table", lambda: TABLE)
@@ -246,6 +253,7 @@ def test_where_a_machine_lives(
     monkeypatch.setattr(install, "live_in_memory", lambda *_: "memory's, with the root")
     monkeypatch.setattr(install, "find_home", lambda *_: "a disk's")
     assert install.settle_on(paths) == var
+    assert disk_state.read(paths)[0] == said
 
 
 @pytest.mark.parametrize("readable", [True, False])
