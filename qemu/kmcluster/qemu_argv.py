@@ -63,11 +63,9 @@ def firmware_arguments(tools: Path, variables: str) -> list[str]:
 
 
 def firmware_settings(boot: Boot) -> list[str]:
-    """What OVMF is told of ways to boot (OvmfPkg, opt/org.tianocore): PXE comes before HTTP where both are on."""
-    if boot is not Boot.HTTP:
-        return []
-    names = ("IPv4PXESupport", "IPv6PXESupport")
-    return [word for name in names for word in ("-fw_cfg", f"name=opt/org.tianocore/{name},string=no")]
+    """What OVMF is told to leave out (OvmfPkg/RUNTIME_CONFIG.md): it tries PXE before HTTP, and IPv4 before IPv6."""
+    names = {Boot.HTTP: ("IPv4PXESupport", "IPv6PXESupport"), Boot.PXE6: ("IPv4Support",)}
+    return [word for name in names.get(boot, ()) for word in ("-fw_cfg", f"name=opt/org.tianocore/{name},string=no")]
 
 
 def quoted(path: Path | str) -> str:

@@ -29,17 +29,21 @@ class Role(Enum):
 
 
 class Boot(Enum):
-    """What a machine boots from at its first power on: `http` and `pxe` are a neighbour, by UEFI HTTP Boot or by PXE."""
+    """What a machine boots from at its first power on: all but `disk` and `stick` are a neighbour.
+
+    By UEFI HTTP Boot or by PXE; firmware of `pxe6` knows IPv6 alone.
+    """
 
     DISK = "disk"
     STICK = "stick"
     HTTP = "http"
     PXE = "pxe"
+    PXE6 = "pxe6"
 
     @property
     def is_from_network(self) -> bool:
         """Whether the firmware takes its boot image from a neighbour."""
-        return self in (Boot.HTTP, Boot.PXE)
+        return self not in (Boot.DISK, Boot.STICK)
 
 
 class Holds(Enum):

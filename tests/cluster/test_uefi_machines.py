@@ -7,6 +7,7 @@ import walkthrough
 from machines import WEB, Node, cable, kmbuild, wait_for
 
 from kmcluster.console import find_faults
+from kmcluster.topology import Boot
 from kmplan import pki
 from kmplan.fingerprint import compared
 
@@ -56,8 +57,9 @@ def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
     worker = Node(qemu_node.name, 2)
     first = qemu_node.machine.name
     console = "\n".join(worker.console_lines())
+    begins = {Boot.HTTP: "Start HTTP Boot over IPv4", Boot.PXE6: "Start PXE over IPv6"}[worker.machine.node.boot]
     found = f"{first} on eth0 has this system"
-    assert in_order(console, "Start HTTP Boot", found, "fetching, 50 %", "each block checked", "installed;"), console
+    assert in_order(console, begins, found, "fetching, 50 %", "each block checked", "installed;"), console
     shown = compared(pki.fingerprint((qemu_node.cluster.directory / "pki/node-ca.crt").read_text()))
     assert f"cluster {qemu_node.name}, fingerprint {shown}" in console
     assert qemu_node.cluster.roothash in worker.output("cat", "/proc/cmdline")
