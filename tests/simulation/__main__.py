@@ -32,7 +32,7 @@ from .report import Figures
 
 # More nodes than this at a node's own timers are more than one core can route for: it is their kernel, all of them.
 NODES_PER_CORE = 50
-SCALED_HELLO_S, SCALED_UPDATE_S = 1.0, 4.0
+SCALED_HELLO_S, SCALED_UPDATE_S = 3.0, 12.0
 COST_S = 20.0
 
 

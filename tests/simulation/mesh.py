@@ -14,7 +14,7 @@ from kmcluster.random_mesh import add_chords, ordered
 from kmplan.addresses import AddressPlan, random_prefix
 from kmplan.errors import UserError
 
-from . import namespace
+from . import namespace, neighbours
 from .node import Node, Routing, facts_of
 
 SETTLE_S = 30
@@ -104,7 +104,7 @@ def open_mesh(count: int, degree: int, seed: int, tree: Path, routing: Routing) 
     ends = [end for cable in cables for end in (cable.a, cable.b)]
     plan = AddressPlan(random_prefix())
     nodes: dict[int, Node] = {}
-    with tempfile.TemporaryDirectory(prefix="kubermesh-simulation-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kubermesh-simulation-") as folder, neighbours.room(len(ends)):
         try:
             for number in range(1, count + 1):
                 ports = [end.name for end in ends if end.node == number]

@@ -153,8 +153,8 @@ def test_the_longest_gap_reaches_from_the_beginning_to_the_end(answers: list[flo
 def test_timers_are_a_real_nodes_unless_the_machine_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert (routing(100, None, None).hello_s, routing(100, None, None).update_s) == (0.2, 2)
-    assert (routing(200, None, None).hello_s, routing(200, None, None).update_s) == (1, 4)
-    assert (routing(200, 0.5, None).hello_s, routing(200, 0.5, None).update_s) == (0.5, 4)
+    assert (routing(200, None, None).hello_s, routing(200, None, None).update_s) == (3, 12)
+    assert (routing(200, 0.5, None).hello_s, routing(200, 0.5, None).update_s) == (0.5, 12)
     assert options(["--nodes", "16,50"]).nodes == [16, 50]
 
 
