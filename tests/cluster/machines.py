@@ -177,6 +177,11 @@ def boot(driver: str, busybox: Path, topology: str | Path = "one", name: str = "
     assert done.returncode == 0, done.stderr
 
 
+def below_root(node: Node) -> set[str]:
+    """The disks' partitions that the root is read from."""
+    return set(node.output("ls", "/sys/class/block/dm-0/slaves").split())
+
+
 def cable(name: str, a: int | str, b: int | str, action: str, **values: float) -> None:
     """Do something to a cable."""
     cabling.change(name, str(a), str(b), action, values.get("loss"), values.get("delay"))

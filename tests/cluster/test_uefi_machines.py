@@ -4,7 +4,7 @@ import json
 
 import pytest
 import walkthrough
-from machines import WEB, Node, cable, kmbuild, wait_for
+from machines import WEB, Node, below_root, cable, kmbuild, wait_for
 
 from kmcluster.console import find_faults
 from kmcluster.topology import Boot
@@ -13,11 +13,6 @@ from kmplan.fingerprint import compared
 
 GIB = 1 << 30
 pytestmark = pytest.mark.turn(1, 3)
-
-
-def below_root(node: Node) -> set[str]:
-    """The disks' partitions that the root is read from."""
-    return set(node.output("ls", "/sys/class/block/dm-0/slaves").split())
 
 
 def in_order(text: str, *pieces: str) -> bool:

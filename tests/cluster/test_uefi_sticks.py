@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machines import Node, boot, wait_for
+from machines import Node, below_root, boot, wait_for
 
 from kmbuild.cluster import make_directory
 from kmcluster.console import find_faults
@@ -31,7 +31,7 @@ def sticks(alone: None, busybox: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def check_home(node: Node) -> None:
     """The system and its data are on the stick, and nothing is on the disk that was not there before."""
-    assert node.output("ls", "/sys/class/block/dm-0/slaves").split() == ["sda2", "sda3"]
+    assert below_root(node) == {"sda2", "sda3"}
     assert node.host.mount_point("/var").device == "/dev/sda6"
     assert node.output("lsblk", "--noheadings", "--output=PARTLABEL", "/dev/sda").split() == STICK
     assert node.output("lsblk", "--noheadings", "--output=LABEL", "/dev/vda").split() == [LEFT]
