@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from machines import IMAGE, KMBUILD, Node, kmbuild
+from machines import IMAGE, KMBUILD, WEB, Node, fetch, kmbuild, wait_for
 
 from kmcluster import var_disk
 
@@ -63,6 +63,21 @@ def test_bytes_of_a_file_are_spoiled(nspawn_node: Node, power: str) -> None:
     spoiled = nspawn_node.output("sh", "-c", f"tr -d x < {MARK} | wc -c; wc -c < {MARK}").split()
     assert spoiled == ["192", "4000"]
     nspawn_node.wait_ready(120)
+
+
+def test_a_power_cut_right_after_the_first_boot_loses_no_image(bench_home: Path, busybox: Path) -> None:
+    """A cut with what was not on the disk yet: neither an image that came with the system nor one of the user's."""
+    up = ("cluster", "up", "one", "--name", "young", "--image", IMAGE, "--load", busybox)
+    assert kmbuild(*up).returncode == 0
+    node = Node("young")
+    disk(node, "errors")
+    node.power("cut")
+    disk(node, "repair")
+    node.power("on")
+    node.wait_ready(120)
+    wait_for("applied objects", lambda: node.kubectl("apply", "-f", "-", given=WEB), 30, 1)
+    wait_for("page", lambda: fetch(node, "web6") == "kubermesh", 120, 1)
+    assert kmbuild("cluster", "down", "young").returncode == 0
 
 
 def test_a_wiped_machine_begins_anew(bench_home: Path) -> None:
