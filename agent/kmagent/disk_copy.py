@@ -16,6 +16,7 @@ from kmagent.paths import Paths
 from kmagent.programs import run_async
 from kmplan.drives import Drive, Partition, listed, lsblk
 from kmplan.errors import UserError
+from kmplan.files import sync_folder
 from kmplan.run import run
 
 PROGRESS_S = 2.0
@@ -129,3 +130,4 @@ def bless(paths: Paths, esp: Path) -> None:
     with mounted(paths, esp, "rw", "vfat") as folder:
         for path in (folder / "EFI/Linux").glob("*+*.efi"):
             path.rename(path.with_name(f"{path.name.partition('+')[0]}.efi"))
+            sync_folder(path.parent)

@@ -16,7 +16,9 @@ from kmplan.seed import parse_join
 NO_DISKS = ("zram", "loop", "nbd", "ram", "sr", "fd")
 FIRST_BYTES = 1 << 20
 NODE_AUTHORITY = "pki/node-ca.crt"
-NEW_FILE_SYSTEM = {"lost+found"}
+# What an install has begun to write to `/var`.
+BEGUN = "begun"
+NEW_FILE_SYSTEM = {"lost+found", BEGUN}
 
 
 def look_around(paths: Paths, authority: str) -> list[Found]:

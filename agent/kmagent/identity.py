@@ -112,6 +112,11 @@ def read_authority(paths: Paths, name: str) -> pki.Pair:
     return pki.Pair(read_secret(paths, f"pki/{name}.crt"), read_secret(paths, f"pki/{name}.key"))
 
 
+def join_of(seed: SeedBundle) -> JoinBundle:
+    """Return what a machine of the seed's cluster has to know to ask for admission."""
+    return JoinBundle(name=seed.cluster.name, authority=seed.files["pki/node-ca.crt"])
+
+
 def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Role:
     (paths.state / "pki").mkdir(mode=0o700, parents=True, exist_ok=True)
     # A seed that votes no more has given the cluster's secrets up.
@@ -124,7 +129,7 @@ def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Rol
         return known
     _make_key(paths, seed)
     write(paths.mesh_keys, json.dumps({"1": seed.files["babel.key"].strip()}), 0o600)
-    write(paths.state / "join.json", msgspec.json.encode(_join_of(seed)), 0o600)
+    write(paths.state / "join.json", msgspec.json.encode(join_of(seed)), 0o600)
     role = Role(cluster_id=_cluster_id(seed), number=seed.node.number, name=seed.node.name, last_seen=float(int(now)))
     write_role(paths, role)
     log.info("this machine is now node %d, %s, of cluster %s", role.number, role.name, seed.cluster.name)
@@ -137,10 +142,6 @@ def _make_key(paths: Paths, seed: SeedBundle) -> None:
     pair = pki.issue(authority, subject, IDENTITY_DAYS)
     write(paths.state / "identity.key", pair.key, 0o600)
     write(paths.state / "identity.crt", pair.certificate, 0o600)
-
-
-def _join_of(seed: SeedBundle) -> JoinBundle:
-    return JoinBundle(name=seed.cluster.name, authority=seed.files["pki/node-ca.crt"])
 
 
 def _check_same_node(seed: SeedBundle, role: Role) -> None:

@@ -15,6 +15,7 @@ from kmagent import (
     disk_copy,
     disk_state,
     home_disk,
+    identity,
     join,
     machine,
     memory_disk,
@@ -23,12 +24,12 @@ from kmagent import (
     verity,
 )
 from kmagent.disk_choice import Found, describe
-from kmagent.disk_look import NODE_AUTHORITY, look_around, mounted
+from kmagent.disk_look import BEGUN, NODE_AUTHORITY, look_around, mounted
 from kmagent.paths import Paths
 from kmplan.cluster import Install
 from kmplan.drives import Drive, listed, lsblk
 from kmplan.errors import UserError
-from kmplan.files import write
+from kmplan.files import sync_folder, write
 from kmplan.run import CommandError, run
 from kmplan.seed import parse_bundle, parse_join
 
@@ -218,8 +219,7 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
         verity.check(moved)
         disk_copy.check_esp(paths, parts, target)
         var = home_disk.var_of(target.path.name)
-        if key:
-            carry_over(paths, var, key)
+        claim(paths, var, key)
     except (UserError, OSError):
         with contextlib.suppress(UserError, OSError):
             disk_copy.clear(target.path)
@@ -261,13 +261,12 @@ def start_own(paths: Paths, target: Drive) -> None:
     with mounted(paths, Path("/dev") / home_disk.var_of(target.path.name), "rw") as folder:
         # The agent takes it away, once it runs.
         tried = folder / "lib/kubermesh" / paths.started_own.name
-        if tried.exists():
+        if tried.exists() or not boot_entry.next_time(disk_copy.esp_of(target)):
             return
         tried.touch()
-    if boot_entry.next_time(disk_copy.esp_of(target)):
-        say(paths, target, "has this machine's own system: starting that one")
-        run(["systemctl", "--no-block", "reboot"])
-        time.sleep(RESTART_S)
+    say(paths, target, "has this machine's own system: starting that one")
+    run(["systemctl", "--no-block", "reboot"])
+    time.sleep(RESTART_S)
 
 
 def boot_first(target: Drive) -> None:
@@ -278,13 +277,30 @@ def boot_first(target: Drive) -> None:
         print(f"{target.path}: the firmware has no entry for it: {reason(error)}", flush=True)
 
 
-def carry_over(paths: Paths, var: str, key: str) -> None:
-    """Take this machine's key, and whom it asks, to the disk's `/var`: it comes again as the one that was approved."""
+def claim(paths: Paths, var: str, key: str) -> None:
+    """Write whom this machine asks, and its key if it asked already, to the disk's `/var`: all at once, when the rest is there.
+
+    From then on the disk is this machine's own, also when it loses power before it is a node.
+    """
     with mounted(paths, Path("/dev") / var, "rw") as folder:
-        state = folder / "lib/kubermesh"
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write(state / "identity.key", key, 0o600)
-        write(state / "join.json", (paths.state / "join.json").read_bytes(), 0o600)
+        begun = folder / BEGUN
+        state = begun / "lib/kubermesh"
+        state.mkdir(mode=0o700, parents=True)
+        write(state / "join.json", whom_to_ask(paths), 0o600)
+        if key:
+            write(state / "identity.key", key, 0o600)
+        (begun / "lib").rename(folder / "lib")
+        begun.rmdir()
+        sync_folder(folder)
+
+
+def whom_to_ask(paths: Paths) -> bytes:
+    """Return which cluster this machine is for, as it was given: by the credentials, or by a neighbour."""
+    folder = paths.credentials
+    if folder and is_seed(paths):
+        return msgspec.json.encode(identity.join_of(parse_bundle((folder / "kubermesh.seed").read_bytes())))
+    given = folder / "kubermesh.join" if folder else None
+    return (given if given and given.exists() else paths.state / "join.json").read_bytes()
 
 
 def live_in_memory(paths: Paths, stick: Drive) -> str:

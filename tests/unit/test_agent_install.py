@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from agent_disks import OURS, drive, found, wish
 
 from kmagent import (
     disk_copy,
+    disk_look,
     disk_state,
     home_disk,
     install,
@@ -22,6 +24,7 @@ from kmagent import (
 from kmagent.paths import Paths
 from kmplan.drives import Drive, Partition
 from kmplan.errors import UserError
+from kmplan.seed import JoinBundle
 
 
 @pytest.fixture
@@ -258,7 +261,7 @@ def test_where_a_machine_lives(
 
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_disk_that_returns_something_else_than_was_written_is_given_up(
-    paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch, readable: bool
+    paths: Paths, disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
     stick, disk = with_root("sdb", "8"), found("nvme0n1")
     disks.drives, disks.readable = [stick, disk.drive], readable
@@ -274,15 +277,45 @@ def test_a_disk_that_returns_something_else_than_was_written_is_given_up(
     monkeypatch.setattr(disk_copy, "clear", cleared.append)
     monkeypatch.setattr(home_disk, "var_of", lambda name: f"{name}6")
     monkeypatch.setattr(install, "boot_first", lambda _: None)
+    var = new_var(paths, tmp_path, monkeypatch)
     if readable:
         assert install.take(paths, stick, disk) == "nvme0n16"
+        assert (var / "lib/kubermesh/join.json").exists()
         assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")] and cleared == []
         assert disk_state.read(paths)[0] == "installed"
         return
     with pytest.raises(UserError, match="not what the root hash says"):
         install.take(paths, stick, disk)
     # The root is where it was, and the disk is one that another try may take.
-    assert disks.moved == [] and cleared == [disk.drive.path]
+    assert disks.moved == [] and cleared == [disk.drive.path] and not (var / "lib").exists()
+
+
+def new_var(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is on the new disk's partition for /var; the machine was told before whom to ask."""
+    var = tmp_path / "var"
+    var.mkdir()
+    for module in (install, disk_look):
+        monkeypatch.setattr(module, "mounted", lambda *_: contextlib.nullcontext(var))
+    paths.state.mkdir()
+    (paths.state / "join.json").write_bytes(msgspec.json.encode(JoinBundle(name="shop", authority=OURS)))
+    return var
+
+
+def test_an_installed_disk_is_the_machines_own_before_it_is_a_node(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the system writes to /var at its first boot is no foreign data when the power fails then."""
+    var = new_var(paths, tmp_path, monkeypatch)
+    disk = drive(partitions=[Partition(path=Path("/dev/sda6"), label=home_disk.VAR)])
+    # An install that lost power here begins anew.
+    (var / disk_look.BEGUN / "lib").mkdir(parents=True)
+    assert disk_look.look(paths, disk, OURS).holds == "nothing"
+    shutil.rmtree(var / disk_look.BEGUN)
+    install.claim(paths, "sda6", key="its key")
+    (var / "log/journal").mkdir(parents=True)
+    assert disk_look.look(paths, disk, OURS).holds == "ours"
+    assert {path.name for path in var.iterdir()} == {"lib", "log"}
+    assert (var / "lib/kubermesh/identity.key").read_text() == "its key"
 
 
 def test_a_neighbour_is_told_what_fits_into_a_line(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
