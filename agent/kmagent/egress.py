@@ -94,10 +94,12 @@ async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, floa
     if not configured and not facts.discover_gateways:
         return
     misses: dict[Router, int] = {}
-    # What an agent before this one announced.
-    announced = {router for router in await _routers("main") if router.port in configured}
+    # What an agent before this one announced, also by routers that it heard.
+    announced = await _routers("main", "proto", "static")
+    heard = {router.port for router in announced}
     while True:
-        for port in set(routers) - set(configured) if facts.discover_gateways else ():
+        heard |= set(routers)
+        for port in heard - set(configured) if facts.discover_gateways else ():
             log.info("%s: a router is heard, the port leads outside", port)
             configured[port] = {"port": port, "addresses": [], "routers": []}
         ports = frozenset(configured) & set(mesh.ports)
@@ -126,11 +128,11 @@ async def _configure(gateways: list[dict[str, Any]]) -> None:
     await run_async(["networkctl", "reload"], check=False)
 
 
-async def _routers(table: str) -> set[Router]:
-    """Return the routers of a routing table's default routes."""
+async def _routers(table: str, *selector: str) -> set[Router]:
+    """Return the routers of a routing table's default routes, or of those that ip-route(8) selects."""
     found: set[Router] = set()
     for family in (4, 6):
-        argv = ["ip", f"-{family}", "--json", "route", "show", "table", table]
+        argv = ["ip", f"-{family}", "--json", "route", "show", "table", table, *selector]
         found |= default_routes((await run_async(argv, check=False))[1], family)
     return found
 

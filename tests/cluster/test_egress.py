@@ -157,6 +157,12 @@ def test_a_router_that_is_heard_makes_a_gateway(out: dict[int, Node], world: dic
         )
         try:
             wait_for("world through the router that is heard", lambda: ask(out[2], WORLD6).startswith("heard"), 90, 1)
+            advertiser.kill()
+            out[2].output("systemctl", "restart", "kmagent")
+            wait_for("the new agent", lambda: out[2].status()["node"]["name"], 60, 1)
+            assert ask(out[2], WORLD6).startswith("heard")
+            router.run("ip", "-6", "address", "flush", "dev", PORT)
+            wait_for("world through another router", lambda: ask(out[2], WORLD6).startswith("router"), 60, 1)
         finally:
             for child in (advertiser, server):
                 child.kill()
