@@ -83,15 +83,16 @@ def comes_back(request: Request, known: dict[str, Any] | None, former: Node | No
 
 
 def record(
-    request: Request, fingerprint: str, known: dict[str, Any] | None, now: float, *, returns: bool = False
+    request: Request, fingerprint: str, relay: str, known: dict[str, Any] | None, now: float, *, returns: bool = False
 ) -> dict[str, Any]:
-    """Return what is kept of a request; times in seconds since 1970."""
+    """Return what is kept of a request, and of the node that it came by (address); times in seconds since 1970."""
     return {
         "fingerprint": fingerprint,
         "csr": request.csr,
         "wish": request.wish,
         "uuid": request.uuid,
         "via": (known or {}).get("via") or request.via,
+        "relay": (known or {}).get("relay") or relay,
         "ports": list(request.ports),
         "disks": list(request.disks),
         "diskless": request.diskless,

@@ -38,7 +38,9 @@ MAX_BODY = 16 * 1024
 MAX_CONNECTIONS = 48
 PER_S, BURST = 10.0, 40.0
 REPORTS_PER_S, REPORTS_BURST = 1.0, 5.0
-REMEMBERED = 256
+REMEMBERED, MAX_BUCKETS = 256, 4096
+# Of those who are refused no more than these are written down.
+NOTED_PER_S, NOTED_BURST = 0.2, 20.0
 # A request that is repeated while it waits is written down this often.
 SEEN_AGAIN_S = 60.0
 # A node that can be reached for so long is not the machine that asks with its UUID: routes may be a moment behind.
@@ -51,11 +53,18 @@ class JoinApi:
     def __init__(self, facts: Facts, paths: Paths, ledger: Ledger, is_reachable: Callable[[int], bool]) -> None:
         self._facts, self._paths, self._ledger, self._is_reachable = facts, paths, ledger, is_reachable
         self._buckets: dict[str, Bucket] = {}
+        self._noted = Bucket(NOTED_PER_S, NOTED_BURST)
         self._fingerprints: dict[str, str] = {}
 
     async def handle(self, request: Request) -> Answer:
-        """Answer one request."""
-        if not request.certificate and not self._buckets.setdefault(request.peer, Bucket(PER_S, BURST)).take():
+        """Answer one request, and note who was refused."""
+        answer = await self._answer(request)
+        if answer.status in (400, 403, 429) and answer.content_type == "text/plain" and self._noted.take():
+            log.warning("join API: %s refused to %s: %s", request.path, request.peer, answer.body.decode().strip())
+        return answer
+
+    async def _answer(self, request: Request) -> Answer:
+        if not request.certificate and not self._bucket(request.peer, PER_S, BURST).take():
             return answer_text(429, "too many requests\n")
         try:
             match request.method, request.path:
@@ -74,6 +83,11 @@ class JoinApi:
             return answer_text(503, "the control plane cannot answer now\n")
         return answer_text(404, "try POST /v1/join\n")
 
+    def _bucket(self, who: str, rate: float, burst: float) -> Bucket:
+        if len(self._buckets) >= MAX_BUCKETS:
+            self._buckets.clear()
+        return self._buckets.setdefault(who, Bucket(rate, burst))
+
     async def _join(self, request: Request) -> Answer:
         asked = admission.parse(json.loads(request.body))
         if asked.cluster != self._facts.cluster:
@@ -89,7 +103,7 @@ class JoinApi:
             verdict = admission.decide(
                 self._facts.admission, list(self._facts.allowlist), asked, known, returns=returns
             )
-            kept = admission.record(asked, fingerprint, known, time.time(), returns=returns)
+            kept = admission.record(asked, fingerprint, request.peer, known, time.time(), returns=returns)
             is_twin = reachable and kept["last_seen"] - kept["first_seen"] > TWIN_S
             if verdict == "admit" and former and not is_twin:
                 # The leading node takes it out first, and then this one is let in.
@@ -114,7 +128,8 @@ class JoinApi:
 
     async def _keep_waiting(self, kept: dict[str, Any], known: dict[str, Any] | None, verdict: str) -> Answer:
         if known is None:
-            log.info("%s asks to be admitted (%s, via %s)", kept["fingerprint"][:16], kept["uuid"], kept["via"])
+            who = (kept["fingerprint"][:16], kept["uuid"], kept["via"], kept["relay"])
+            log.info("%s asks to be admitted (%s, via %s, by %s)", *who)
         is_news = known is None or kept["last_seen"] - known["last_seen"] > SEEN_AGAIN_S
         is_news |= known is not None and kept.get("replaces") != known.get("replaces")
         is_news |= known is not None and bool(kept["blocked"]) != bool(known.get("blocked"))
@@ -156,7 +171,7 @@ class JoinApi:
         node = registry.find(certificate=request.certificate)
         if node is None:
             return self._unknown(request)
-        if not self._buckets.setdefault(node.name, Bucket(REPORTS_PER_S, REPORTS_BURST)).take():
+        if not self._bucket(node.name, REPORTS_PER_S, REPORTS_BURST).take():
             return answer_text(429, "too many reports\n")
         await self._ledger.note_report(node.number, candidates.from_text(request.body.decode()))
         return answer_json(200, {})

@@ -23,7 +23,8 @@ IDENTITIES = "/kubermesh/identities/"
 MESH_KEYS = "/kubermesh/mesh-keys"
 REPORTS = "/kubermesh/reports/"
 SETTINGS_PLAN, SETTINGS = "/kubermesh/settings-plan", "/kubermesh/settings/"
-MAX_ASKED = 64
+# So many machines may wait for a decision, and so many of them at one node: a stranger on its cable fills no more than that.
+MAX_ASKED, MAX_ASKED_AT_ONE = 128, 16
 ATTEMPTS = 20
 EPOCH_SERIALS = 1000
 
@@ -180,10 +181,12 @@ class Ledger:
         return {key.removeprefix(ASKED): json.loads(value.text) for key, value in found.items()}
 
     async def note_asked(self, asked: dict[str, Any]) -> bool:
-        """Keep a request; False when there are too many already."""
+        """Keep a request; False when too many wait already, in all or at the node that this one came by (`relay`)."""
         known = await self.asked()
-        if asked["fingerprint"] not in known and len(known) >= MAX_ASKED:
-            return False
+        if asked["fingerprint"] not in known:
+            waiting = [one.get("relay") for one in known.values() if not one["decision"]]
+            if len(waiting) >= MAX_ASKED or waiting.count(asked["relay"]) >= MAX_ASKED_AT_ONE:
+                return False
         await self.etcd.put(ASKED + asked["fingerprint"], json.dumps(asked))
         return True
 

@@ -310,7 +310,15 @@ class Machine:
 
     def asked(self, **changes: Any) -> dict[str, Any]:
         """What the ledger keeps of its request."""
-        request = {"csr": self.csr, "wish": 0, "uuid": "4c4c", "via": "shop-1 eth0", "ports": [], "disks": []}
+        request = {
+            "csr": self.csr,
+            "wish": 0,
+            "uuid": "4c4c",
+            "via": "shop-1 eth0",
+            "relay": "fd12::7",
+            "ports": [],
+            "disks": [],
+        }
         times = {"first_seen": 1500.0, "last_seen": 1500.0}
         return {"fingerprint": self.fingerprint, **request, **times, "decision": "", **changes}
 

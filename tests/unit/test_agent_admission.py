@@ -118,9 +118,9 @@ def test_what_people_say_counts_before_the_policy(policy: str, uuid: str, decisi
 
 
 def test_a_request_that_is_repeated_keeps_when_and_where_it_came_first() -> None:
-    first = admission.record(admission.parse(GOOD), "f1", None, 100.0)
+    first = admission.record(admission.parse(GOOD), "f1", "fd12::7", None, 100.0)
     again = admission.parse({**GOOD, "via": "shop-9 eth7", "wish": 5})
-    second = admission.record(again, "f1", {**first, "decision": "Denied"}, 200.0)
+    second = admission.record(again, "f1", "fd12::8", {**first, "decision": "Denied"}, 200.0)
     assert second == {**first, "wish": 5, "last_seen": 200.0, "decision": "Denied"}
     assert (first["first_seen"], first["via"], first["decision"]) == (100.0, "shop-1 enp2s0", "")
 
@@ -320,16 +320,26 @@ def test_what_others_write_while_old_keys_end_is_not_lost(shop: Shop) -> None:
 
 
 def test_only_so_many_machines_may_wait(shop: Shop) -> None:
-    async def scenario() -> list[bool]:
-        asked = [{"fingerprint": f"f{number}", "decision": ""} for number in range(ledger.MAX_ASKED + 1)]
-        noted = [await shop.ledger.note_asked(one) for one in asked]
-        # One that waits already may say so again.
-        return [*noted, await shop.ledger.note_asked(asked[0])]
+    """A stranger that asks with ever new keys fills what one node may bring, and keeps nobody else out."""
+    shares = [ledger.MAX_ASKED_AT_ONE] * (ledger.MAX_ASKED // ledger.MAX_ASKED_AT_ONE)
 
-    assert asyncio.run(scenario()) == [*[True] * ledger.MAX_ASKED, False, True]
+    def ask(*names: str) -> list[bool]:
+        async def scenario() -> list[bool]:
+            asked = [{"fingerprint": name, "decision": "", "relay": name.partition("-")[0]} for name in names]
+            return [await shop.ledger.note_asked(one) for one in asked]
+
+        return asyncio.run(scenario())
+
+    for number, share in enumerate(shares):
+        assert ask(*(f"{number}-{one}" for one in range(share + 1))) == [*[True] * share, False]
+    # One that waits already may say so again.
+    assert ask("new-1", "0-0") == [False, True]
     assert len(asyncio.run(shop.ledger.asked())) == ledger.MAX_ASKED
-    asyncio.run(shop.ledger.forget_asked("f0"))
-    assert "f0" not in asyncio.run(shop.ledger.asked())
+    asyncio.run(shop.ledger.forget_asked("0-0"))
+    assert "0-0" not in asyncio.run(shop.ledger.asked())
+    # Who was denied waits no more.
+    asyncio.run(shop.ledger.etcd.put(ledger.ASKED + "0-1", json.dumps({"decision": "Denied", "relay": "0"})))
+    assert ask("0-99", "0-98", "0-97") == [True, True, False]
 
 
 def test_a_change_that_changes_nothing_is_not_written(shop: Shop) -> None:
