@@ -18,6 +18,7 @@ table inet kubermesh {{
   set ports {{ type ifname; }}
   set trusted {{ type ifname; }}
   set gateways {{ type ifname; }}
+  set talkers {{ type ifname; size 1024; flags dynamic; }}
   set computers {{ type ipv6_addr; size 1024; flags dynamic; }}
   chain input {{ type filter hook input priority -10; policy accept; }}
   chain forward {{ type filter hook forward priority -10; policy accept; }}
@@ -37,9 +38,14 @@ table inet kubermesh {{
     # Read by the agent when it may look for ways out; the kernel takes no notice of it.
     ip6 saddr fe80::/10 icmpv6 type nd-router-advert accept
     ip6 saddr :: icmpv6 type nd-neighbor-solicit accept
-    ip6 saddr fe80::/10 udp dport {{ {babel}, {hello} }} accept
+    # One socket hears them of all ports: who talks too much on one is not to drown who is on another.
+    ip6 saddr fe80::/10 udp dport {{ {babel}, {hello} }} jump greeting
     ip6 saddr fe80::/10 ip6 daddr fe80::/10 tcp dport {relay} accept
 {offered}    drop
+  }}
+  chain greeting {{
+    update @talkers {{ iifname limit rate over 50/second burst 200 packets }} drop
+    accept
   }}
   chain computer {{
 {computer}  }}
@@ -107,7 +113,7 @@ def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, 
     more = {name: text.format(**names) if provision else "" for name, text in OFFERED.items()}
     declared = RULES.format(table=TABLE, babel=BABEL_PORT, hello=hello.PORT, relay=relay.PORT, **more)
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
-    named = ("stranger", "computer", "outside")
+    named = ("stranger", "greeting", "computer", "outside")
     head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)
     return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}"
 

@@ -335,8 +335,9 @@ class Mesh:
             self._answer(name)
         if new.neighbour is old.neighbour or new.neighbour is None:
             return
-        before = old.neighbour
-        if not before or before.authenticated != new.neighbour.authenticated or before.hello.name != message.name:
+        before, believed = old.neighbour, new.neighbour.authenticated
+        # What a stranger calls itself is no news when it was one before.
+        if not before or before.authenticated != believed or (believed and before.hello.name != message.name):
             self._answer(name)
             self._state.record(f"neighbour {message.name or 'a stranger'} on {name}")
         elif (message.heard != old.nonce) or before.hello.serial != message.serial:

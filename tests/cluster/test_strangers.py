@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from machines import kmbuild, wait_for
@@ -91,6 +92,22 @@ async def main():
 asyncio.run(main())
 """
 
+# Says hello as fast as it goes, by ever another name. Arguments: port, how long (s).
+STORM = """
+import socket, sys, time
+from kmagent import hello
+peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+place = (hello.GROUP, hello.PORT, 0, socket.if_nametoindex(sys.argv[1]))
+said = [hello.Hello("other", 9, f"other-{one}", "eth0", 1500, 10**6, "aa" * 8, "", one, (1,), True) for one in range(500)]
+packets = [hello.encode(one, {1: "ab" * 32}) for one in said]
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    for packet in packets:
+        peer.sendto(packet, place)
+"""
+# Longer than a neighbour is believed that is not heard.
+STORM_S = 20
+
 
 @pytest.fixture(scope="module")
 def stranger(ring: Ring) -> Iterator[Stranger]:
@@ -101,7 +118,7 @@ def stranger(ring: Ring) -> Iterator[Stranger]:
         yield one
 
 
-def port_of(ring: Ring, name: str) -> dict[str, object]:
+def port_of(ring: Ring, name: str) -> dict[str, Any]:
     return next(port for port in ring[1].status()["ports"] if port["name"] == name)
 
 
@@ -248,6 +265,15 @@ def test_a_thousand_requests_at_once_disturb_nothing(ring: Ring, stranger: Stran
     assert "200" not in outcome
     # A host that stands still for half a second is one whose nodes all miss hellos: ways are lost for a moment then.
     wait_for("ring that is whole, and a page of the third node", lambda: ring.is_whole() and ring.reaches(1, 3), 5, 1)
+
+
+def test_a_storm_of_greetings_drowns_no_neighbour(ring: Ring, stranger: Stranger) -> None:
+    stranger.python(STORM, PORT, str(STORM_S))
+    neighbours = [port_of(ring, name)["neighbour"] for name in ("eth0", "eth1")]
+    assert all(one and one["authenticated"] and one["since_s"] > STORM_S for one in neighbours), neighbours
+    told = [event["name"] for event in ring[1].status()["events"] if "other-" in event["name"]]
+    assert len(told) <= 1, told
+    wait_for("end of the stranger's greeting", lambda: port_of(ring, "eth2")["neighbour"] is None, 30, 1)
 
 
 def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:
