@@ -21,7 +21,7 @@ from kmbuild import stick
 from kmbuild.cluster import make_directory, show_line
 from kmbuild.locate import locate_image
 from kmbuild.table import table
-from kmcluster import bench, steady, verdict_page, verdict_table, waiting
+from kmcluster import bench, bundle, state, steady, verdict_page, verdict_table, waiting
 from kmcluster.drivers import NAMES
 from kmcluster.duration import parse_duration
 from kmcluster.image import check_image
@@ -161,7 +161,16 @@ class Session:
         try:
             return play(scenario, Stage(name, self.output, lambda what: self.say("", what)), seed)
         except UserError as error:
-            return Run(scenario=scenario.name, seed=seed, faults=[f"not played: {error}"], marks=[])
+            kept = self.collect(name, f"{scenario.name}-{seed}")
+            return Run(scenario=scenario.name, seed=seed, faults=[f"not played: {error}"], marks=[], bundle=kept)
+
+    def collect(self, name: str, what: str) -> str:
+        """Keep a bundle of a cluster; returns its file's name, empty when there is nothing to keep or no room for it."""
+        try:
+            return bundle.collect(state.load(name), self.output / f"{what}.tar.gz").name
+        except UserError as error:
+            self.say(name, f"no bundle: {error}")
+            return ""
 
     def bring_up(self, scenario: Scenario) -> str:
         """Boot a cluster for a scenario, whose voters are replaced soon; returns its name."""
@@ -178,7 +187,9 @@ class Session:
             made = bench.up(order)
             waiting.wait_ready(made, lambda _, who, what: self.say(who, what))
             steady.wait_steady(made, STEADY_S * steady.pace(made))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, UserError) and (kept := self.collect(name, name)):
+                self.say(name, f"did not come up, see {self.output / kept}")
             bench.down(name)
             raise
         self.say(name, "steady")

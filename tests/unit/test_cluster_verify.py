@@ -112,6 +112,28 @@ def test_junit_has_a_case_for_each_run_and_its_failure() -> None:
     assert failure.text == "a < b\nmore\nbundle: x.tar.gz"
 
 
+def test_what_could_not_be_played_leaves_a_bundle_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UserError("a node is not Ready")
+
+    told: list[str] = []
+    monkeypatch.setattr("kmbuild.verify.check_image", lambda _: {"roothash": "5" * 64})
+    monkeypatch.setattr("kmbuild.verify.locate_image", lambda path: path)
+    monkeypatch.setattr("kmbuild.verify.play", fail)
+    monkeypatch.setattr("kmbuild.verify.state.load", lambda name: name)
+    monkeypatch.setattr("kmbuild.verify.bundle.collect", lambda _, target: target)
+    session = Session("nspawn", tmp_path, tmp_path, 1)
+    monkeypatch.setattr(session, "say", lambda _, what: told.append(what))
+    played = session.play("verify-1", ALL["soak"], 7)
+    assert (played.faults, played.bundle) == (["not played: a node is not Ready"], "soak-7.tar.gz")
+    downs: list[str] = []
+    monkeypatch.setattr("kmbuild.verify.bench.up", fail)
+    monkeypatch.setattr("kmbuild.verify.bench.down", downs.append)
+    with pytest.raises(UserError, match="not Ready"):
+        session.bring_up(ALL["soak"])
+    assert len(downs) == 1 and f"did not come up, see {tmp_path / downs[0]}.tar.gz" in told
+
+
 def test_what_there_was_no_time_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kmbuild.verify.check_image", lambda _: {"roothash": "5" * 64})
     monkeypatch.setattr("kmbuild.verify.locate_image", lambda path: path)
