@@ -52,6 +52,7 @@ def draw(rows: Sequence[Figures]) -> str:
     panels: list[tuple[str, Series]] = [
         ("whole after a cold start, s", {"": [point(row, [row.whole_s or 0.0]) for row in rows]}),
         ("CPU per node, % of a core", {"": [point(row, [row.core_percent[0]]) for row in rows]}),
+        ("memory of its own per node, MB", {"": [point(row, [row.anonymous_mb[0]]) for row in rows]}),
         ("longest gap after a fault, s", {fault: [point(row, row.gaps_s[fault]) for row in rows] for fault in faults}),
     ]
     parts = [panel(title, series, LEFT + at * (WIDTH + BETWEEN)) for at, (title, series) in enumerate(panels)]

@@ -189,8 +189,8 @@ def shapes(drawn: str, name: str) -> Iterator[dict[str, str]]:
 def test_the_picture_has_every_point_and_scaled_ones_are_hollow() -> None:
     drawn = plot.draw([figures(16), figures(50), figures(200, 1.0), figures(300, whole_s=None)])
     circles = list(shapes(drawn, "circle"))
-    assert len(circles) == 3 * 4
-    assert sum(circle["fill"] == "white" for circle in circles) == 4
+    assert len(circles) == 3 * 5
+    assert sum(circle["fill"] == "white" for circle in circles) == 5
     _, _, width, height = (float(word) for word in next(shapes(drawn, "svg"))["viewBox"].split())
     assert all(0 < float(c["cx"]) < width and 0 < float(c["cy"]) < height for c in circles)
     assert "200 nodes: hello 1 s" in drawn
