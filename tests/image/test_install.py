@@ -11,14 +11,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kmagent import disk_look, home_disk
 from kmagent.disk_choice import Found
+from kmagent.install import claim
 from kmagent.paths import Paths
 from kmbuild import sandbox
 from kmplan.drives import Drive, Partition
 from kmplan.run import run
+from kmplan.seed import JoinBundle
 
 SECTOR, GIB = 512, 1 << 30
 ESP, ROOT, HASHES = "kubermesh-esp", "kubermesh-a", "kubermesh-a-verity"
@@ -194,6 +197,26 @@ def test_a_disk_whose_file_system_is_damaged_is_not_taken_for_an_empty_one(tmp_p
     found, before = looked_at(tmp_path, {"cluster.json": "{}"}, spoil=True)
     assert found.holds == "broken" and "cannot be read" in found.what
     assert (tmp_path / "var.img").read_bytes() == before
+
+
+def test_a_disk_that_was_claimed_is_known_however_full_its_var_becomes(tmp_path: Path) -> None:
+    image, paths = tmp_path / "var.img", Paths(run=tmp_path / "run", state=tmp_path / "state")
+    for folder in (paths.run, paths.state):
+        folder.mkdir()
+    join = JoinBundle(name="shop", authority="OURS")
+    (paths.state / "join.json").write_bytes(msgspec.json.encode(join))
+    run(["mkfs.ext4", "-q", image, "64m"])
+    device = Path(run(["losetup", "--find", "--show", image]).stdout.strip())
+    drive = Drive(path=device, size=64 << 20, partitions=[Partition(path=device, label=home_disk.VAR)])
+    try:
+        assert disk_look.look(paths, drive, "OURS").holds == "nothing"
+        claim(paths, device.name, "its key")
+        with disk_look.mounted(paths, device, "rw") as var:
+            (var / "log").mkdir()
+        assert disk_look.look(paths, drive, "OURS") == Found(drive, "ours", "shop")
+        assert disk_look.look(paths, drive, "THEIRS").holds == "theirs"
+    finally:
+        run(["losetup", "--detach", device])
 
 
 def looked_at(tmp_path: Path, files: dict[str, str], *, spoil: bool = False) -> tuple[Found, bytes]:
