@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import datetime
 import json
+import sys
 import time
 from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, http, identity, relay, removed_data
+from kmagent import certificates, clock, http, identity, relay, removed_data, seed_credential
 from kmagent.identity import Identity
 from kmagent.join import check_registry
 from kmagent.paths import Paths
@@ -106,8 +107,7 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
             write(paths.state / name, str(files[name]), 0o600)
         initial_cluster = str(answer["initial_cluster"])
     elif is_replaced(me.role, role, answer):
-        retire(paths)
-        initial_cluster = ""
+        role, initial_cluster = "worker", ""
     if not (paths.state / "encryption.key").exists():
         role = "worker"
     changed = msgspec.structs.replace(
@@ -119,6 +119,9 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
     )
     if changed != me.role:
         identity.write_role(paths, changed)
+    if changed.role == "worker":
+        # After that is written: a voter without its secrets would not start. Cut off here, it is done again.
+        retire(paths)
     return changed
 
 
@@ -138,6 +141,10 @@ def is_replaced(me: identity.Role, role: str, answer: dict[str, Any]) -> bool:
 
 def retire(paths: Paths) -> None:
     """Give up what only the control plane may have; etcd's data is kept aside, as it would not start with it again."""
+    try:
+        seed_credential.give_up(paths)
+    except (UserError, OSError) as error:
+        print(f"the seed's credential stays where it is: {error}", file=sys.stderr)
     for name in set(SECRET_FILES) - set(PUBLIC_FILES):
         (paths.state / name).unlink(missing_ok=True)
     data = paths.state / "etcd"

@@ -10,7 +10,7 @@ import msgspec
 from kmagent import identity_files
 from kmagent.paths import Paths
 from kmplan import pki
-from kmplan.cluster import ClusterFile
+from kmplan.cluster import ClusterFile, Install
 from kmplan.errors import UserError
 from kmplan.files import write, write_if_changed
 from kmplan.secret_files import PUBLIC_FILES
@@ -113,8 +113,14 @@ def read_authority(paths: Paths, name: str) -> pki.Pair:
 
 
 def join_of(seed: SeedBundle) -> JoinBundle:
-    """Return what a machine of the seed's cluster has to know to ask for admission."""
-    return JoinBundle(name=seed.cluster.name, authority=seed.files["pki/node-ca.crt"])
+    """Return what a machine of the seed's cluster has to know to ask for admission, and where the seed lives."""
+    return JoinBundle(name=seed.cluster.name, authority=seed.files["pki/node-ca.crt"], install=install_of(seed))
+
+
+def install_of(seed: SeedBundle) -> Install:
+    """Return where the seed lives: never in memory, as one that forgets what it began would begin it again."""
+    wish = seed.cluster.install
+    return msgspec.structs.replace(wish, to="stick") if wish.to == "ram" else wish
 
 
 def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Role:

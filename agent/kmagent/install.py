@@ -172,11 +172,7 @@ def wishes(paths: Paths) -> tuple[Install, str]:
     folder = paths.credentials
     if folder and is_seed(paths):
         seed = parse_bundle((folder / "kubermesh.seed").read_bytes())
-        wish = seed.cluster.install
-        if wish.to == "ram":
-            # A seed that forgets what it began would begin it again.
-            wish = msgspec.structs.replace(wish, to="stick")
-        return wish, seed.files[NODE_AUTHORITY]
+        return identity.install_of(seed), seed.files[NODE_AUTHORITY]
     if folder and (folder / "kubermesh.join").exists():
         try:
             asked = parse_join((folder / "kubermesh.join").read_bytes())

@@ -1,24 +1,26 @@
 """A node's files, made from a real cluster directory: identity, certificates, configuration."""
 
 import asyncio
+import contextlib
 import datetime
 import json
 import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from kmagent import clock, components, daemon, enrol, identity, identity_files, prepare
+from kmagent import clock, components, daemon, enrol, identity, identity_files, prepare, seed_credential
 from kmagent.paths import Paths
 from kmbuild.init import create
 from kmplan import pki
 from kmplan.cluster import ClusterFile
 from kmplan.errors import UserError
-from kmplan.seed import make_bundle
+from kmplan.seed import make_bundle, parse_join
 
 TEMPLATES = Path(__file__).parents[2] / "overlays/node"
 VERSIONS = {"image": "0.1.0", "kubernetes": "1.37.2", "etcd": "3.6.16", "coredns": "1.15.0"}
@@ -63,6 +65,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     for name in components.UIDS:
         monkeypatch.setitem(components.UIDS, name, os.getuid())
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    # It boots from a disk of its own, whose EFI system partition is a folder here.
+    (tmp_path / "esp/loader/credentials").mkdir(parents=True)
+    monkeypatch.setattr(seed_credential.home_disk, "root_drive", lambda: "vda")
+    monkeypatch.setattr(seed_credential.home_disk, "partition_of", lambda drive, label: f"{drive} {label}")
+    # What systemd-creds(1) makes of it is not looked into.
+    monkeypatch.setattr(seed_credential, "run", lambda _, **given: SimpleNamespace(stdout=given["input"].decode()))
+    monkeypatch.setattr(seed_credential, "mounted", lambda *_: contextlib.nullcontext(tmp_path / "esp"))
     return Machine(tmp_path)
 
 
@@ -141,6 +150,36 @@ def test_a_seed_that_votes_no_more_is_not_given_the_secrets_again(machine: Machi
     left = {str(path.relative_to(machine.paths.state)) for path in machine.paths.state.rglob("*.key") if path.is_file()}
     assert left == {"identity.key"}
     assert (machine.paths.state / "pki/cluster-ca.crt").exists()
+
+
+def test_a_seed_that_votes_no_more_leaves_no_key_where_it_boots_from(machine: Machine) -> None:
+    """Instead its disk has what any other machine is given: which cluster this is, and where it lives."""
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    credentials = machine.folder / "esp/loader/credentials"
+    (credentials / "kubermesh.seed.cred").write_text("all keys")
+    for _ in range(2):
+        me = identity.Identity(cluster=me.cluster, role=enrol.take_role(machine.paths, me, "worker", {}))
+        (sealed,) = credentials.iterdir()
+        assert sealed.name == "kubermesh.join.cred"
+    join = parse_join(sealed.read_bytes())
+    assert (join.name, join.authority) == ("shop", identity.read_secret(machine.paths, "pki/node-ca.crt"))
+
+
+def test_giving_the_secrets_up_goes_on_after_a_power_cut(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A voter without its secrets would not start: what the node is comes first."""
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(enrol, "retire", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        enrol.take_role(machine.paths, me, "worker", {})
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None and me.role.role == "worker" and (machine.paths.state / "encryption.key").exists()
+    enrol.take_role(machine.paths, me, "worker", {})
+    assert not (machine.paths.state / "encryption.key").exists()
 
 
 def test_a_voter_that_shall_be_a_standby_was_replaced_and_begins_anew(machine: Machine) -> None:
