@@ -4,6 +4,7 @@ They are encrypted with the empty key, as systemd wants them encrypted at all: t
 what is on it.
 """
 
+import os
 import struct
 import tempfile
 import uuid
@@ -51,5 +52,16 @@ def put(tools: Path, target: Path, offset: int, credentials: Mapping[str, bytes]
         try:
             run(tool(tools, "mmd", "-D", "s", "-i", place, f"::{FOLDER}"), check=False)
             run(tool(tools, "mcopy", "-o", "-i", place, *paths, f"::{FOLDER}/"))
+            forget(target)
+            kept = [run(tool(tools, "mtype", "-i", place, f"::{FOLDER}/{path.name}")).stdout for path in paths]
         except CommandError as error:
             raise UserError(f"{target}: no credentials on it: {error.output.strip()[-200:]}") from error
+        if kept != [path.read_text() for path in paths]:
+            raise UserError(f"{target}: does not keep what is written to it", "it is broken: take another drive")
+
+
+def forget(drive: Path) -> None:
+    """Have what is read of a drive from now on come from the drive, and not from this machine's memory."""
+    with drive.open("rb") as device:
+        os.fsync(device.fileno())
+        os.posix_fadvise(device.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

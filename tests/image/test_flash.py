@@ -287,7 +287,9 @@ def test_a_drive_that_fails_is_one_line(built: Image, shop: Path, tmp_path: Path
                 assert not any(reader.read(1 << 20))
 
 
-def test_a_block_device_is_written_and_read_back_past_the_cache(built: Image, tmp_path: Path) -> None:
+def test_a_block_device_is_written_and_read_back_past_the_cache(
+    built: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = stick(tmp_path)
     block_map, start = bmap.read(bmap.beside(built.raw)), esp.find(built.raw)
     last = max(one.end for one in block_map.ranges if start < one.start and one.end < block_map.size) - 1
@@ -304,7 +306,18 @@ def test_a_block_device_is_written_and_read_back_past_the_cache(built: Image, tm
                 file.seek(last)
                 file.write(bytes([byte ^ 1]))
 
+    def alter(target: Path) -> None:
+        """Have something else there than was written when the credentials are read back."""
+        other = tmp_path / "other"
+        other.write_text("of another cluster")
+        run(tool(built.tools, "mcopy", "-o", "-i", f"{target}@@{start}", other, f"::{esp.FOLDER}/kubermesh.join.cred"))
+
     with loop_device(path) as device:
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="does not keep what is written"):
+            patch.setattr(esp, "forget", alter)
+            engine.write(built.raw, block_map, device, finish, lambda *_: None)
+        with device.open("rb") as file:
+            assert not any(file.read(1 << 20))
         engine.write(built.raw, block_map, device, finish, lambda *_: None)
         assert run(["cmp", "-n", str(1 << 20), built.raw, path]).stdout == ""
         assert credential(built, path, "kubermesh.join") == b"whom to ask"
