@@ -5,13 +5,14 @@ from typing import Any
 
 import click
 
+from kmbuild.completion import complete_node
 from kmbuild.options import json_option, name_option
 from kmcluster import cabling, state
 
 
 @click.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=complete_node)
+@click.argument("b", shell_complete=complete_node)
 @click.argument("action", type=click.Choice(cabling.ACTIONS))
 @click.option(
     "--loss",

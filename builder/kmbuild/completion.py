@@ -1,9 +1,10 @@
-"""What the shell offers at the Tab key: names of clusters, of their nodes and of topologies."""
+"""What the shell offers at the Tab key: names of clusters, of their nodes, of topologies and of scenarios."""
 
 import click
 from click.shell_completion import CompletionItem
 
 from kmcluster import state
+from kmcluster.scenarios import ALL
 from kmcluster.topology import shipped_names
 from kmplan.errors import UserError
 
@@ -25,6 +26,11 @@ def complete_topology(_context: click.Context, _parameter: click.Parameter, inco
     """Shipped topologies; for what is none of them the shell offers files."""
     names = beginning_with(incomplete, shipped_names())
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
+
+
+def complete_scenario(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """What `kmbuild verify` can play."""
+    return beginning_with(incomplete, [*ALL])
 
 
 def nodes(name: str) -> list[str]:

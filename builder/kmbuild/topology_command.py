@@ -4,6 +4,7 @@ import json
 
 import click
 
+from kmbuild.completion import complete_topology
 from kmbuild.options import json_option
 from kmcluster import random_mesh
 from kmcluster.topology import find_topology, read_topology, shipped_names
@@ -28,7 +29,7 @@ def list_topologies(as_json: bool) -> None:
 
 
 @topology.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_topology)
 def show(name: str) -> None:
     """Print a topology file; NAME is a file or a shipped one's name."""
     path = find_topology(name)

@@ -19,6 +19,7 @@ import msgspec
 
 from kmbuild import stick
 from kmbuild.cluster import make_directory, show_line
+from kmbuild.completion import complete_scenario
 from kmbuild.locate import locate_image
 from kmbuild.table import table
 from kmcluster import bench, bundle, state, steady, verdict_page, verdict_table, waiting
@@ -40,7 +41,7 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
 
 
 @click.command()
-@click.argument("names", metavar="[SCENARIO]...", nargs=-1)
+@click.argument("names", metavar="[SCENARIO]...", nargs=-1, shell_complete=complete_scenario)
 @click.option("--tag", "tags", multiple=True, type=click.Choice(TAGS), help="All scenarios with this tag; repeatable.")
 @click.option("--part", metavar="N/M", help="Of these every M-th, from the Nth on: all of them in M parts.")
 @click.option("--list", "only_list", is_flag=True, help="List the scenarios and do nothing.")

@@ -31,6 +31,9 @@ def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["cluster", "disk", "lab-1"], "w", ["wipe"]),
         (["cluster", "logs"], "lab", ["lab-1"]),
         (["cluster", "up"], "ri", ["ring5"]),
+        (["cluster", "cable", "lab-1"], "", ["lab-1", "shop-1"]),
+        (["cluster", "topology", "show"], "gr", ["grid9"]),
+        (["verify", "soak"], "two-", ["two-workers", "two-voters-gone"]),
     ],
 )
 def test_names_are_completed(words: list[str], start: str, expected: list[str]) -> None:
