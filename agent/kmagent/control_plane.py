@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from kmagent import anycast
 from kmagent.components import CONTROL_PLANE
@@ -15,6 +16,9 @@ log = logging.getLogger(__name__)
 
 ETCD_STARTING_S = 0.2
 ETCD_RUNNING_S = 5.0
+# Before it serves anybody, etcd asks every other member for a hash of its data, and waits 7 s for one that has just been started
+# as well: that is worth it where others serve. Where all start at once none is told anything (etcd, server/embed/etcd.go).
+CHECKED, UNCHECKED = "InitialCorruptCheck=true", "InitialCorruptCheck=false"
 # What the API needs here, and how long kubelet may take to end it when it was given another manifest.
 SERVING, KUBELET_S = ("etcd", "kube-apiserver"), 3.0
 
@@ -34,7 +38,15 @@ def changes(paths: Paths, etcd: bool, api: bool) -> dict[str, str]:
     given = {path.stem: path.read_text() for path in paths.manifests.glob("*.yaml")}
     wanted = wanted_manifests(etcd, api, frozenset(given))
     staged = {name: (paths.staged / f"{name}.yaml").read_text() for name in wanted}
+    if paths.cold_start.exists():
+        staged["etcd"] = staged["etcd"].replace(CHECKED, UNCHECKED)
     return {name: text for name, text in staged.items() if given.get(name) != text}
+
+
+def note_start(paths: Paths, *, served: bool) -> None:
+    """Note whether etcd starts where no other one serves (`served`), unless kubelet has it already."""
+    if not (paths.manifests / "etcd.yaml").exists():
+        paths.cold_start.unlink(missing_ok=True) if served else paths.cold_start.touch()
 
 
 def place(paths: Paths, manifests: dict[str, str]) -> None:
@@ -51,10 +63,10 @@ def withdraw(paths: Paths) -> list[str]:
     return found
 
 
-async def run(state: State, paths: Paths) -> None:
+async def run(state: State, paths: Paths, is_served: Callable[[], bool]) -> None:
     """Place manifests whenever something came up or was rendered again, and take them away when the fence is closed.
 
-    A standby has an etcd, and no API server of its own.
+    A standby has an etcd, and no API server of its own. `is_served` says whether another node's etcd serves.
     """
     assert state.facts is not None  # noqa: S101 - configured
     votes = state.facts.role == "voter"
@@ -66,6 +78,7 @@ async def run(state: State, paths: Paths) -> None:
             await changed.wait()
             continue
         etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))
+        note_start(paths, served=is_served())
         due = await asyncio.to_thread(changes, paths, etcd, api)
         if state.conditions["announced"] and not due.keys().isdisjoint(SERVING):
             await anycast.step_aside(state, paths)

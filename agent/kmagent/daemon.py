@@ -176,7 +176,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         parts += [
             Fence(state, paths, me, orders, peers).run(),
             control_plane.watch_etcd(state, me.probe_scale),
-            control_plane.run(state, paths),
+            control_plane.run(state, paths, lambda: f"{me.join}/128" in mesh.routes()),
         ]
     if me.role != "voter":
         tls = Tls(paths.pki / "kubelet/cluster-ca.crt", paths.pki / "kubelet/client.crt")

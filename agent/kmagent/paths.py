@@ -34,6 +34,11 @@ class Paths:
         return self.run / "manifests"
 
     @property
+    def cold_start(self) -> Path:
+        """There when no other node's etcd served as this one's was started."""
+        return self.run / "cold-start"
+
+    @property
     def facts(self) -> Path:
         """What `prepare` found out about this node."""
         return self.run / "node.json"

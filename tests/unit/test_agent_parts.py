@@ -69,6 +69,27 @@ def test_manifests_that_do_not_change_are_not_written_again(tmp_path: Path) -> N
     assert control_plane.changes(paths, etcd=False, api=False) == {"etcd": "new"}
 
 
+def test_etcd_asks_no_other_for_its_data_where_all_start_at_once(tmp_path: Path) -> None:
+    """They would wait for each other; and what was begun so stays so, or etcd would be started anew."""
+    paths = Paths(run=tmp_path, manifests=tmp_path / "kubelet")
+    paths.staged.mkdir()
+    paths.manifests.mkdir()
+    (paths.staged / "etcd.yaml").write_text("--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true")
+
+    def given(*, served: bool) -> str:
+        control_plane.note_start(paths, served=served)
+        control_plane.place(paths, control_plane.changes(paths, etcd=False, api=False))
+        return (paths.manifests / "etcd.yaml").read_text()
+
+    template = Path(__file__).parents[2] / "overlays/node/manifests/etcd.yaml.j2"
+    assert control_plane.CHECKED in template.read_text()
+    cold = "--feature-gates=InitialCorruptCheck=false,CompactHashCheck=true"
+    assert [given(served=False), given(served=True)] == [cold, cold]
+    control_plane.withdraw(paths)
+    assert given(served=True) == (paths.staged / "etcd.yaml").read_text()
+    assert given(served=False) == (paths.staged / "etcd.yaml").read_text()
+
+
 FINDINGS: dict[str, anycast.Finding] = {"+": "good", "-": "bad", "0": "gone"}
 
 
@@ -114,7 +135,8 @@ def test_clients_are_led_elsewhere_before_etcd_or_the_api_server_is_started_anew
 
     async def scenario() -> None:
         state.set("etcd", True)
-        parts = [asyncio.create_task(anycast.run(state, paths)), asyncio.create_task(control_plane.run(state, paths))]
+        running = (anycast.run(state, paths), control_plane.run(state, paths, lambda: True))
+        parts = [asyncio.create_task(one) for one in running]
         await state.wait_for("announced")
         while not all((paths.manifests / f"{name}.yaml").exists() for name in ALL):
             await asyncio.sleep(0.001)
