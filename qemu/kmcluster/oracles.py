@@ -55,28 +55,29 @@ class Logs:
 def observing(
     scene: Scene, scenario: Scenario, chosen: Sequence[int], voters: Sequence[int], folder: Path
 ) -> Iterator[Logs]:
-    """Have all oracles look at the cluster, from machines that are not harmed as long as there are such.
+    """Have all oracles look at the cluster, from machines that are not harmed.
 
-    Virtual machines do not share their networks with this one: two writers use the port that leads to the API, and that is all.
+    Where there is none, and of virtual machines, which do not share their networks with this one, two writers use the port that
+    leads to the API, and that is all.
     """
     cluster = scene.cluster
     steady.kubectl(cluster, "delete", "configmap", COUNTER, "--ignore-not-found")
     steady.kubectl(cluster, "create", "configmap", COUNTER, "--from-literal=value=0")
     pace = str(steady.pace(cluster))
+    spared = [one for one in cluster.machines if one.number not in chosen]
     with tempfile.TemporaryDirectory() as papers:
-        if cluster.driver != "nspawn":
+        if cluster.driver != "nspawn" or not spared:
             config = Path(papers) / "kubeconfig"
             files.write(config, access.kubeconfig(cluster), 0o600)
             with inside_of([None] * WRITERS, "writer", folder, str(config), COUNTER, pace) as writers:
                 yield Logs(writers, [], [])
             return
-        spared = [one for one in cluster.machines if one.number not in chosen]
         # A watcher on a machine that is harmed would take several steps at once when it catches up.
         watched = [machine for machine in spared if machine.number in voters]
         # A voter's own API answers to the anycast address on the voter itself: writers elsewhere see how the address moves.
         elsewhere = sorted(spared, key=lambda machine: machine.number in voters)
         asking = [scene.machine(number) for number in chosen[: scenario.asks_victim]]
-        homes = networks([*asking, *elsewhere, *cluster.machines][:WRITERS])
+        homes = networks([*asking, *elsewhere][:WRITERS])
         config = cluster.directory / "admin.kubeconfig"
         with (
             inside_of(homes, "writer", folder, str(config), COUNTER, pace) as writers,
