@@ -135,5 +135,8 @@ def read(log: Path, kind: type[T]) -> list[T]:
 
 
 def value(cluster: Cluster) -> int:
-    """What the writers' counter is."""
-    return int(steady.kubectl(cluster, "get", "configmap", COUNTER, "--output=jsonpath={.data.value}"))
+    """What the writers' counter is; 0 when it is gone, and every write with it."""
+    shown = steady.kubectl(
+        cluster, "get", "configmap", COUNTER, "--ignore-not-found", "--output=jsonpath={.data.value}"
+    )
+    return int(shown or 0)

@@ -116,6 +116,11 @@ def never_alone(scenario: Scenario) -> Scenario:
     return replace(scenario, settings=tuple(pair for pair in scenario.settings if pair[0] != "auto_recover"))
 
 
+def unsynced(scenario: Scenario) -> Scenario:
+    """Voters acknowledge what is not on their disks yet."""
+    return replace(scenario, tuning={"arguments": {"etcd": {"unsafe-no-fsync": "true"}}})
+
+
 def longer(scenario: Scenario) -> Scenario:
     """It stands still for longer, and the address stays where it was."""
     return agents_with(ANYCAST_STAYS)(replace(scenario, after_s=2 * scenario.after_s))
@@ -171,7 +176,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "power-follower": not_undone,
     "power-worker": not_undone,
     "freeze-leader": not_undone,
-    "power-all": not_undone,
+    "power-all": unsynced,
     "voter-disk-lost": reconciler_off,
     "worker-disk-lost": agents_with(NEVER_ADMITTED),
     "voter-disk-full": reconciler_off,
