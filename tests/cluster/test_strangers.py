@@ -98,7 +98,7 @@ import socket, sys, time
 from kmagent import hello
 peer = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 place = (hello.GROUP, hello.PORT, 0, socket.if_nametoindex(sys.argv[1]))
-said = [hello.Hello("other", 9, f"other-{one}", "eth0", 1500, 10**6, "aa" * 8, "", one, (1,), True) for one in range(500)]
+said = [hello.Hello("other", 9, f"storm-{one}", "eth0", 1500, 10**6, "aa" * 8, "", one, (1,), True) for one in range(500)]
 packets = [hello.encode(one, {1: "ab" * 32}) for one in said]
 end = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < end:
@@ -271,7 +271,7 @@ def test_a_storm_of_greetings_drowns_no_neighbour(ring: Ring, stranger: Stranger
     stranger.python(STORM, PORT, str(STORM_S))
     neighbours = [port_of(ring, name)["neighbour"] for name in ("eth0", "eth1")]
     assert all(one and one["authenticated"] and one["since_s"] > STORM_S for one in neighbours), neighbours
-    told = [event["name"] for event in ring[1].status()["events"] if "other-" in event["name"]]
+    told = [event["name"] for event in ring[1].status()["events"] if "storm-" in event["name"]]
     assert len(told) <= 1, told
     wait_for("end of the stranger's greeting", lambda: port_of(ring, "eth2")["neighbour"] is None, 30, 1)
 
