@@ -45,8 +45,12 @@ def changes(paths: Paths, etcd: bool, api: bool) -> dict[str, str]:
 
 def note_start(paths: Paths, *, served: bool) -> None:
     """Note whether etcd starts where no other one serves (`served`), unless kubelet has it already."""
-    if not (paths.manifests / "etcd.yaml").exists():
-        paths.cold_start.unlink(missing_ok=True) if served else paths.cold_start.touch()
+    if (paths.manifests / "etcd.yaml").exists():
+        return
+    if served:
+        paths.cold_start.unlink(missing_ok=True)
+    else:
+        paths.cold_start.touch()
 
 
 def place(paths: Paths, manifests: dict[str, str]) -> None:

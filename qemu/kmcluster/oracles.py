@@ -77,7 +77,7 @@ def observing(
         # A voter's own API answers to the anycast address on the voter itself: writers elsewhere see how the address moves.
         elsewhere = sorted(spared, key=lambda machine: machine.number in voters)
         asking = [scene.machine(number) for number in chosen[: scenario.asks_victim]]
-        homes = networks([*asking, *elsewhere][:WRITERS])
+        homes = networks(([*asking, *elsewhere] * WRITERS)[:WRITERS])
         config = cluster.directory / "admin.kubeconfig"
         with (
             inside_of(homes, "writer", folder, str(config), COUNTER, pace) as writers,
