@@ -376,11 +376,19 @@ def test_a_stranger_reaches_what_lets_it_boot_and_ask_and_nothing_else() -> None
     sources = r"fe80::/10|::|fd6b:6d00::/32|\{ fe80::/10, (::|fd6b:6d00::/32) \}"
     own = re.compile(rf"(ip6 saddr ({sources})|ip saddr 198.19.0.0/16) .* (accept|jump computer|jump greeting)$")
     assert [rule for rule in accepted if not own.match(rule)] == ["udp dport { 67, 547 } accept"]
-    reached = {found for rule in accepted for found in re.findall(r"(tcp|udp) dport (.*) (?:accept|jump \w+)", rule)}
+    reached = {
+        found
+        for rule in accepted
+        for found in re.findall(r"(tcp|udp) dport (.*) (?:accept|jump computer|jump greeting)", rule)
+    }
     assert reached == {
         ("udp", f"{{ 6696, {hello.PORT} }}"), ("udp", "{ 67, 547 }"), ("udp", "69"),
         ("tcp", str(relay.PORT)), ("tcp", str(boot_image.PORT)), ("tcp", "6443"),
     }  # fmt: skip
+    assert rules["greeting"] == [
+        "update @talkers { iifname limit rate over 50/second burst 200 packets } drop",
+        "accept",
+    ]
     to = {rule.partition("daddr ")[2].partition(" tcp")[0] for rule in accepted if "tcp" in rule}
     assert to == {"fe80::/10", "{ fe80::/10, fd6b:6d00::/32 }", "198.19.0.0/16", API}
     icmp = {kind for rule in accepted for kind in re.findall(r"(?:nd|echo)-[a-z-]+", rule)}
