@@ -257,11 +257,7 @@ async def _prepare() -> dict[str, Any]:
         _, output = await run_async([sys.executable, "-I", "-m", "kmagent", "prepare"])
     except CommandError as error:
         raise UserError(error.output.strip().rpartition("\n")[2].removeprefix("kmagent: ")) from error
-    *said, result = output.strip().splitlines()
-    for line in said:
-        log.info("%s", line)
-    answer: dict[str, Any] = json.loads(result)
-    return answer
+    return joining.answer_of(output)
 
 
 def _image_version(paths: Paths) -> str:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import datetime
 import json
-import sys
 import time
 from typing import Any
 
@@ -141,10 +140,7 @@ def is_replaced(me: identity.Role, role: str, answer: dict[str, Any]) -> bool:
 
 def retire(paths: Paths) -> None:
     """Give up what only the control plane may have; etcd's data is kept aside, as it would not start with it again."""
-    try:
-        seed_credential.give_up(paths)
-    except (UserError, OSError) as error:
-        print(f"the seed's credential stays where it is: {error}", file=sys.stderr)
+    seed_credential.give_up(paths)
     for name in set(SECRET_FILES) - set(PUBLIC_FILES):
         (paths.state / name).unlink(missing_ok=True)
     data = paths.state / "etcd"

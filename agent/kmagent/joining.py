@@ -89,10 +89,18 @@ async def child(*arguments: str) -> dict[str, Any]:
     """Run one of the agent's own children; returns what it said last. A failure is a state like any other."""
     try:
         _, output = await run_async([sys.executable, "-I", "-m", "kmagent", *arguments])
-        answer: dict[str, Any] = json.loads(output.strip().rpartition("\n")[2])
+        return answer_of(output)
     except (CommandError, ValueError) as error:
         text = error.output if isinstance(error, CommandError) else str(error)
         message = text.strip().rpartition("\n")[2].removeprefix("kmagent: ")
         log.error("%s: %s", arguments[0], message)
         return {"state": "failed", "message": message}
+
+
+def answer_of(output: str) -> dict[str, Any]:
+    """Return the last line that a child has said, JSON; the lines before are for the journal. ValueError for what is none."""
+    *said, result = output.strip().splitlines() or [""]
+    for line in said:
+        log.info("%s", line)
+    answer: dict[str, Any] = json.loads(result)
     return answer

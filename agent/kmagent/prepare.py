@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, facts, identity, machine, render, settings, ssh
+from kmagent import certificates, clock, facts, identity, machine, render, seed_credential, settings, ssh
 from kmagent.components import UIDS
 from kmagent.facts import Facts
 from kmagent.identity import Identity
@@ -42,6 +42,8 @@ def prepare(paths: Paths) -> dict[str, Any]:
     me = identity.load(paths, time.time())
     tuning = identity.read_tuning(paths)
     if me is None:
+        # Of a seed that was removed: on a disk that is erased one day it would begin the cluster a second time.
+        seed_credential.give_up(paths)
         join = identity.read_join(paths)
         assert join is not None  # noqa: S101 - checked by load
         return {"join": join.name, "ignored_ports": tuning.ignored_ports, "probe_scale": tuning.probe_scale}

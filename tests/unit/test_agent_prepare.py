@@ -130,11 +130,14 @@ def test_a_seed_for_another_node_or_cluster_is_refused(machine: Machine) -> None
 
 
 def test_a_seed_that_was_removed_does_not_begin_the_cluster_again(machine: Machine) -> None:
-    """Its credential is still there: it asks to be admitted like any other, and may become another node."""
+    """Its credential is still there once: it asks to be admitted like any other, and may become another node."""
     prepare.prepare(machine.paths)
     identity_files.put_aside(machine.paths.state, everything=True)
+    credentials = machine.folder / "esp/loader/credentials"
+    (credentials / "kubermesh.seed.cred").write_text("all keys")
     for _ in range(2):
         assert prepare.prepare(machine.paths)["join"] == "shop"
+        assert [path.name for path in credentials.iterdir()] == ["kubermesh.join.cred"]
     assert not (machine.paths.state / "babel.key").exists()
     shutil.rmtree(machine.paths.state)
     prepare.prepare(machine.paths)
