@@ -32,6 +32,8 @@ INHERIT_S = 5.0
 # How long is waited until babeld has left a port; nobody is trusted there in any case.
 LEND_S = 1.0
 SYSCTL = "/proc/sys/net/ipv6/conf"
+# What every link carries (RFC 8200, 5).
+LEAST_MTU = 1280
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class Mesh:
         self._started = time.monotonic()
         self._rules = asyncio.Lock()
         self._keys: dict[str, int] = {}
+        # What ports have of themselves, and what they were told to have.
+        self._own_mtus: dict[str, int] = {}
+        self._fitted_mtus: dict[str, int] = {}
         self._was_asked = False
         self._reachable: frozenset[str] = frozenset()
         self._answer_at: dict[str, float] = {}
@@ -156,6 +161,8 @@ class Mesh:
             known = before.get(name)
             if known is None or known.index != port.index:
                 await self._bring_up(port)
+            if known is None or port.mtu not in (known.mtu, self._fitted_mtus.get(name)):
+                self._own_mtus[name] = port.mtu
             if known and known.carrier and not port.carrier:
                 self._drop(name, f"link-lost {name}")
             if port.carrier and name not in self.links:
@@ -308,7 +315,7 @@ class Mesh:
         # A hello has to fit into a packet.
         keys = {generation: me.keys[generation] for generation in sorted(me.keys)[-hello.MAX_GENERATIONS :]}
         message = Hello(
-            cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
+            cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=self._own_mtus[name], serial=me.serial,
             nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(keys), trusts=self._believes(name),
         )  # fmt: skip
         with contextlib.suppress(OSError):
@@ -344,9 +351,22 @@ class Mesh:
             self._answer(name)
         self._settle(name)
         self._trust()
+        self._fit(name)
         if before is None or before.hello.serial != message.serial or before.hello.trusts != message.trusts:
             self._publish()
             self.wake()
+
+    def _fit(self, name: str) -> None:
+        """Have a port send no larger packets than its neighbour's takes: they would be lost, and nobody would say so."""
+        port, neighbour = self.ports.get(name), self.links[name].neighbour
+        if port is None or neighbour is None or not self._believes(name):
+            return
+        wanted = min(self._own_mtus[name], max(neighbour.hello.mtu, LEAST_MTU))
+        if wanted not in (port.mtu, self._fitted_mtus.get(name)):
+            self._state.record(f"mtu {wanted} on {name}")
+            self._fitted_mtus[name] = wanted
+            setting = run_async(["ip", "link", "set", name, "mtu", str(wanted)], check=False)
+            asyncio.get_running_loop().create_task(setting)
 
     def _settle(self, *names: str) -> None:
         """Use the newest mesh key that both ends have; the newest of all where nobody is who belongs to the cluster."""

@@ -181,6 +181,12 @@ def is_told_size(node: Node, address: str, hop: str) -> bool:
     return True
 
 
+def test_a_port_sends_no_larger_packets_than_the_other_end_of_its_cable_takes(ring: Ring) -> None:
+    for mtu in ("1420", "1500"):
+        ring[5].output("ip", "link", "set", "eth1", "mtu", mtu)
+        wait_for("port that fits", lambda now=mtu: ring[1].output("cat", "/sys/class/net/eth1/mtu").strip() == now, 20)
+
+
 def test_a_node_cut_off_still_reaches_what_is_local(ring: Ring) -> None:
     (lonely, *_) = set(ring.nodes) - ring.voters()
     left, right = (lonely - 2) % 5 + 1, lonely % 5 + 1
