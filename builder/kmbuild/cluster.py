@@ -200,13 +200,18 @@ def kubectl(name: str | None, arguments: Sequence[str]) -> None:
 @cluster.command()
 @cluster_argument
 @click.option("--all", "every", is_flag=True, help="All clusters of this user.")
-def down(name: str | None, every: bool) -> None:
+@json_option
+def down(name: str | None, every: bool, as_json: bool) -> None:
     """End a cluster and remove all of it, also after a crash of this tool; nothing to do is no error."""
     names = state.cluster_names() if every or not name else [name]
     if not every and len(names) > 1:
         state.only_name(None)
     for one in names:
         bench.down(one)
+        if not as_json:
+            click.echo(f"{one}: gone")
+    if as_json:
+        click.echo(json.dumps(names))
 
 
 @cluster.command()

@@ -1,11 +1,12 @@
 """`kmbuild cluster logs` and `bundle`: what happened."""
 
+import json
 import time
 from pathlib import Path
 
 import click
 
-from kmbuild.options import cluster_argument, name_option, node_argument
+from kmbuild.options import cluster_argument, json_option, name_option, node_argument
 from kmcluster import bundle as bundles
 from kmcluster import logs as node_logs
 from kmcluster import state
@@ -44,9 +45,12 @@ def logs(node: str, what: str | None, follow: bool, since: str | None, name: str
     metavar="FILE",
     help="The archive, or its folder.  [default: this folder]",
 )
-def bundle(name: str | None, output: Path) -> None:
+@json_option
+def bundle(name: str | None, output: Path, as_json: bool) -> None:
     """Collect all that tells a cluster's story in one .tar.gz, and print its path; begin with its index.html.
 
     It has logs, routes, etcd's and the agent's state of every node, also of one that is off, and no keys.
     """
-    click.echo(bundles.collect(state.load(state.only_name(name)), output))
+    cluster = state.load(state.only_name(name))
+    path = bundles.collect(cluster, output)
+    click.echo(json.dumps({"cluster": cluster.name, "bundle": str(path)}, indent=2) if as_json else path)
