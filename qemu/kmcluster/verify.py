@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from random import Random
 
 import msgspec
 
-from kmcluster import bundle, oracles, prober, steady, watcher, witness
+from kmcluster import bundle, console, oracles, prober, steady, watcher, witness
 from kmcluster.scenario import Scenario, Scene
 from kmcluster.verdict import Mark, Outage, Run
 from kmcluster.writer import judge, outages, reason
@@ -69,7 +69,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     steady.wait_steady(scene.cluster, STEADY_S * steady.pace(scene.cluster))
     if scenario.before:
         scenario.before(scene)
-    chosen, before = scenario.victims(scene), members(scene)
+    chosen, before, said = scenario.victims(scene), members(scene), consoles(scene)
     pods = witness.place(scene.cluster)
     folder = stage.folder / f"{scenario.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         acts = act(scenario, scene, chosen)
         time.sleep(CALM_S)
     entries, probes, sights = logs.entries(), logs.probes(), logs.sights()
-    faults = [*acts.faults, *watcher.judge(sights)]
+    faults = [*acts.faults, *watcher.judge(sights), *alarms(said, consoles(scene))]
     faults += ["the service did not answer before the fault" for log in probes if not prober.answered(log, acts.begin)]
     try:
         final = oracles.value(scene.cluster)
@@ -154,6 +154,21 @@ def stretch(outage: Outage) -> str:
     """How long, from when on, and why."""
     reason = f" ({outage.why})" if outage.why else ""
     return f"for {outage.length_s:.1f} s from {outage.since_s:.1f} s on{reason}"
+
+
+def consoles(scene: Scene) -> dict[str, list[str]]:
+    """What virtual machines have shown so far, by name: those of containers show nothing of a kernel's."""
+    machines = scene.cluster.machines if scene.cluster.driver == "qemu" else []
+    return {machine.name: console.read_lines(scene.driver.console(machine)) for machine in machines}
+
+
+def alarms(before: Mapping[str, Sequence[str]], after: Mapping[str, list[str]]) -> list[str]:
+    """The lines that consoles have shown between two looks and that tell of a panic, a failed unit and the like."""
+    return [
+        f"console of {name}: {line}"
+        for name, lines in after.items()
+        for line in console.find_faults(lines[len(before[name]) :])
+    ]
 
 
 def members(scene: Scene) -> list[int]:

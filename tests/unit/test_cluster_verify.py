@@ -38,6 +38,13 @@ def test_an_outage_is_whole_though_the_fault_was_undone_meanwhile() -> None:
     assert found((100.0, 100.2), (110.1, 110.3)) == []
 
 
+def test_what_a_console_tells_of_a_fault_counts_from_the_beginning_of_a_scenario_on() -> None:
+    before = {"pair-1": ["[FAILED] old"], "pair-2": []}
+    after = {"pair-1": ["[FAILED] old", "Kubermesh 0.1"], "pair-2": ["Kernel panic - not syncing"]}
+    assert verify.alarms(before, after) == ["console of pair-2: Kernel panic - not syncing"]
+    assert verify.alarms(before, before) == verify.alarms({}, {}) == []
+
+
 def run(**changes: object) -> Run:
     values = {
         "scenario": "power-leader",
