@@ -1,5 +1,6 @@
 """The running root in memory: loaded from the stick, or given back once it is read from a disk."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from kmagent.paths import Paths
 from kmplan.drives import Drive
 from kmplan.errors import UserError
 from kmplan.run import run
+
+log = logging.getLogger(__name__)
 
 # As the initrd's of a machine that fetched its root (components/fetch/store.go).
 RULES = Path("/run/udev/rules.d/90-kubermesh-fetch.rules")
@@ -52,10 +55,12 @@ def keep_boot_image(paths: Paths, parts: Parts, roothash: str) -> None:
     assert parts.esp is not None  # noqa: S101 - a stick's
     paths.booted.mkdir(exist_ok=True)
     with mounted(paths, parts.esp.path, "ro", "vfat") as folder:
-        for path in (folder / "EFI/Linux").glob("*.efi"):
-            if boot_image.is_of(path, roothash):
-                shutil.copyfile(path, paths.booted / ".boot.efi")
-                (paths.booted / ".boot.efi").rename(paths.booted / "boot.efi")
+        found = [path for path in (folder / "EFI/Linux").glob("*.efi") if boot_image.is_of(path, roothash)]
+        for path in found[:1]:
+            shutil.copyfile(path, paths.booted / ".boot.efi")
+            (paths.booted / ".boot.efi").rename(paths.booted / "boot.efi")
+    if not found:
+        log.warning("the stick has no boot image of this system: no neighbour can boot from this machine")
 
 
 def leave(words: list[str], moved: str) -> None:
