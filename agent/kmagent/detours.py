@@ -3,16 +3,17 @@
 Babel takes no route that might lead back here before the prefix's source has answered (RFC 8966, 2.4 and 3.8.2). On a ring that
 takes half a second, and seconds where a request for it is lost (docs/design-notes.md, "Detours"). A neighbour whose own
 distance is less than its distance to this node and from here, before the loss, does not send packets through this node
-(RFC 5286, 3.1: loop-free alternates).
+(RFC 5286, 3.1: loop-free alternates). Where there is none, one that was farther away than this node has a detour of its
+own, or none, when it has taken its way back: it has heard of the loss.
 """
 
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kmagent import network
-from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, WIRED, Route, Table, Way
+from kmagent.babel import INFINITY, PERIOD_S, UPDATE_S, WIRED, Table, Way
 from kmagent.facts import Facts
 
 log = logging.getLogger(__name__)
@@ -22,18 +23,23 @@ SHOWN = 4
 # How long a neighbour may not have heard of a distance that has grown, or its answer not be here: babeld's updates there and
 # back, some time on the way, and until babeld was asked.
 HEARD_S = 2 * UPDATE_S + PERIOD_S + 1
+# How long after a loss those that were farther away may lead around it: what is known of them grows old.
+BEHIND_S = 2.0
 
 
 @dataclass(frozen=True)
 class Known:
     """How far away a prefix was when it was reached last, as neighbours know it (Babel's metric).
 
-    `at` is when it was as near as that (s), `until` when that is of no use any more.
+    `at` is when it was as near as that (s), `until` when that is of no use any more. `behind` are the neighbours that were
+    farther away, with their distances, until `behind_until`, which is set when the way is lost.
     """
 
     distance: int
     at: float
     until: float
+    behind: Mapping[Way, int] = field(default_factory=dict)
+    behind_until: float | None = None
 
 
 class Detours:
@@ -45,7 +51,7 @@ class Detours:
         self._taken: dict[str, Way] = {}
 
     async def follow(self, table: Table) -> bool:
-        """Take and leave detours by what babeld knows, leave all when it knows nothing; tells whether there are any."""
+        """Take and leave detours by what babeld knows, leave all when it knows nothing; tells whether to ask again soon."""
         self._known = remember(self._known, table, time.monotonic())
         wanted = choose(self._known, table)
         if wanted != self._taken:
@@ -56,37 +62,52 @@ class Detours:
             log.info("detours: %d, %s", len(wanted), ", ".join(sorted(wanted)[:SHOWN]) or "none")
             await network.ip_batch(commands, force=True)
             self._taken = wanted
-        return bool(wanted)
+        return bool(wanted) or any(one.behind for prefix, one in self._known.items() if prefix not in table.installed)
 
 
 def remember(known: Mapping[str, Known], table: Table, now: float) -> dict[str, Known]:
     """Return how far away each prefix was last, with what is reached now."""
-    kept = {prefix: one for prefix, one in known.items() if one.until > now and prefix not in table.own}
+    in_use = {route.prefix: route.metric for route in table.routes if route.in_use}
+    behind: dict[str, dict[Way, int]] = {prefix: {} for prefix in in_use}
     for route in table.routes:
-        if route.in_use:
-            old = kept.get(route.prefix)
-            if old is None or route.metric <= old.distance or now - old.at > HEARD_S:
-                kept[route.prefix] = Known(route.metric, now, now + network.DETOUR_S)
-            else:
-                kept[route.prefix] = replace(old, until=now + network.DETOUR_S)
+        if in_use.get(route.prefix, INFINITY) < route.refmetric < INFINITY:
+            behind[route.prefix][route.way] = route.refmetric
+    kept = {}
+    for prefix, one in known.items():
+        if prefix in in_use or one.until <= now or prefix in table.own:
+            continue
+        until = one.behind_until or now + BEHIND_S
+        kept[prefix] = replace(one, behind=one.behind if now < until else {}, behind_until=until)
+    for prefix, metric in in_use.items():
+        old = known.get(prefix)
+        if old is None or metric <= old.distance or now - old.at > HEARD_S:
+            old = Known(metric, now, now)
+        kept[prefix] = replace(old, until=now + network.DETOUR_S, behind=behind[prefix], behind_until=None)
     return kept
 
 
 def choose(known: Mapping[str, Known], table: Table) -> dict[str, Way]:
-    """Return the detours: for prefixes that babeld has no way to, the shortest one that does not lead back here."""
+    """Return the detours: for prefixes that babeld has no way to, the shortest one that does not lead back here.
+
+    Where no neighbour has one it is one who has heard of the loss.
+    """
     lost = {prefix: one for prefix, one in known.items() if prefix not in table.installed}
     if not lost:
         return {}
     heard = table.heard()
-    best: dict[str, Route] = {}
+    best: dict[str, tuple[int, Way]] = {}
     for route in table.routes:
         gone = lost.get(route.prefix)
-        if gone is None or route.way not in heard or route.refmetric >= INFINITY:
+        if gone is None or route.way not in heard:
             continue
         # Not more than a good cable costs: for the neighbour, which measures by itself, this one may not be slow yet.
         to_neighbour = min(route.metric - route.refmetric, WIRED)
         if route.refmetric < to_neighbour + gone.distance:
-            found = best.get(route.prefix)
-            if found is None or route.metric < found.metric:
-                best[route.prefix] = route
-    return {prefix: route.way for prefix, route in best.items()}
+            rank = route.metric
+        elif route.refmetric >= INFINITY and route.way in gone.behind:
+            rank = INFINITY + gone.behind[route.way]
+        else:
+            continue
+        if route.prefix not in best or rank < best[route.prefix][0]:
+            best[route.prefix] = rank, route.way
+    return {prefix: way for prefix, (_, way) in best.items()}

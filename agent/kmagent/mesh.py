@@ -32,8 +32,6 @@ INHERIT_S = 5.0
 # How long is waited until babeld has left a port; nobody is trusted there in any case.
 LEND_S = 1.0
 SYSCTL = "/proc/sys/net/ipv6/conf"
-# What every link carries (RFC 8200, 5).
-LEAST_MTU = 1280
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,6 @@ class Mesh:
         self._started = time.monotonic()
         self._rules = asyncio.Lock()
         self._keys: dict[str, int] = {}
-        # What ports have of themselves, and what they were told to have.
-        self._own_mtus: dict[str, int] = {}
-        self._fitted_mtus: dict[str, int] = {}
         self._was_asked = False
         self._reachable: frozenset[str] = frozenset()
         self._answer_at: dict[str, float] = {}
@@ -161,8 +156,6 @@ class Mesh:
             known = before.get(name)
             if known is None or known.index != port.index:
                 await self._bring_up(port)
-            if known is None or port.mtu not in (known.mtu, self._fitted_mtus.get(name)):
-                self._own_mtus[name] = port.mtu
             if known and known.carrier and not port.carrier:
                 self._drop(name, f"link-lost {name}")
             if port.carrier and name not in self.links:
@@ -315,7 +308,7 @@ class Mesh:
         # A hello has to fit into a packet.
         keys = {generation: me.keys[generation] for generation in sorted(me.keys)[-hello.MAX_GENERATIONS :]}
         message = Hello(
-            cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=self._own_mtus[name], serial=me.serial,
+            cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
             nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(keys), trusts=self._believes(name),
         )  # fmt: skip
         with contextlib.suppress(OSError):
@@ -351,22 +344,18 @@ class Mesh:
             self._answer(name)
         self._settle(name)
         self._trust()
-        self._fit(name)
+        self._compare(name, before)
         if before is None or before.hello.serial != message.serial or before.hello.trusts != message.trusts:
             self._publish()
             self.wake()
 
-    def _fit(self, name: str) -> None:
-        """Have a port send no larger packets than its neighbour's takes: they would be lost, and nobody would say so."""
+    def _compare(self, name: str, before: hello.Neighbour | None) -> None:
+        """Tell when the ends of a cable take packets of different sizes: one drops what is too large, and tells nobody."""
         port, neighbour = self.ports.get(name), self.links[name].neighbour
-        if port is None or neighbour is None or not self._believes(name):
+        if port is None or neighbour is None or not self._believes(name) or neighbour.hello.mtu == port.mtu:
             return
-        wanted = min(self._own_mtus[name], max(neighbour.hello.mtu, LEAST_MTU))
-        if wanted not in (port.mtu, self._fitted_mtus.get(name)):
-            self._state.record(f"mtu {wanted} on {name}")
-            self._fitted_mtus[name] = wanted
-            setting = run_async(["ip", "link", "set", name, "mtu", str(wanted)], check=False)
-            asyncio.get_running_loop().create_task(setting)
+        if before is None or not before.authenticated or before.hello.mtu != neighbour.hello.mtu:
+            self._state.record(f"mtu {port.mtu} on {name}, and {neighbour.hello.mtu} at the other end")
 
     def _settle(self, *names: str) -> None:
         """Use the newest mesh key that both ends have; the newest of all where nobody is who belongs to the cluster."""
@@ -453,6 +442,7 @@ class Mesh:
                 "name": neighbour.hello.name,
                 "number": neighbour.hello.number,
                 "port": neighbour.hello.port,
+                "mtu": neighbour.hello.mtu,
                 "address": neighbour.address,
                 "authenticated": self._believes(port.name),
                 "since_s": round(time.monotonic() - neighbour.since, 1),

@@ -8,7 +8,7 @@ from agent_fakes import FACTS
 
 from kmagent import network
 from kmagent.babel import INFINITY, Link, Route, Table, Way, parse
-from kmagent.detours import HEARD_S, Detours, choose, remember
+from kmagent.detours import BEHIND_S, HEARD_S, Detours, choose, remember
 
 NEAR, OTHER, THIRD = Way("fe80::1", "eth0"), Way("fe80::2", "eth1"), Way("fe80::3", "eth2")
 FAR = "fd12::9/128"
@@ -77,6 +77,35 @@ def test_a_detour_ends_when_the_mesh_has_a_way_and_in_time() -> None:
     assert after_loss(before, [route(OTHER, 288, 192)], OTHER, later=network.DETOUR_S + 1) == {}
     # The neighbour has lost it as well.
     assert after_loss(before, [route(OTHER, INFINITY, INFINITY)], OTHER) == {}
+
+
+def test_who_was_farther_away_leads_around_when_it_has_heard_of_the_loss() -> None:
+    """The other end of a cable of a ring of five: the neighbour's own way led through here, and it has another."""
+    known = remember(
+        {}, table([route(NEAR, 96, 0, installed=True), route(OTHER, 288, 192), route(THIRD, 384, 288)]), 100.0
+    )
+    not_heard, heard = route(OTHER, 288, 192), route(OTHER, INFINITY, INFINITY)
+    both = [route(THIRD, INFINITY, INFINITY), heard]
+    # Nobody has looked for as long as when nothing happens; that it was lost is seen now.
+    for now, routes, taken in (
+        (103.0, [not_heard], {}),
+        (103.2, [heard], {FAR: OTHER}),
+        # The nearest of several; and somebody who needs no other is better.
+        (103.3, both, {FAR: OTHER}),
+        (103.4, [*both, route(NEAR, 192, 96)], {FAR: NEAR}),
+        # Nobody knows for long who was nearer.
+        (103.0 + BEHIND_S, both, {}),
+    ):
+        then = table(routes, NEAR, OTHER, THIRD)
+        known = remember(known, then, now)
+        assert choose(known, then) == taken
+
+
+def test_two_that_have_lost_a_way_do_not_send_packets_to_each_other() -> None:
+    """The nearer one may, by the other: its own way led through this one."""
+    for ours, theirs, taken in ((96, 192, True), (192, 96, False), (192, 192, False)):
+        before = [route(NEAR, ours, ours - 96, installed=True), route(OTHER, theirs + 96, theirs)]
+        assert bool(after_loss(before, [route(OTHER, INFINITY, INFINITY)], OTHER)) == taken
 
 
 def test_what_this_node_announces_itself_has_no_detour() -> None:

@@ -606,35 +606,25 @@ def test_hellos_of_all_ports_go_out_together(tmp_path: Path, monkeypatch: pytest
     assert all(second[0][0] - first[2][0] > first[2][0] - first[0][0] for first, second in pairwise(rounds))
 
 
-def test_a_port_fits_its_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applied: list[str]) -> None:
-    """Whoever is believed: the narrower of both ends, and its own again when the other is wide, or somebody set another."""
-    told: list[str] = []
-
-    async def command(argv: list[str], **_: Any) -> tuple[int, str]:
-        told.append(" ".join(argv))
-        return 0, ""
-
-    monkeypatch.setattr(mesh, "run_async", command)
+def test_ends_of_a_cable_that_take_packets_of_different_sizes_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh, "_hello_socket", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
 
     async def scenario() -> None:
-        one = mesh.Mesh(State(), Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS, registered=frozenset({2})))
+        state = State()
+        one = mesh.Mesh(state, Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS, registered=frozenset({2})))
+        one.ports = {"eth0": Port("eth0", 2, "02:00", True, 1500)}
+        one.links = {"eth0": hello.new_link()}
 
-        async def hears(mtu: int, own: int, sequence: int, good: bool = True) -> list[str]:
-            found = {"eth0": Port("eth0", 2, "02:00", True, own)}
-            await one._take_ports(found)
-            told.clear()
+        def told(mtu: int, sequence: int, good: bool = True) -> list[str]:
             said = say(mtu=mtu, heard=one.links["eth0"].nonce, sequence=sequence)
             one._receive("eth0", said, good, "fe80::2")
-            await asyncio.sleep(0)
-            return told
+            return [event["name"] for event in state.document()["events"] if event["name"].startswith("mtu")]
 
-        assert await hears(1400, 9000, 1, good=False) == []
-        assert await hears(1500, 9000, 2) == ["ip link set eth0 mtu 1500"]
-        assert await hears(1500, 1500, 3) == []
-        assert await hears(9000, 1500, 4) == ["ip link set eth0 mtu 9000"]
-        assert await hears(9000, 9000, 5) == []
-        # Somebody has made it narrower: so it is, and this is what the neighbour is told.
-        assert await hears(9000, 1400, 6) == []
-        assert await hears(200, 1400, 7) == ["ip link set eth0 mtu 1280"]
+        assert told(9000, 1, good=False) == told(1500, 2) == []
+        different = "mtu 1500 on eth0, and 9000 at the other end"
+        assert told(9000, 3) == told(9000, 4) == told(1500, 5) == [different]
+        assert told(9000, 6) == [different] * 2
 
-    live(scenario())
+    asyncio.run(scenario())
