@@ -66,7 +66,10 @@ def plug_stick(node: str, action: str, name: str | None, as_json: bool) -> None:
 @name_option
 @json_option
 def clock(node: str, shift: str, name: str | None, as_json: bool) -> None:
-    """Put a node's clock forward (+1h) or back (-30m, -1y); qemu only, as containers have this machine's clock."""
+    """Put a node's clock ahead of this machine's (+1h) or behind it (-30m, -1y), or right (+0s).
+
+    qemu only, as containers have this machine's clock.
+    """
     changed = clocks.shift(state.only_name(name), node, shift)
     click.echo(json.dumps(changed, indent=2) if as_json else tell_clock(changed))
 

@@ -1,5 +1,6 @@
-"""A machine's clock, put forward or back."""
+"""A machine's clock, put ahead or behind."""
 
+import time
 from typing import Any
 
 from kmcluster import inside, state
@@ -18,7 +19,7 @@ def parse_shift(text: str) -> int:
 
 
 def shift(name: str, node: str, text: str) -> dict[str, Any]:
-    """Put a machine's clock forward or back; returns {node, before, after}, moments in seconds since 1970.
+    """Put a machine's clock ahead of this one's or behind it; returns {node, before, after}, moments in seconds since 1970.
 
     Raises UserError for containers: they have the host's clock, and that is never touched.
     """
@@ -27,5 +28,6 @@ def shift(name: str, node: str, text: str) -> dict[str, Any]:
     machine = cluster.machine(node)
     if cluster.driver != "qemu":
         raise UserError(f"{machine.name} is a container and has this host's clock", "use a cluster of --driver qemu")
-    driver = driver_of(cluster)
-    return {"node": machine.name, **inside.run_script(driver, machine, "set_clock", str(seconds), timeout_s=ANSWER_S)}
+    moment = str(int(time.time()) + seconds)
+    answer = inside.run_script(driver_of(cluster), machine, "set_clock", moment, timeout_s=ANSWER_S)
+    return {"node": machine.name, **answer}

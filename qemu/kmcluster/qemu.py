@@ -27,6 +27,7 @@ from kmplan.errors import UserError
 STATUS = "/run/kubermesh/status.json"
 STATUS_TIMEOUT_S = 20.0
 
+POWER_ON = "-- power on --"
 DISK, FAULTY = "disk-image", "disk-faulty"
 FAILING = ("write", "write-zeroes", "discard", "flush")
 FAULTY_DISK = {
@@ -60,6 +61,9 @@ class QemuDriver:
         argv = qemu(tools, qemu_arguments(self.cluster.name, machine, tools, self.cluster.accelerator, strings, ports))
         spec = Spec(argv=argv, cwd=str(folder), nice=niceness(machine, self.cluster.accelerator))
         log, note = folder / "qemu.log", self.cluster.noter("qemu", machine)
+        with self.console(machine).open("a") as console:
+            # What was shown before is kept; this is the end of it.
+            console.write(f"\n{POWER_ON}\n")
         started = start(spec, log, note, env=qemu_environment(tools))
         self.wait_for_monitor(machine, started, log)
         self.fail_disk(machine, "errors" in machine.disk_faults)

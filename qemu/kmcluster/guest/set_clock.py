@@ -1,6 +1,6 @@
-"""Carried into a virtual machine: puts its clock forward or back, the battery-backed one with it.
+"""Carried into a virtual machine: sets its clock, the battery-backed one with it.
 
-`set_clock.py SECONDS`; prints {"before", "after"} in seconds since 1970.
+`set_clock.py SECONDS`, since 1970; prints {"before", "after"} in seconds since 1970.
 """
 
 # ruff: noqa: PTH110, PTH123
@@ -28,7 +28,7 @@ def set_rtc(seconds: float) -> None:
 if __name__ == "__main__":
     try:
         before = time.time()
-        time.clock_settime(time.CLOCK_REALTIME, before + int(sys.argv[1]))
+        time.clock_settime(time.CLOCK_REALTIME, int(sys.argv[1]))
         set_rtc(time.time())
         print(json.dumps({"before": before, "after": time.time()}))
     except (OSError, OverflowError) as error:
