@@ -53,9 +53,9 @@ class View:
     """What is seen of the cluster at one moment, by the node whose etcd leads.
 
     `reachable` are the numbers of nodes that the mesh leads to, and whose etcd answers if it is a member's; `gone` those
-    that were not for longer than is waited for a voter. `barred` shall not vote, `unfit` are not chosen for a while. `stuck`
-    are ids of learners that do not catch up, `leader` is the leading member's. `wanted` is the cluster file's word, 0 for as
-    many as fit.
+    that were not for longer than is waited for a voter, `silent` those to which the mesh leads all the same. `barred` shall not
+    vote, `unfit` are not chosen for a while. `stuck` are ids of learners that do not catch up, `leader` is the leading member's.
+    `wanted` is the cluster file's word, 0 for as many as fit.
     """
 
     registry: Registry
@@ -64,6 +64,7 @@ class View:
     prefix: str
     wanted: int = 3
     gone: frozenset[int] = frozenset()
+    silent: frozenset[int] = frozenset()
     barred: frozenset[int] = frozenset()
     unfit: frozenset[int] = frozenset()
     stuck: frozenset[str] = frozenset()
@@ -196,13 +197,20 @@ def _decide_learner(view: View) -> Action | None:
 def _decide_voters(view: View) -> Action | None:
     """Take out a voter that has to go when a node is there for it, and one of too many."""
     faulty = [voter for voter in view.voters if view.fault(voter)]
-    # etcd adds nobody while a voter of three is dead: without a learner it has to go first.
-    if faulty and view.learner is None and view.candidates:
-        return _remove_safely(view, faulty[0])
     if len(view.voters) > view.most:
-        others = faulty or [voter for voter in view.voters if voter.id != view.leader]
-        return _remove_safely(view, max(others, key=lambda one: _seniority(view, one)))
-    return None
+        faulty = faulty or [voter for voter in view.voters if voter.id != view.leader]
+    elif view.learner is None:
+        # etcd adds nobody while a voter of three is dead: without a learner it has to go first. One of two that answers can wait.
+        faulty = [one for one in faulty if _has_successor(view, one) and not (view.answers(one) and view.takes_members)]
+    else:
+        faulty = []
+    faulty.sort(key=lambda one: _seniority(view, one), reverse=True)
+    return next((action for voter in faulty if (action := _remove_safely(view, voter))), None)
+
+
+def _has_successor(view: View, member: Member) -> bool:
+    """Whether a node is there for a member that goes: another one, or its own, whose etcd alone is broken."""
+    return bool(view.candidates) or view.number_of(member) in view.silent - view.barred - view.unfit
 
 
 def _remove_safely(view: View, member: Member) -> Action | None:

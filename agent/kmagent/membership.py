@@ -26,7 +26,7 @@ SILENT_S = 2.0
 # A learner that has not caught up by then is given up, and its node not asked again for as long.
 LEARNER_S = 600.0
 
-Prepare = Callable[[Registry, frozenset[int]], Awaitable[None]]
+Prepare = Callable[[Registry, frozenset[int]], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Seen:
 class Membership:
     """The membership's keeper on the node that leads; it remembers since when something is wrong, and nothing else.
 
-    `prepare` is called before each change of etcd's members, with the registry and the nodes that can be reached. `registry` is
-    what the last turn has read; an empty one before there was any.
+    `prepare` is called before each change of etcd's members, with the registry and the nodes that can be reached, and tells
+    whether it took time. `registry` is what the last turn has read; an empty one before there was any.
     """
 
     def __init__(self, ledger: Ledger, facts: Facts, prepare: Prepare) -> None:
@@ -79,15 +79,23 @@ class Membership:
             # What nodes say of themselves is read when there is something to choose only.
             view = replace(view, reports=await self._ledger.reports())
             action = decide(view)
+        if not isinstance(action, Promote):
+            self._refused = frozenset()
         if action is None:
             return False
+        if not isinstance(action, Assign) and await self._prepare(view.registry, view.reachable):
+            # What was seen is not of this moment any more.
+            return True
         note = json.dumps({"by": self._facts.number, "what": describe(action, view)})
         if not await self._ledger.etcd.commit({OPERATION: operation.revision}, {OPERATION: note}):
             return True
         try:
             return await self._act(action, view, now)
         finally:
-            await self._ledger.etcd.put(OPERATION, "")
+            # Unless it took so long that another node has gone on.
+            claim = await self._ledger.etcd.get(OPERATION)
+            if claim.text == note:
+                await self._ledger.etcd.commit({OPERATION: claim.revision}, {OPERATION: ""})
 
     def _may_begin(self, operation: Value, now: float) -> bool:
         """Whether nothing is under way: one change at a time, also while two nodes take themselves for the leader."""
@@ -114,6 +122,7 @@ class Membership:
             view,
             reachable=reachable,
             gone=longer_than(self._facts.voter_grace_s, self._away, now),
+            silent=frozenset(seen.reachable & silent),
             barred=seen.barred | {node.number for node in registry.nodes if node.diskless},
             unfit=frozenset(self._unfit),
             stuck=longer_than(LEARNER_S * self._facts.probe_scale, self._late, now),
@@ -121,8 +130,6 @@ class Membership:
 
     async def _act(self, action: Action, view: View, now: float) -> bool:
         etcd, what = self._ledger.etcd, describe(action, view)
-        if not isinstance(action, Assign):
-            await self._prepare(view.registry, view.reachable)
         match action:
             case Add(node):
                 await etcd.add_learner(network.peer_url(self._facts.prefix, node.number))

@@ -28,26 +28,31 @@ class Snapshots:
         self._paths, self._facts = paths, facts
         self._taking: asyncio.Task[None] | None = None
         self._tried = float("-inf")
-        # How many other nodes should have the newest one and do not.
-        self._missing = 0
+        # How many other nodes have the newest one.
+        self._kept_by = COPIES
 
     def take_if_due(self, registry: Registry, reachable: frozenset[int]) -> None:
         """Begin one when the newest that is kept here is old, or not kept by enough others though they are there now."""
         newest = max((one.taken for one in snapshot_files.find(self._paths.snapshots)), default=0)
         is_old = not 0 <= time.time() - newest < PERIOD_S
-        is_alone = self._missing > 0 and len(reachable) > 1
+        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number}))
         if (is_old or is_alone) and time.monotonic() - self._tried >= AGAIN_S * self._facts.probe_scale:
             self._begin(registry, reachable)
 
-    async def take_before_change(self, registry: Registry, reachable: frozenset[int]) -> None:
-        """Have one that is not older than the changes under way; a change that must be made is not kept from it for long."""
+    async def take_before_change(self, registry: Registry, reachable: frozenset[int]) -> bool:
+        """Have one that is not older than the changes under way; a change that must be made is not kept from it for long.
+
+        Tells whether it was waited for.
+        """
         scale = self._facts.probe_scale
         if time.monotonic() - self._tried < TOGETHER_S * scale:
-            return
+            return False
         self._begin(registry, reachable)
         assert self._taking  # noqa: S101 - begun
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._taking), PATIENCE_S * scale)
+        self._tried = time.monotonic()
+        return True
 
     def _begin(self, registry: Registry, reachable: frozenset[int]) -> None:
         if self._taking is None or self._taking.done():
@@ -55,16 +60,16 @@ class Snapshots:
             self._taking = asyncio.create_task(self._take(registry, reachable))
 
     async def _take(self, registry: Registry, reachable: frozenset[int]) -> None:
-        # Those that do not vote first: a snapshot is for the day when the voters are gone.
+        # Those that have disks and do not vote first: a snapshot is for the day when the voters are gone.
         others = [node for node in registry.nodes if node.number in reachable - {self._facts.number}]
-        others.sort(key=lambda node: (node.role == "voter", node.number))
+        others.sort(key=lambda node: (node.diskless, node.role == "voter", node.number))
         nodes = [
             {"address": network.node_address(self._facts.prefix, node.number), "digest": node.certificate}
             for node in others
         ]
         answer = await child("snapshot", json.dumps(nodes))
         if "name" in answer:
-            self._missing = COPIES - len(answer["kept_by"])
+            self._kept_by = len(answer["kept_by"])
             log.info(
                 "snapshot %s is kept here and by %s", answer["name"], ", ".join(answer["kept_by"]) or "nobody else"
             )

@@ -30,6 +30,7 @@ class Cluster:
         self.shop, self.now, self.up = shop, 0.0, {1, 2, 3, 4, 5}
         # How many members there were when each snapshot was asked for.
         self.snapshots: list[int] = []
+        self.is_slow = False
         self.keeper = self.another()
         shop.etcd.members = [EtcdMember("1", url(1), "shop-1")]
         asyncio.run(shop.begin())
@@ -39,9 +40,10 @@ class Cluster:
     def another(self) -> Membership:
         return Membership(self.shop.another_ledger(), FACTS3, self.prepare)
 
-    async def prepare(self, registry: Registry, reachable: frozenset[int]) -> None:
+    async def prepare(self, registry: Registry, reachable: frozenset[int]) -> bool:
         assert len(registry.nodes) == 5 and reachable <= self.up
         self.snapshots.append(len(self.shop.etcd.members))
+        return self.is_slow
 
     def turn(self, barred: frozenset[int] = frozenset()) -> bool:
         """One turn of the leading agent, and what machines do meanwhile."""
@@ -252,6 +254,49 @@ def test_who_was_overtaken_between_looking_and_acting_does_nothing(
     assert set(cluster.roles().values()) == {"voter", "worker"}
     assert cluster.turn() is True
     assert "standby" in cluster.roles().values()
+
+
+def test_what_was_seen_before_a_snapshot_that_took_time_is_looked_at_again(cluster: Cluster) -> None:
+    cluster.settle()
+    cluster.up.remove(3)
+    cluster.is_slow = True
+    cluster.now += 1000
+    for _ in range(5):
+        cluster.turn()
+    assert cluster.voters == {1, 2, 3} and cluster.shop.etcd.values[OPERATION][0] == ""
+    cluster.up.add(3)
+    cluster.is_slow = False
+    cluster.settle()
+    assert cluster.voters == {1, 2, 3}
+
+
+def test_who_acted_for_too_long_does_not_end_what_another_has_begun(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = json.dumps({"by": 2, "what": "something else"})
+
+    async def slow(self: Membership, *_: object) -> bool:
+        await self._ledger.etcd.put(OPERATION, theirs)
+        return True
+
+    monkeypatch.setattr(Membership, "_act", slow)
+    assert cluster.turn() is True
+    assert cluster.shop.etcd.values[OPERATION][0] == theirs
+
+
+def test_a_promotion_that_was_refused_once_and_is_not_due_any_more_is_forgotten(cluster: Cluster) -> None:
+    """The voter came back: who was to take its place stays warm, and is not held to be stuck."""
+    cluster.settle()
+    warm = cluster.learners
+    cluster.up.remove(3)
+    for _ in range(15):
+        cluster.shop.etcd.members = [replace(one, in_step=not one.learner) for one in cluster.shop.etcd.members]
+        cluster.turn()
+    assert cluster.keeper._refused
+    cluster.up.add(3)
+    for _ in range(int(LEARNER_S / 5) + 5):
+        cluster.turn()
+    assert cluster.learners == warm
 
 
 def test_a_learner_that_never_starts_costs_nothing_and_gives_its_place_away(cluster: Cluster) -> None:
