@@ -25,15 +25,24 @@ RETURN_S = 60.0
 Object = dict[str, Any]
 
 
-def given_up(lost: Mapping[int, float], nodes: int, links: Mapping[int, set[int]], now: float) -> frozenset[int]:
+def given_up(
+    lost: Mapping[int, float],
+    nodes: int,
+    links: Mapping[int, set[int]],
+    now: float,
+    known: frozenset[int] = frozenset(),
+) -> frozenset[int]:
     """Return the nodes whose pods shall be made anew elsewhere: `lost` says since when which nodes cannot be reached.
 
-    Of `nodes` nodes half or more are never given up: then it is this side that was cut off.
+    Of `nodes` nodes half or more are never given up: then it is this side that was cut off. Those that are `known` to be lost
+    were given up before: they stay so, and say nothing of the others.
     """
-    if 2 * len(lost) >= nodes:
-        return frozenset()
-    alone = {number: moment for number, moment in lost.items() if not links.get(number, set()) & lost.keys()}
-    return longer_than(ALONE_S, alone, now) | longer_than(GROUP_S, lost, now)
+    fresh = {number: moment for number, moment in lost.items() if number not in known}
+    before = known & lost.keys()
+    if 2 * len(fresh) >= nodes - len(before):
+        return before
+    alone = {number: moment for number, moment in fresh.items() if not links.get(number, set()) & fresh.keys()}
+    return before | longer_than(ALONE_S, alone, now) | longer_than(GROUP_S, fresh, now)
 
 
 def is_tainted(item: Object) -> bool:
@@ -77,15 +86,15 @@ class Outages:
         self._lost = since(self._lost, registry.numbers - reachable, now)
         # Who begins to lead does not know who has just returned.
         self._returned = now if self._returned is None else self._returned
-        gone = given_up(self._lost, len(registry.nodes), links_of(reports), now)
+        # Who has the taint keeps it until there is a way again, whoever leads and however long.
+        known = frozenset(one.number for one in registry.nodes if one.name in objects and is_tainted(objects[one.name]))
+        gone = given_up(self._lost, len(registry.nodes), links_of(reports), now, known)
         for node in registry.nodes:
             item = objects.get(node.name)
             if item is None:
                 continue
-            # Who has the taint keeps it until there is a way again, whoever leads and however long.
-            lost = node.number in gone or (node.number in self._lost and is_tainted(item))
-            change = patch(item, lost=lost)
-            if change:
+            lost = node.number in gone
+            if change := patch(item, lost=lost):
                 log.warning("%s is %s", node.name, "lost" if lost else "back")
                 await kubernetes_api.merge(self._client, f"/api/v1/nodes/{node.name}", change)
                 self._returned = self._returned if lost else now

@@ -40,6 +40,17 @@ def test_a_node_is_given_up_when_it_cannot_be_alive_with_others(
     assert given_up(dict.fromkeys(lost, 100.0), nodes, RING, 100.0 + after_s) == gone
 
 
+def test_who_is_dead_for_long_says_nothing_of_those_that_are_lost_now() -> None:
+    lost, dead = {3: 0.0, 4: 100.0}, frozenset({3})
+    assert given_up(lost, 5, RING, 100.0, dead) == {3}
+    assert given_up(lost, 5, RING, 100.0 + ALONE_S, dead) == {3, 4}
+    # Of four, one of whom is dead, the next may go as well; then half of those that were left.
+    assert given_up({3: 0.0, 1: 100.0}, 4, RING, 200.0, dead) == {1, 3}
+    assert given_up({3: 0.0, 1: 0.0, 2: 100.0, 5: 100.0}, 6, RING, 200.0, frozenset({1, 3})) == {1, 3}
+    # One that is back is lost no more.
+    assert given_up({}, 5, RING, 200.0, dead) == frozenset()
+
+
 def test_who_was_lost_first_is_given_up_first() -> None:
     assert given_up({2: 0.0, 4: 6.0}, 5, RING, 6.0) == {2}
 
