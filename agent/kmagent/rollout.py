@@ -5,7 +5,7 @@ What one node refuses is taken back on all, and the ConfigMap says why.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kmagent import kubernetes_api, settings
@@ -23,17 +23,26 @@ SAYS = "kubermesh.io/state"
 PERIOD_S = 5.0
 
 
-def advance(plan: Plan, wanted: Settings, voters: Sequence[int], reports: Mapping[int, Report]) -> tuple[Plan, str]:
-    """Return the next plan, and in words how far it is; `voters` are in the order in which they take their turn."""
+def advance(
+    plan: Plan, wanted: Settings, voters: Sequence[int], reports: Mapping[int, Report], away: Collection[int] = ()
+) -> tuple[Plan, str]:
+    """Return the next plan, and in words how far it is; `voters` are in the order in which they take their turn.
+
+    Nobody's turn begins while voters are `away`: one more that starts anew might be one too many.
+    """
     said_no = [number for number in voters if wanted.id and number in reports and reports[number].refused == wanted.id]
     target = plan.good if said_no else wanted
     done = [number for number in voters if reports.get(number, Report()).id == target.id]
     waiting = [number for number in voters if number not in done]
+    under_way = plan.nodes if plan.target == target else ()
+    turn = [number for number in waiting if not away or number in under_way][:1]
     good = target if not waiting else plan.good
     said = f"applied to {len(done)} of {len(voters)} voters" if waiting else "applied"
+    if waiting and away:
+        said += f", waits for node {min(away)}"
     if said_no:
         said = f"refused by node {said_no[0]}, the settings before are in force: {reports[said_no[0]].why}"
-    return Plan(target, tuple(sorted(done + waiting[:1])), good), said
+    return Plan(target, tuple(sorted(done + turn)), good), said
 
 
 class Rollout:
@@ -44,7 +53,7 @@ class Rollout:
         self._next = 0.0
 
     async def reconcile(self, registry: Registry, reachable: frozenset[int]) -> bool:
-        """Do what is due; False when it is too soon for that. A voter that is away waits: it takes its turn when it is back."""
+        """Do what is due; False when it is too soon for that."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + PERIOD_S * self._facts.probe_scale
@@ -56,9 +65,10 @@ class Rollout:
         except ValueError as error:
             await self._say(item, f"refused: {error}")
             return True
-        voters = [node.number for node in registry.nodes if node.role == "voter" and node.number in reachable]
+        voters = [node.number for node in registry.nodes if node.role == "voter"]
         voters.sort(key=lambda number: (number == self._facts.number, number))
-        following, said = advance(plan, wanted, voters, await self._ledger.settings_reports())
+        away = set(voters) - reachable
+        following, said = advance(plan, wanted, voters, await self._ledger.settings_reports(), away)
         if following != plan:
             log.info("settings %s for nodes %s", following.target.id or "of the image", following.nodes)
             await self._ledger.note_settings_plan(following)

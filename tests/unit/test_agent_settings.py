@@ -76,6 +76,18 @@ def test_one_voter_after_the_other_takes_the_settings() -> None:
     assert advance(plan, WANTED, [2, 3, 1, 4], reports)[0].nodes == (1, 2, 3, 4)
 
 
+def test_nobody_begins_while_a_voter_is_away() -> None:
+    """Who has begun goes on. What one that is away has refused stays refused, and what it has not tried is not proven."""
+    plan = Plan(WANTED, (2,), BEFORE)
+    waits = "applied to 1 of 3 voters, waits for node 3"
+    assert advance(plan, WANTED, [2, 3, 1], {2: Report(WANTED.id)}, {3}) == (plan, waits)
+    assert advance(plan, WANTED, [2, 3, 1], {}, {3})[0].nodes == (2,)
+    assert advance(Plan(BEFORE, (1, 2, 3), BEFORE), WANTED, [2, 3, 1], {}, {3})[0].nodes == ()
+    reports = {2: Report(BEFORE.id, WANTED.id, "unknown flag")}
+    following, said = advance(plan, WANTED, [2, 3, 1], reports, {2})
+    assert (following.target, said) == (BEFORE, "refused by node 2, the settings before are in force: unknown flag")
+
+
 def test_what_one_node_refuses_is_taken_back_on_all() -> None:
     plan = Plan(WANTED, (2, 3), BEFORE)
     reports = {2: Report(WANTED.id), 3: Report(BEFORE.id, WANTED.id, "unknown flag"), 1: Report(BEFORE.id)}
