@@ -44,7 +44,7 @@ def enrol(paths: Paths, address: str = "") -> dict[str, Any]:
     kubelet_key = pki.create_key() if wants_kubelet(paths) else ""
     body = {
         "kubelet": pki.create_request(kubelet_key, "kubelet") if kubelet_key else "",
-        "secrets": not me.role.initial_cluster and not (paths.state / "encryption.key").exists(),
+        "secrets": me.role.role == "worker",
     }
     try:
         answer = asyncio.run(client.request("POST", "/v1/enrol", json.dumps(body).encode()))
@@ -105,6 +105,9 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
         for name in SECRET_FILES:
             write(paths.state / name, str(files[name]), 0o600)
         initial_cluster = str(answer["initial_cluster"])
+    elif me.role.role == "worker":
+        # Files that are here all the same are of an answer that was not kept to its end.
+        role = "worker"
     elif is_replaced(me.role, role, answer):
         role, initial_cluster = "worker", ""
     if not (paths.state / "encryption.key").exists():

@@ -185,6 +185,17 @@ def test_giving_the_secrets_up_goes_on_after_a_power_cut(machine: Machine, monke
     assert not (machine.paths.state / "encryption.key").exists()
 
 
+def test_secrets_that_came_in_part_make_no_voter(machine: Machine) -> None:
+    """The power went while they were written: they are asked for again."""
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    me = identity.Identity(cluster=me.cluster, role=enrol.take_role(machine.paths, me, "worker", {}))
+    (machine.paths.state / "encryption.key").write_text("of the answer before")
+    assert enrol.take_role(machine.paths, me, "standby", {"member": "7"}).role == "worker"
+    assert not (machine.paths.state / "encryption.key").exists()
+
+
 def test_a_voter_that_shall_be_a_standby_was_replaced_and_begins_anew(machine: Machine) -> None:
     """It saw nothing of its removal; etcd does not start with the data of a member that was removed."""
     prepare.prepare(machine.paths)
