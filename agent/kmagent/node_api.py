@@ -89,6 +89,7 @@ class NodeApi:
             "epoch": self._orders.epoch,
             "own_epoch": facts.epoch,
             "order": {"epoch": order.epoch, "number": order.number, "source": order.source} if order else None,
+            "withdrawn": self._orders.withdrawn,
             "fenced": self._state.fenced,
             "failure": self._state.failure,
             "certificate": (self._paths.state / "identity.crt").read_text(),

@@ -2,12 +2,14 @@
 
 import logging
 import sys
+from pathlib import Path
 
 from kmagent.facts import Facts
 from kmagent.paths import Paths
 from kmagent.programs import run_async
 from kmagent.state import State
 from kmplan import recovery
+from kmplan.files import sync_folder
 from kmplan.recovery import Order
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ class Orders:
         self._state, self._paths, self._facts = state, paths, facts
         self.newest: Order | None = None
         self.packed = ""
+        # The epoch of an order that is not carried out any more; those that keep it ask for this.
+        self.withdrawn = 0
         self._load()
 
     @property
@@ -42,9 +46,25 @@ class Orders:
             self._state.notify()
         return self.newest == order
 
+    def withdraw(self) -> None:
+        """Put the newest order aside: it was not carried out, and never will be."""
+        self._paths.order.rename(self._aside)
+        sync_folder(self._aside.parent)
+        self._load()
+
+    @property
+    def _aside(self) -> Path:
+        return self._paths.order.with_name("order-withdrawn.json")
+
     def _load(self) -> None:
-        try:
-            self.packed = self._paths.order.read_text()
-            self.newest = recovery.unpack(self.packed)[0]
-        except (OSError, ValueError):
-            self.packed, self.newest = "", None
+        self.packed, self.newest = _read(self._paths.order)
+        withdrawn = _read(self._aside)[1]
+        self.withdrawn = withdrawn.epoch if withdrawn else 0
+
+
+def _read(path: Path) -> tuple[str, Order | None]:
+    try:
+        packed = path.read_text()
+        return packed, recovery.unpack(packed)[0]
+    except (OSError, ValueError):
+        return "", None

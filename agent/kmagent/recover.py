@@ -1,7 +1,13 @@
-"""Carries an order out: has it kept by a majority of all nodes, then begins the cluster anew here."""
+"""Carries an order out: has it kept by a majority of all nodes, then begins the cluster anew here.
+
+An order may be old: this node was off before a majority kept it, and the voters that were lost came back. The cluster has gone
+on then, and what it has written since would be lost: such an order is withdrawn.
+"""
 
 import asyncio
 import logging
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from kmagent import registry as registries
 from kmagent.facts import Facts
@@ -27,6 +33,11 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
             await changed.wait()
             continue
         registry = registries.load_or_empty(paths.registry, facts.cluster)
+        states = await peers.states(registry)
+        if not order.force and goes_on(order.epoch, len(registry.numbers), states.values()):
+            log.warning("epoch %d does not begin: the cluster goes on without it", order.epoch)
+            orders.withdraw()
+            raise RestartError
         keeping = await peers.give_order(registry, orders.packed)
         if not order.force and 2 * (len(keeping) + 1) <= len(registry.numbers):
             state.fail(
@@ -43,3 +54,14 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
                 raise RestartError
             state.fail(f"epoch {order.epoch} does not begin: {answer['message']}")
         await asyncio.sleep(AGAIN_S * facts.probe_scale)
+
+
+def goes_on(epoch: int, nodes: int, states: Collection[Mapping[str, Any]]) -> bool:
+    """Tell whether etcd has a leader in an epoch before this one, which no majority of `nodes` nodes has heard of.
+
+    `states` is what the other nodes say of themselves; a standby does not notice that a leader is gone. What a majority keeps is
+    decided: old voters serve no more then.
+    """
+    known = 1 + sum(state["epoch"] >= epoch for state in states)
+    voters = [state for state in states if state["epoch"] < epoch and state.get("role") == "voter"]
+    return 2 * known <= nodes and any((state.get("etcd") or {}).get("has_leader") for state in voters)

@@ -1,13 +1,15 @@
 """Node 3 of a cluster, as its disk is: for tests of beginning a cluster anew."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent_fakes import Shop
+from agent_fakes import FACTS, Shop
 
 from kmagent import identity
 from kmagent.identity import Role
+from kmagent.peers import Peers
 from kmagent.registry import Registry
 from kmplan import pki, recovery
 from kmplan.recovery import OWN_DATA, Order
@@ -47,3 +49,20 @@ class Node:
         role = identity.read_role(self.paths)
         assert role
         return role
+
+
+class FakePeers(Peers):
+    """What the other nodes say, without asking them; they keep no order."""
+
+    def __init__(self, node: Node, states: dict[int, dict[str, Any]]) -> None:
+        super().__init__(node.paths, FACTS)
+        self.said = states
+        self.given: list[str] = []
+
+    async def states(self, registry: Registry) -> dict[int, dict[str, Any]]:
+        await asyncio.sleep(0)
+        return self.said
+
+    async def give_order(self, registry: Registry, packed: str) -> frozenset[int]:
+        self.given.append(packed)
+        return frozenset()

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 from agent_fakes import FACTS
-from agent_recoveries import Node, registry_of
+from agent_recoveries import FakePeers, Node, registry_of
 
 from kmagent import keep_order, witness
 from kmagent.node_api import NodeApi
 from kmagent.orders import Orders
-from kmagent.peers import Peers
-from kmagent.registry import Registry
 from kmagent.state import State
 
 
@@ -38,18 +36,6 @@ def voter(revision: int | None, *, has_leader: bool = False, role: str = "voter"
 )
 def test_the_voter_that_is_best_off_begins_anew(states: dict[int, dict[str, Any]], best: bool) -> None:
     assert witness.is_best(1, states) is best
-
-
-class FakePeers(Peers):
-    """What the other nodes say, without asking them."""
-
-    def __init__(self, node: Node, states: dict[int, dict[str, Any]]) -> None:
-        super().__init__(node.paths, FACTS)
-        self.said = states
-
-    async def states(self, registry: Registry) -> dict[int, dict[str, Any]]:
-        await asyncio.sleep(0)
-        return self.said
 
 
 @pytest.mark.parametrize(
