@@ -23,8 +23,9 @@ IDENTITIES = "/kubermesh/identities/"
 MESH_KEYS = "/kubermesh/mesh-keys"
 REPORTS = "/kubermesh/reports/"
 SETTINGS_PLAN, SETTINGS = "/kubermesh/settings-plan", "/kubermesh/settings/"
-# So many machines may wait for a decision, and so many of them at one node: a stranger on its cable fills no more than that.
-MAX_ASKED, MAX_ASKED_AT_ONE = 128, 16
+# So many machines may wait for a decision, and so many of them at one node: a stranger on its cable fills no more than that. One
+# that has not asked again for so long makes room; those that wait repeat it, which is written down every minute.
+MAX_ASKED, MAX_ASKED_AT_ONE, QUIET_S = 128, 16, 180.0
 ATTEMPTS = 20
 EPOCH_SERIALS = 1000
 
@@ -184,9 +185,13 @@ class Ledger:
         """Keep a request; False when too many wait already, in all or at the node that this one came by (`relay`)."""
         known = await self.asked()
         if asked["fingerprint"] not in known:
-            waiting = [one.get("relay") for one in known.values() if not one["decision"]]
-            if len(waiting) >= MAX_ASKED or waiting.count(asked["relay"]) >= MAX_ASKED_AT_ONE:
-                return False
+            waiting = sorted((one for one in known.values() if not one["decision"]), key=lambda one: one["last_seen"])
+            here = [one for one in waiting if one.get("relay") == asked["relay"]]
+            for found, most in ((here, MAX_ASKED_AT_ONE), (waiting, MAX_ASKED)):
+                if len(found) >= most:
+                    if asked["last_seen"] - found[0]["last_seen"] < QUIET_S:
+                        return False
+                    await self.forget_asked(found[0]["fingerprint"])
         await self.etcd.put(ASKED + asked["fingerprint"], json.dumps(asked))
         return True
 

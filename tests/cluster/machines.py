@@ -37,6 +37,12 @@ peer.sendall(b"dump\\nquit\\n")
 print(peer.makefile().read())
 """
 
+# Shows what services and pods have said that may tell of a fault: all of it would be much for an emulated serial port.
+SAID = """
+{ journalctl --boot=all --output=cat --no-pager --quiet; find /var/log/pods -name '*.log' -exec cut -d' ' -f4- {} +; } |
+  grep -Ei 'panic|goroutine|fatal|fault|failed with|cycle|traceback|bug|oops|memory|oom' || true
+"""
+
 
 def measure_slowness() -> float:
     """By how much deadlines are stretched: twice what this machine's speed asks for, at least 2."""
@@ -146,6 +152,11 @@ class Node:
         found = next((one["neighbour"] for one in self.status().get("ports", []) if one["name"] == port), None)
         return str(found["name"]) if found and found["authenticated"] else ""
 
+    def link_local(self, port: str) -> str:
+        """The node's own address on a port."""
+        shown = self.output("ip", "-6", "-o", "address", "show", "dev", port, "scope", "link")
+        return shown.split()[3].partition("/")[0]
+
     def babel(self) -> babel.Table:
         """What the node's babeld knows."""
         return babel.parse(self.python(DUMP).splitlines())
@@ -175,6 +186,16 @@ def boot(driver: str, busybox: Path, topology: str | Path = "one", name: str = "
     yield Node(name)
     done = kmbuild("cluster", "down", name)
     assert done.returncode == 0, done.stderr
+
+
+def bad_words(name: str) -> dict[str, list[str]]:
+    """What a cluster's machines have told of faults since they were made: consoles, and services of those that are on."""
+    nodes = [Node(name, machine.number) for machine in state.load(name).machines]
+    said = {node.machine.name: node.console_lines() for node in nodes}
+    for node in nodes:
+        if node.is_on:
+            said[node.machine.name] += node.output("sh", "-c", SAID).splitlines()
+    return {name: faults for name, lines in said.items() if (faults := console.find_faults(lines))}
 
 
 def below_root(node: Node) -> set[str]:

@@ -1,5 +1,6 @@
 """A machine that does not belong: a network namespace plugged into a spare port of a node."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ for sequence in range(1, 10**6):
     peer.sendto(hello.encode(said, {1: "ab" * 32}), place)
     time.sleep(0.3)
 """
+
+
+def join_request(cluster: str, csr: str) -> str:
+    """What a machine sends that asks to be admitted."""
+    return json.dumps({"version": 1, "cluster": cluster, "csr": csr, "uuid": "", "via": "", "ports": [], "disks": []})
 
 
 class Stranger:

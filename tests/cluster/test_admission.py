@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from machines import IMAGE, KMBUILD, Node, kmbuild, wait_for
+from stranger import PORT, join_request, plugged_in
 
+from kmagent import ledger
 from kmbuild.cluster import make_directory
 from kmcluster import state
 from kmplan import pki
@@ -19,6 +21,29 @@ from kmplan.fingerprint import compared
 pytestmark = pytest.mark.turn(2, 4)
 
 LINE = Path(__file__).parent / "line.yaml"
+
+# Asks to be admitted as so many machines at once, each with a key of its own. Arguments: address, body for a CSR, how many.
+FLOOD = """
+import asyncio, collections, json, ssl, sys
+from kmplan import pki
+context = ssl._create_unverified_context()
+asked = json.loads(sys.argv[2])
+bodies = [json.dumps({**asked, "csr": pki.create_request(pki.create_key(), "machine")}) for _ in range(int(sys.argv[3]))]
+async def one(body):
+    head = f"POST /v1/join HTTP/1.1\\r\\nHost: join\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
+    try:
+        async with asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection(sys.argv[1], 9442, ssl=context, server_hostname="join.kubermesh")
+            writer.write((head + body).encode())
+            line = (await reader.readline()).split()
+            writer.close()
+            return line[1].decode() if len(line) > 1 else "closed"
+    except (OSError, TimeoutError, ssl.SSLError):
+        return "closed"
+async def main():
+    print(json.dumps(collections.Counter(await asyncio.gather(*map(one, bodies)))))
+asyncio.run(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +153,17 @@ def test_a_removed_node_is_out_and_its_number_is_free(line: dict[int, Node], dir
     assert {item["status"]["name"] for item in listed(directory)} == {"line-1", "line-2", "line-3"}
     old = line[3].output("sh", "-c", "ls -d /var/lib/kubermesh/removed-*").split()
     assert len(old) == 1
+
+
+def test_a_thousand_machines_that_ask_at_once_disturb_nothing(line: dict[int, Node], directory: Path) -> None:
+    """They wait, a few of them: somebody has to let each of them in. The others may ask again later."""
+    with plugged_in(line[1].cluster, "1:eth2") as stranger:
+        there = f"{line[1].link_local('eth2')}%{PORT}"
+        outcome = json.loads(stranger.python(FLOOD, there, join_request("line", ""), "1000", timeout_s=300))
+    assert outcome.keys() <= {"202", "429", "closed"} and outcome.get("202"), outcome
+    waiting = [item for item in listed(directory) if item["status"]["phase"] == "Pending"]
+    assert 1 <= len(waiting) <= ledger.MAX_ASKED_AT_ONE, outcome
+    assert kubernetes_nodes(line[1]) == {"line-1", "line-2", "line-3"}
+    # A host that stands still for half a second is one whose nodes all miss hellos: ways are lost for a moment then.
+    wait_for("way", lambda: line[3].run("ping", "-c", "1", "-W", "1", line[1].address).code == 0, 5, 1)
+    assert {node.status()["state"] for node in line.values()} == {"ready"}

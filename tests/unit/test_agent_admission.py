@@ -323,9 +323,10 @@ def test_only_so_many_machines_may_wait(shop: Shop) -> None:
     """A stranger that asks with ever new keys fills what one node may bring, and keeps nobody else out."""
     share = ledger.MAX_ASKED_AT_ONE
 
-    def ask(*names: str) -> list[bool]:
+    def ask(*names: str, now: float = 1000.0) -> list[bool]:
         async def scenario() -> list[bool]:
-            asked = [{"fingerprint": name, "decision": "", "relay": name.partition("-")[0]} for name in names]
+            common = {"decision": "", "last_seen": now}
+            asked = [{**common, "fingerprint": name, "relay": name.partition("-")[0]} for name in names]
             return [await shop.ledger.note_asked(one) for one in asked]
 
         return asyncio.run(scenario())
@@ -338,8 +339,12 @@ def test_only_so_many_machines_may_wait(shop: Shop) -> None:
     asyncio.run(shop.ledger.forget_asked("0-0"))
     assert "0-0" not in asyncio.run(shop.ledger.asked())
     # Who was denied waits no more.
-    asyncio.run(shop.ledger.etcd.put(ledger.ASKED + "0-1", json.dumps({"decision": "Denied", "relay": "0"})))
+    asyncio.run(shop.ledger.etcd.put(ledger.ASKED + "0-1", json.dumps({"decision": "Denied", "relay": "0", "last_seen": 0.0})))
     assert ask("0-99", "0-98", "0-97") == [True, True, False]
+    # Who has not asked again for long makes room, and no more than is needed.
+    assert ask("0-96", "0-95", now=1000.0 + ledger.QUIET_S) == [True, True]
+    assert len(asyncio.run(shop.ledger.asked())) == ledger.MAX_ASKED + 1
+    assert ask("1-1", now=1000.0 + ledger.QUIET_S) == [True]
 
 
 def test_a_change_that_changes_nothing_is_not_written(shop: Shop) -> None:
