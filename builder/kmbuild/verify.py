@@ -135,9 +135,12 @@ class Session:
                     bench.down(name)
                     name = ""
                 made = played
-                name = name or self.bring_up(played)
-                self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
-                run = self.play(name, played, self.seed + number)
+                try:
+                    name = name or self.bring_up(played)
+                    self.say(scenario.name, f"{scenario.title} ({number + 1} of {repeat})")
+                    run = self.play(name, played, self.seed + number)
+                except UserError as error:
+                    run = not_played(scenario, self.seed + number, error)
                 run = expect_noticed(run) if sabotage else run
                 runs.append(run)
                 self.say(scenario.name, "; ".join(run.faults or run.noticed) or verdict_page.describe(run))
@@ -145,7 +148,7 @@ class Session:
                 if run.faults and (keep or stop):
                     kept = keep
                     break
-                if run.faults or sabotage:
+                if name and (run.faults or sabotage):
                     bench.down(name)
                     name = ""
         finally:
@@ -162,8 +165,7 @@ class Session:
         try:
             return play(scenario, Stage(name, self.output, lambda what: self.say("", what)), seed)
         except UserError as error:
-            kept = self.collect(name, f"{scenario.name}-{seed}")
-            return Run(scenario=scenario.name, seed=seed, faults=[f"not played: {error}"], marks=[], bundle=kept)
+            return not_played(scenario, seed, error, self.collect(name, f"{scenario.name}-{seed}"))
 
     def collect(self, name: str, what: str) -> str:
         """Keep a bundle of a cluster; returns its file's name, empty when there is nothing to keep or no room for it."""
@@ -222,6 +224,11 @@ def grouped(chosen: Sequence[Scenario]) -> list[Scenario]:
         else:
             group.append(scenario)
     return [scenario for group in groups for scenario in group]
+
+
+def not_played(scenario: Scenario, seed: int, error: UserError, kept: str = "") -> Run:
+    """The run of a scenario that could not be played, with the name of a bundle."""
+    return Run(scenario=scenario.name, seed=seed, faults=[f"not played: {error}"], marks=[], bundle=kept)
 
 
 def expect_noticed(run: Run) -> Run:

@@ -91,8 +91,11 @@ class Scene:
         return self.random.choice([number for number in self.with_role("voter") if number != self.leader()])
 
     def one(self, role: str) -> int:
-        """A machine with this part in the control plane."""
-        return self.random.choice(self.with_role(role))
+        """A machine with this part in the control plane; UserError when there is none."""
+        found = self.with_role(role)
+        if not found:
+            raise UserError(f"no node is a {role}")
+        return self.random.choice(found)
 
     def power(self, number: int, action: str) -> None:
         """Do something to a machine's power."""
@@ -166,8 +169,8 @@ class Scenario:
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an answered write, nor than `silence_s` without a connection to a service whose pod is on a victim, if
     there is one: until `undo` where the cluster `heals_alone`. Everything has to be as before `whole_s` after that.
-    `replaced` says whether voters change, `evicts` whether a node may be given up and its pods made anew elsewhere, `elects`
-    whether etcd may elect a leader.
+    `replaced` says whether voters change, None that they may; `evicts` whether a node may be given up and its pods made anew
+    elsewhere, `elects` whether etcd may elect a leader.
     `driver` is what its machines take; `settings` are further keys of the cluster file, `tuning` is overridden on every node.
     """
 
@@ -183,7 +186,7 @@ class Scenario:
     outage_s: float = 10.0
     silence_s: float = 5.0
     whole_s: float = 120.0
-    replaced: bool = False
+    replaced: bool | None = False
     evicts: bool = False
     elects: bool = True
     heals_alone: bool = True

@@ -96,7 +96,8 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
         evicted=witness.evicted(pods, placed),
         heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
     )  # fmt: skip
-    faults += unfulfilled(scenario, played, changed=members(scene) != before)
+    harmed = [scene.machine(number).name for number in chosen] if scenario.evicts else []
+    faults += unfulfilled(scenario, played, harmed, changed=members(scene) != before)
     if faults:
         path = stage.folder / f"{scenario.name}-{seed}.tar.gz"
         played = msgspec.structs.replace(played, bundle=bundle.collect(scene.cluster, path).name)
@@ -128,8 +129,8 @@ def act(scenario: Scenario, scene: Scene, chosen: list[int]) -> Acts:
     return acts
 
 
-def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
-    """What a scenario promises and this run did not keep."""
+def unfulfilled(scenario: Scenario, played: Run, harmed: Sequence[str], *, changed: bool) -> list[str]:
+    """What a scenario promises and this run did not keep; `harmed` are the nodes whose pods may be made anew elsewhere."""
     faults = []
     if played.outage and played.outage_s > scenario.outage_s:
         faults.append(f"no write was acknowledged {stretch(played.outage)}, {scenario.outage_s:g} s are allowed")
@@ -139,11 +140,11 @@ def unfulfilled(scenario: Scenario, played: Run, *, changed: bool) -> list[str]:
         faults.append("no write was acknowledged at all")
     if played.lost:
         faults.append(f"{played.lost} acknowledged writes are lost")
-    if played.evicted and not scenario.evicts:
-        faults.append(f"pods were evicted from {', '.join(played.evicted)}")
+    if wrongly := [name for name in played.evicted if name not in harmed]:
+        faults.append(f"pods were evicted from {', '.join(wrongly)}")
     if played.elections and not scenario.elects:
         faults.append(f"elections of etcd: {played.elections}, none is allowed")
-    if changed and not scenario.replaced:
+    if changed and scenario.replaced is False:
         faults.append("the voters changed")
     if scenario.replaced and not changed:
         faults.append("no voter was replaced")

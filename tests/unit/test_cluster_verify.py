@@ -83,6 +83,7 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
         ("power-leader", {"acked": 0}, False, "no write was acknowledged at all"),
         ("power-leader", {}, True, "the voters changed"),
         ("power-leader", {"evicted": ["shop-1"]}, False, None),
+        ("power-leader", {"evicted": ["shop-1", "shop-2"]}, False, "pods were evicted from shop-2"),
         ("cable-cut", {"outages": [], "evicted": ["shop-1"]}, False, "pods were evicted from shop-1"),
         ("cable-cut", {"outages": [], "elections": 1}, False, "elections of etcd: 1, none is allowed"),
         ("power-leader", {"elections": 1}, False, None),
@@ -93,7 +94,8 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
 def test_a_scenario_fails_when_a_promise_is_not_kept(
     name: str, changes: dict[str, object], changed: bool, fault: str | None
 ) -> None:
-    assert verify.unfulfilled(ALL[name], run(**changes), changed=changed) == ([fault] if fault else [])
+    harmed = ["shop-1"] if ALL[name].evicts else []
+    assert verify.unfulfilled(ALL[name], run(**changes), harmed, changed=changed) == ([fault] if fault else [])
 
 
 def test_quantiles_are_values_that_were_measured() -> None:
@@ -233,6 +235,7 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
     assert [one.name for one in choose(["cable-cut"], [], "nspawn")] == ["cable-cut"]
     assert {one.name for one in choose([], ["members"], "nspawn")} == {
         "agents-killed",
+        "all-but-one-lost",
         "corrupt-etcd",
         "leader-gone",
         "majority-cut-off",

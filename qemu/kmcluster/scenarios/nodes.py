@@ -102,16 +102,40 @@ def two_followers(scene: Scene) -> list[int]:
     return chosen
 
 
+def begin_anew(scene: Scene, *options: str) -> None:
+    """Do what a person does who has lost most voters for good."""
+    scene.tell(" ".join(["kmbuild recover", *options]))
+    command = [sys.executable, "-P", "-m", "kmbuild", "recover", "--cluster", str(scene.cluster.directory), "--yes"]
+    for line in run([*command, *options], timeout_s=RECOVER_S).stderr.splitlines():
+        scene.tell(line.strip())
+
+
 def recover(scene: Scene, chosen: list[int]) -> None:
     """Begin anew without the victims; let them come back alone, where nothing of theirs may be served; then join all again."""
-    scene.tell("kmbuild recover")
-    command = [sys.executable, "-P", "-m", "kmbuild", "recover", "--cluster", str(scene.cluster.directory), "--yes"]
-    for line in run(command, timeout_s=RECOVER_S).stderr.splitlines():
-        scene.tell(line.strip())
+    begin_anew(scene)
     cut_off(scene, chosen)
     power_on(scene, chosen)
     stay_fenced(scene, chosen)
     scene.plug_all()
+
+
+def all_but_the_leader(scene: Scene) -> list[int]:
+    """All machines but the one whose etcd leads, so that it has every write."""
+    leading = scene.leader()
+    return [number for number in everyone(scene) if number != leading]
+
+
+def cut_and_wipe(scene: Scene, chosen: list[int]) -> None:
+    """Pull the plug of all victims, then put empty disks in."""
+    cut(scene, chosen)
+    for number in chosen:
+        scene.disk(number, "wipe")
+
+
+def rebuild(scene: Scene, chosen: list[int]) -> None:
+    """Begin anew at the only machine that is left, and power on the others, which are blank."""
+    begin_anew(scene, "--force")
+    power_on(scene, chosen)
 
 
 def cut_off(scene: Scene, chosen: list[int]) -> None:
@@ -181,6 +205,12 @@ def stay_fenced(scene: Scene, chosen: list[int]) -> None:
     scene.tell("the old majority is fenced")
 
 
+def hub(scene: Scene) -> list[int]:
+    """One of the machines with the most cables."""
+    cables = {machine.number: len(scene.neighbours(machine.number)) for machine in scene.cluster.machines}
+    return [scene.random.choice([number for number, count in cables.items() if count == max(cables.values())])]
+
+
 def everyone(scene: Scene) -> list[int]:
     """All machines, in any order."""
     numbers = [machine.number for machine in scene.cluster.machines]
@@ -194,6 +224,8 @@ SCENARIOS = [
              outage_s=2, silence_s=30, evicts=True),
     Scenario("power-worker", "a worker loses its power, and gets it back", ("power",), worker, cut, power_on, after_s=20,
              outage_s=2, silence_s=20, evicts=True),
+    Scenario("power-hub", "one of two machines that all others are cabled to loses its power, and gets it back", ("power",), hub,
+             cut, power_on, after_s=20, outage_s=5, silence_s=30, evicts=True, topology="star"),
     Scenario("freeze-leader", "the leading node stands still for a quarter of a minute", ("power",), leader, freeze, thaw,
              after_s=15, outage_s=10, silence_s=30, evicts=True),
     Scenario("power-all", "all machines lose their power at once, and get it back in any order", ("power",), everyone, cut,
@@ -218,6 +250,9 @@ SCENARIOS = [
     Scenario("quorum-lost", "two of three voters are lost, the cluster is begun anew, and they return: alone, then joined",
              ("power", "members", "recover"), two_followers, cut, recover, after_s=15, outage_s=60, silence_s=120, whole_s=240,
              replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
+    Scenario("all-but-one-lost", "all machines but one are lost, it begins the cluster anew, and they join it with empty disks",
+             ("power", "members", "recover"), all_but_the_leader, cut_and_wipe, rebuild, after_s=5, outage_s=60, silence_s=180,
+             whole_s=300, replaced=None, evicts=True, heals_alone=False),
     Scenario("majority-cut-off", "two of three voters are cut off together, and the others begin anew by themselves",
              ("power", "members", "recover"), two_followers, cut_off, join_fenced, after_s=WITNESS_S + 60,
              outage_s=WITNESS_S + 45, silence_s=WITNESS_S + 90, whole_s=240, replaced=True, evicts=True, topology="mesh5",
