@@ -14,9 +14,14 @@ from typing import Any
 import pytest
 from machines import IMAGE, kmbuild
 
+from kmcluster.scenarios import ALL
+
 # What is played: these few; or, at its turn, a half of all, for as long as the environment says (seconds since 1970).
 PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
-HALF = {"2": "1/2", "4": "2/2"}.get(os.environ.get("KUBERMESH_TURN", ""))
+TURN = os.environ.get("KUBERMESH_TURN", "")
+HALF = {"2": "1/2", "4": "2/2"}.get(TURN)
+# Of virtual machines, which take minutes to start: all but the one whose machine boots from a neighbour as well.
+VIRTUAL = {"1": ("vm-power-worker", "vm-root-spoiled"), "3": ("vm-clock-ahead", "vm-clock-lost", "vm-power-voter")}
 UNTIL = os.environ.get("KUBERMESH_UNTIL")
 # Another one each day: who is harmed, and in which order.
 SEED = str(datetime.now(UTC).toordinal()) if HALF else "1"
@@ -54,8 +59,13 @@ def faults(verdict: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_sabotage_is_noticed(alone: None, tmp_path: Path) -> None:
+    """Of one scenario, at their turns another one each day."""
     seconds_left()
-    verdict = outcome(played(tmp_path, "kill-kubelet-worker", "--sabotage", "--seed", "1"), tmp_path)
+    containers = sorted(
+        name for name, one in ALL.items() if one.driver == "nspawn" and not {"large", "settings"} & {*one.tags}
+    )
+    chosen = containers[datetime.now(UTC).toordinal() // 2 % len(containers)] if HALF else "kill-kubelet-worker"
+    verdict = outcome(played(tmp_path, chosen, "--sabotage", "--seed", SEED), tmp_path)
     (run,) = verdict["runs"]
     assert run["noticed"] and not run["faults"]
 
@@ -77,3 +87,12 @@ def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
     if late or verdict["left_out"]:
         warnings.warn(f"seed {SEED}: late at first {late}, no time for {verdict['left_out']}", stacklevel=1)
     assert all(run["lost"] == 0 and (run["acked"] > 20 or run["faults"]) for run in verdict["runs"])
+
+
+@pytest.mark.turn(1, 3)
+def test_scenarios_of_virtual_machines_hold(alone: None, tmp_path: Path) -> None:
+    seconds_left()
+    chosen = VIRTUAL.get(TURN) or [name for names in VIRTUAL.values() for name in names]
+    verdict = outcome(played(tmp_path, *chosen, "--driver", "qemu", "--seed", "1"), tmp_path)
+    assert not faults(verdict), faults(verdict)
+    assert sorted(run["scenario"] for run in verdict["runs"]) == sorted(chosen)
