@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,21 +17,24 @@ from tests.simulation import namespace
 from tests.simulation.measure import cpu_s, memory_mb
 from tests.simulation.mesh import wait_until
 from tests.simulation.probe import Probe, longest_gap
+from tests.simulation.report import Figures
 
 from kmbuild.locate import locate_image
 from kmcluster import access, bench, cabling, state, testimage
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
+from kmplan import document
 from kmplan.errors import UserError
 from kmplan.run import run
 
 NAME = "bench"
 UP = "kmbuild cluster up ring5"
-# Pods on two nodes; what is between them goes through a third, which is not the seed.
+# Nodes with pods; what is between two of them goes through the third, which is not the seed.
 ENDS, MIDDLE = ("2", "4"), "3"
 FAULTS_PER_REPEAT = 4
 SETTLE_S, WATCH_S = 4.0, 4.0
 IDLE_AFTER_S, IDLE_FOR_S = 120.0, 60.0
+SCALE = "python -m tests.simulation --nodes 16,50,100,200"
 
 POD = """\
 apiVersion: v1
@@ -78,29 +82,25 @@ def reroute(repeat: int) -> list[Row]:
         with ring("--load", archive) as (_, cluster):
             addresses = start_pods(cluster)
             gaps = {
-                name: [gap(cluster, addresses, fault) for _ in range(FAULTS_PER_REPEAT * repeat)]
-                for name, fault in FAULTS.items()
+                name: [gap(cluster, addresses, ends, fault) for _ in range(FAULTS_PER_REPEAT * repeat)]
+                for name, ends, fault, *_ in FAULTS
             }
     return [
         Row(f"ring of five: {name}, longest gap", target, spread(gaps[name], 2), command)
-        for name, target, command in (
-            ("cable pulled", "<= 0.2 s", "kmbuild cluster cable 2 3 cut"),
-            ("silent loss", "<= 0.7 s", "kmbuild cluster cable 2 3 lossy --loss 100"),
-            ("node dead", "<= 0.9 s", "kmbuild cluster power 3 cut"),
-        )
+        for name, _, _, target, command in FAULTS
     ]
 
 
-def start_pods(cluster: Cluster) -> list[str]:
-    """Start a pod at each end; returns their IPv6 addresses."""
-    names = [cluster.machine(number).name for number in ENDS]
-    pods = (
-        POD.format(number=number, node=name, image=testimage.NAME) for number, name in zip(ENDS, names, strict=True)
-    )
+def start_pods(cluster: Cluster) -> dict[str, str]:
+    """Start a pod at each end and one between; returns their IPv6 addresses by the machines' numbers."""
+    numbers = (*ENDS, MIDDLE)
+    pods = (POD.format(number=number, node=cluster.machine(number).name, image=testimage.NAME) for number in numbers)
     kubectl(cluster, "apply", "-f", "-", given="".join(pods))
-    kubectl(cluster, "wait", "--for=condition=Ready", "--timeout=120s", *(f"pod/probe-{number}" for number in ENDS))
-    found = [json.loads(kubectl(cluster, "get", "pod", f"probe-{number}", "-o", "json")) for number in ENDS]
-    return [next(one["ip"] for one in pod["status"]["podIPs"] if ":" in one["ip"]) for pod in found]
+    kubectl(cluster, "wait", "--for=condition=Ready", "--timeout=120s", *(f"pod/probe-{number}" for number in numbers))
+    found = {number: json.loads(kubectl(cluster, "get", "pod", f"probe-{number}", "-o", "json")) for number in numbers}
+    return {
+        number: next(one["ip"] for one in pod["status"]["podIPs"] if ":" in one["ip"]) for number, pod in found.items()
+    }
 
 
 def kubectl(cluster: Cluster, *arguments: str, given: str | None = None) -> str:
@@ -136,17 +136,23 @@ def node_dead() -> Iterator[None]:
     bench.power(NAME, MIDDLE, "on")
 
 
-FAULTS: dict[str, Fault] = {"cable pulled": cable_cut, "silent loss": cable_lossy, "node dead": node_dead}
+# What it is called, between the pods of which machines, the fault, what it may take, and how it is made by hand.
+FAULTS: list[tuple[str, tuple[str, str], Fault, str, str]] = [
+    ("cable pulled", ENDS, cable_cut, "<= 0.2 s", "kmbuild cluster cable 2 3 cut"),
+    ("cable pulled between two pods", (ENDS[0], MIDDLE), cable_cut, "<= 0.2 s", "kmbuild cluster cable 2 3 cut"),
+    ("silent loss", ENDS, cable_lossy, "<= 0.7 s", "kmbuild cluster cable 2 3 lossy --loss 100"),
+    ("node dead", ENDS, node_dead, "<= 0.9 s", "kmbuild cluster power 3 cut"),
+]
 
 
-def gap(cluster: Cluster, addresses: list[str], fault: Fault) -> float:
+def gap(cluster: Cluster, addresses: dict[str, str], ends: tuple[str, str], fault: Fault) -> float:
     """Make a fault and undo it, on a ring that is as good as new; returns the longest gap in seconds."""
-    wait_for("the way through the middle", lambda: goes_through_middle(addresses), 180)
+    wait_for("the way by the cable", lambda: goes_by_cable(addresses, ends), 180)
     time.sleep(SETTLE_S)
-    machines = [cluster.machine(number) for number in ENDS]
-    spaces = [pod_namespace(machine, address) for machine, address in zip(machines, addresses, strict=True)]
+    here, there = ends
+    spaces = [pod_namespace(cluster.machine(number), addresses[number]) for number in ends]
     try:
-        with Probe(spaces[0], addresses[0], spaces[1], addresses[1]) as probe:
+        with Probe(spaces[0], addresses[here], spaces[1], addresses[there]) as probe:
             probe.wait_answers(time.monotonic(), 10)
             since = time.monotonic()
             with fault():
@@ -157,19 +163,21 @@ def gap(cluster: Cluster, addresses: list[str], fault: Fault) -> float:
         for space in spaces:
             space.close()
     seconds = longest_gap(probe.answers, since, until)
-    print(f"  {fault.__name__}: {seconds:.2f} s", file=sys.stderr, flush=True)
+    print(f"  {fault.__name__}, {' to '.join(ends)}: {seconds:.2f} s", file=sys.stderr, flush=True)
     return seconds
 
 
-def goes_through_middle(addresses: list[str]) -> bool:
-    """Whether all nodes are ready, and the middle one is on the way between the pods, there and back."""
+def goes_by_cable(addresses: dict[str, str], ends: tuple[str, str]) -> bool:
+    """Whether all nodes are ready, and the way between the pods leads by or to the middle one, there and back."""
     cluster = state.load(NAME)
     driver = driver_of(cluster)
     statuses = [driver.read_status(machine) or {} for machine in cluster.machines]
     if any(status.get("state") != "ready" for status in statuses):
         return False
-    ways = [(ENDS[0], addresses[1]), (ENDS[1], addresses[0])]
-    return all(port_to(cluster, here, address) == port_to_middle(cluster, here) for here, address in ways)
+    return all(
+        port_to(cluster, here, addresses[there]) == port_of_cable(cluster, here, there if here == MIDDLE else MIDDLE)
+        for here, there in (ends, ends[::-1])
+    )
 
 
 def port_to(cluster: Cluster, number: str, address: str) -> str:
@@ -180,9 +188,9 @@ def port_to(cluster: Cluster, number: str, address: str) -> str:
     return str(routes[0].get("dev", "")) if routes else ""
 
 
-def port_to_middle(cluster: Cluster, number: str) -> str:
-    """The port whose cable leads to the middle node."""
-    cable, turned = cabling.find(cluster, number, MIDDLE)
+def port_of_cable(cluster: Cluster, number: str, other: str) -> str:
+    """A node's port whose cable leads to another."""
+    cable, turned = cabling.find(cluster, number, other)
     return (cable.b if turned else cable.a).name
 
 
@@ -257,4 +265,28 @@ def proportional_mb(machine: Machine) -> float:
     return total_kib * 1024 / 1e6
 
 
-MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {"ring": ring_up, "reroute": reroute, "idle": idle}
+def scale(_repeat: int) -> list[Row]:
+    """Routing alone, in meshes of more nodes than one has machines for; drawn in docs/mesh-scale.svg."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures, plot = Path(folder) / "figures.json", ROOT / "docs/mesh-scale.svg"
+        argv = [sys.executable, *SCALE.split()[1:], "--repeat", "4", "--json", str(figures), "--plot", str(plot)]
+        subprocess.run(argv, cwd=ROOT, check=True)
+        meshes = document.read(figures, list[Figures])
+    return [
+        Row(f"mesh of {mesh.nodes} nodes: all babelds started to whole", "none", costs(mesh), SCALE) for mesh in meshes
+    ]
+
+
+def costs(mesh: Figures) -> str:
+    """What a simulated mesh takes of time, and of each node."""
+    whole = "not in time" if mesh.whole_s is None else f"{mesh.whole_s:.1f} s"
+    whole += f" with timers of {mesh.hello_s:g} s and {mesh.update_s:g} s" if mesh.is_scaled else ""
+    return f"{whole}; babeld: {mesh.core_percent[0]:.2f} % of a core, {mesh.resident_mb[0]:.1f} MB"
+
+
+MEASUREMENTS: dict[str, Callable[[int], list[Row]]] = {
+    "ring": ring_up,
+    "reroute": reroute,
+    "idle": idle,
+    "scale": scale,
+}
