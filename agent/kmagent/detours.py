@@ -3,13 +3,13 @@
 Babel takes no route that might lead back here before the prefix's source has answered (RFC 8966, 2.4 and 3.8.2). On a ring that
 takes half a second, and seconds where a request for it is lost (docs/design-notes.md, "Detours"). A neighbour whose own
 distance is less than its distance to this node and from here, before the loss, does not send packets through this node
-(RFC 5286, 3.1: loop-free alternates). Where there is none, one that was farther away than this node has a detour of its
-own, or none, when it has taken its way back: it has heard of the loss.
+(RFC 5286, 3.1: loop-free alternates). Where there is none, one that was farther away than this node leads around when it says so:
+it has heard of the loss, and has a detour of its own.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from kmagent import network
@@ -23,7 +23,8 @@ SHOWN = 4
 # How long a neighbour may not have heard of a distance that has grown, or its answer not be here: babeld's updates there and
 # back, some time on the way, and until babeld was asked.
 HEARD_S = 2 * UPDATE_S + PERIOD_S + 1
-# How long after a loss those that were farther away may lead around it: what is known of them grows old.
+# How long after a loss those that were farther away may lead around it, as what is known of them grows old; and for how long a
+# node says that it does, also when babeld has found a way here: others hear of that later.
 BEHIND_S = 2.0
 
 
@@ -49,11 +50,18 @@ class Detours:
         self._facts = facts
         self._known: dict[str, Known] = {}
         self._taken: dict[str, Way] = {}
+        self._led: dict[str, float] = {}
+        # The numbers of the nodes to which this one leads around a loss.
+        self.around: frozenset[int] = frozenset()
 
-    async def follow(self, table: Table) -> bool:
-        """Take and leave detours by what babeld knows, leave all when it knows nothing; tells whether to ask again soon."""
-        self._known = remember(self._known, table, time.monotonic())
-        wanted = choose(self._known, table)
+    async def follow(self, table: Table, others: Mapping[Way, Collection[int]]) -> bool:
+        """Take and leave detours by what babeld knows, leave all when it knows nothing; tells whether there are any.
+
+        `others` are the neighbours' words of which nodes they lead around to.
+        """
+        now = time.monotonic()
+        self._known = remember(self._known, table, now)
+        wanted = choose(self._known, table, lambda way, prefix: self._owner(prefix) in others.get(way, ()))
         if wanted != self._taken:
             commands = [network.leave_detour(prefix) for prefix in self._taken.keys() - wanted.keys()]
             for prefix, way in wanted.items():
@@ -62,7 +70,13 @@ class Detours:
             log.info("detours: %d, %s", len(wanted), ", ".join(sorted(wanted)[:SHOWN]) or "none")
             await network.ip_batch(commands, force=True)
             self._taken = wanted
-        return bool(wanted) or any(one.behind for prefix, one in self._known.items() if prefix not in table.installed)
+        leads = wanted.keys() | {prefix for prefix in self._led.keys() & table.installed if now < self._led[prefix]}
+        self._led = {prefix: now + BEHIND_S if prefix in wanted else self._led[prefix] for prefix in leads}
+        self.around = frozenset(number for prefix in leads if (number := self._owner(prefix)) is not None)
+        return bool(wanted)
+
+    def _owner(self, prefix: str) -> int | None:
+        return network.owner(self._facts.prefix, prefix)
 
 
 def remember(known: Mapping[str, Known], table: Table, now: float) -> dict[str, Known]:
@@ -86,10 +100,10 @@ def remember(known: Mapping[str, Known], table: Table, now: float) -> dict[str, 
     return kept
 
 
-def choose(known: Mapping[str, Known], table: Table) -> dict[str, Way]:
+def choose(known: Mapping[str, Known], table: Table, leads_around: Callable[[Way, str], bool]) -> dict[str, Way]:
     """Return the detours: for prefixes that babeld has no way to, the shortest one that does not lead back here.
 
-    Where no neighbour has one it is one who has heard of the loss.
+    Where no neighbour has one it is one that was farther away and leads around.
     """
     lost = {prefix: one for prefix, one in known.items() if prefix not in table.installed}
     if not lost:
@@ -104,7 +118,7 @@ def choose(known: Mapping[str, Known], table: Table) -> dict[str, Way]:
         to_neighbour = min(route.metric - route.refmetric, WIRED)
         if route.refmetric < to_neighbour + gone.distance:
             rank = route.metric
-        elif route.refmetric >= INFINITY and route.way in gone.behind:
+        elif route.way in gone.behind and leads_around(route.way, route.prefix):
             rank = INFINITY + gone.behind[route.way]
         else:
             continue

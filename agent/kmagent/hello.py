@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 PORT = 9441
@@ -19,7 +19,7 @@ GROUP = "ff12::6b6d"
 PERIOD_S = 2.0
 HOLD_S = 15.0
 MAX_BYTES = 1400
-MAX_GENERATIONS = 8
+MAX_GENERATIONS, MAX_AROUND = 8, 32
 # It is shown on consoles: nothing that moves a cursor.
 TEXT = re.compile(r"[\x20-\x7e]{0,64}\Z")
 
@@ -30,7 +30,8 @@ Keys = Mapping[int, str]
 class Hello:
     """What a machine says of itself on a port; `number` is 0 for one that is not admitted and asks to be.
 
-    `generations` are those of the mesh key that it has, `trusts` whether it believes the receiver.
+    `generations` are those of the mesh key that it has, `trusts` whether it believes the receiver. `around` are the numbers of
+    nodes to which it has found another way just now (detours.py).
     """
 
     cluster: str
@@ -44,6 +45,10 @@ class Hello:
     sequence: int
     generations: tuple[int, ...] = ()
     trusts: bool = False
+    around: tuple[int, ...] = ()
+
+
+FIELDS = frozenset(one.name for one in fields(Hello))
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,11 @@ def decode(data: bytes, keys: Keys) -> tuple[Hello, bool] | None:
     if len(data) > MAX_BYTES:
         return None
     try:
-        fields: dict[str, Any] = json.loads(payload)
+        said: dict[str, Any] = json.loads(payload)
         macs: dict[str, str] = json.loads(rest)
-        hello = Hello(**{**fields, "generations": tuple(fields["generations"])})
+        lists = {name: tuple(said.get(name, ())) for name in ("generations", "around")}
+        # What a later version says besides is passed over.
+        hello = Hello(**{name: value for name, value in {**said, **lists}.items() if name in FIELDS})
         good = any(
             hmac.compare_digest(_mac(key, payload), macs.get(str(generation), "")) for generation, key in keys.items()
         )
@@ -124,7 +131,7 @@ def common_generation(mine: Keys, theirs: tuple[int, ...]) -> int | None:
 
 def _is_sound(hello: Hello) -> bool:
     texts = (hello.cluster, hello.name, hello.port, hello.nonce, hello.heard)
-    numbers = (hello.number, hello.mtu, hello.serial, hello.sequence, *hello.generations)
+    numbers = (hello.number, hello.mtu, hello.serial, hello.sequence, *hello.generations, *hello.around)
     return all(type(text) is str and TEXT.match(text) for text in texts) and all(
         type(value) is int for value in numbers
     )

@@ -310,6 +310,7 @@ class Mesh:
         message = Hello(
             cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
             nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(keys), trusts=self._believes(name),
+            around=tuple(sorted(self._detours.around)[: hello.MAX_AROUND]) if self._detours else (),
         )  # fmt: skip
         with contextlib.suppress(OSError):
             self._socket.sendto(hello.encode(message, keys), (hello.GROUP, hello.PORT, 0, port.index))
@@ -345,6 +346,8 @@ class Mesh:
         self._settle(name)
         self._trust()
         self._compare(name, before)
+        if message.around != (before.hello.around if before else ()):
+            self._babel.glance()
         if before is None or before.hello.serial != message.serial or before.hello.trusts != message.trusts:
             self._publish()
             self.wake()
@@ -410,7 +413,20 @@ class Mesh:
         elif self._facts and self._keys:
             self._correct(self._facts, table.interfaces, not self._was_asked)
             self._was_asked = True
-        return await self._detours.follow(table) if self._detours else False
+        if self._detours is None:
+            return False
+        before = self._detours.around
+        others = {
+            babel.Way(one.address, port.name): one.hello.around
+            for port, one in self.neighbours()
+            if self._believes(port.name)
+        }
+        there_are = await self._detours.follow(table, others)
+        if self._detours.around != before:
+            # At once: neighbours without a way wait for it.
+            for name in self.links:
+                self._send(name)
+        return there_are
 
     def _on_babel(self) -> None:
         reachable = self.routes()

@@ -105,6 +105,11 @@ def node_addresses(prefix: str, number: int) -> list[str]:
     return [node_address(prefix, number), str(AddressPlan.parse(prefix).node4(number))]
 
 
+def owner(cluster_prefix: str, prefix: str) -> int | None:
+    """Return the number of the node that a prefix of the mesh belongs to; None when it is no single node's."""
+    return AddressPlan.parse(cluster_prefix).owner(prefix)
+
+
 def pod_prefixes(prefix: str, number: int) -> list[str]:
     """Return the prefixes of a node's pods, IPv6 and IPv4."""
     plan = AddressPlan.parse(prefix)

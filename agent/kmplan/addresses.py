@@ -2,7 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 MAX_NODE = 32767
 UNIQUE_LOCAL = IPv6Network("fd00::/8")
@@ -44,6 +44,17 @@ class AddressPlan:
     def pods4(self, number: int) -> IPv4Network:
         """Return the IPv4 prefix of a node's pods."""
         return IPv4Network(((10 << 24) + (_checked(number) << 8), 24))
+
+    def owner(self, prefix: str) -> int | None:
+        """Return the number of the node whose address or pods a prefix is; None when it is no node's."""
+        network = ip_network(prefix)
+        first = int(network.network_address)
+        number = first - (10 << 24) >> 8 if network.version == 4 else first - int(self.prefix[0])
+        number = number >> 64 if network.prefixlen == 64 else number
+        if not 1 <= number <= MAX_NODE:
+            return None
+        own = (f"{self.node(number)}/128", str(self.pods(number)), str(self.pods4(number)))
+        return number if str(network) in own else None
 
     @property
     def services(self) -> IPv6Network:

@@ -339,7 +339,9 @@ def test_only_so_many_machines_may_wait(shop: Shop) -> None:
     asyncio.run(shop.ledger.forget_asked("0-0"))
     assert "0-0" not in asyncio.run(shop.ledger.asked())
     # Who was denied waits no more.
-    asyncio.run(shop.ledger.etcd.put(ledger.ASKED + "0-1", json.dumps({"decision": "Denied", "relay": "0", "last_seen": 0.0})))
+    asyncio.run(
+        shop.ledger.etcd.put(ledger.ASKED + "0-1", json.dumps({"decision": "Denied", "relay": "0", "last_seen": 0.0}))
+    )
     assert ask("0-99", "0-98", "0-97") == [True, True, False]
     # Who has not asked again for long makes room, and no more than is needed.
     assert ask("0-96", "0-95", now=1000.0 + ledger.QUIET_S) == [True, True]

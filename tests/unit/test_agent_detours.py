@@ -23,11 +23,15 @@ def table(routes: list[Route], *heard: Way, own: frozenset[str] = frozenset()) -
     return Table(neighbours, frozenset(one.prefix for one in routes if one.in_use), tuple(routes), own)
 
 
+def nobody(_way: Way, _prefix: str) -> bool:
+    return False
+
+
 def after_loss(before: list[Route], after: list[Route], *neighbours: Way, later: float = 0.1) -> dict[str, Way]:
     """The detours after what babeld knew has changed."""
     known = remember({}, table(before), 100.0)
     then = table(after, *neighbours)
-    return choose(remember(known, then, 100.0 + later), then)
+    return choose(remember(known, then, 100.0 + later), then, nobody)
 
 
 @pytest.mark.parametrize(
@@ -79,33 +83,34 @@ def test_a_detour_ends_when_the_mesh_has_a_way_and_in_time() -> None:
     assert after_loss(before, [route(OTHER, INFINITY, INFINITY)], OTHER) == {}
 
 
-def test_who_was_farther_away_leads_around_when_it_has_heard_of_the_loss() -> None:
+def test_who_was_farther_away_leads_around_when_it_says_so() -> None:
     """The other end of a cable of a ring of five: the neighbour's own way led through here, and it has another."""
     known = remember(
         {}, table([route(NEAR, 96, 0, installed=True), route(OTHER, 288, 192), route(THIRD, 384, 288)]), 100.0
     )
-    not_heard, heard = route(OTHER, 288, 192), route(OTHER, INFINITY, INFINITY)
-    both = [route(THIRD, INFINITY, INFINITY), heard]
+    other, third = route(OTHER, 288, 192), route(THIRD, INFINITY, INFINITY)
     # Nobody has looked for as long as when nothing happens; that it was lost is seen now.
-    for now, routes, taken in (
-        (103.0, [not_heard], {}),
-        (103.2, [heard], {FAR: OTHER}),
+    for now, routes, says, taken in (
+        (103.0, [other, third], set(), {}),
+        (103.2, [other, third], {THIRD}, {FAR: THIRD}),
         # The nearest of several; and somebody who needs no other is better.
-        (103.3, both, {FAR: OTHER}),
-        (103.4, [*both, route(NEAR, 192, 96)], {FAR: NEAR}),
+        (103.3, [third, other], {OTHER, THIRD}, {FAR: OTHER}),
+        (103.4, [third, other, route(NEAR, 192, 96)], {OTHER, THIRD}, {FAR: NEAR}),
         # Nobody knows for long who was nearer.
-        (103.0 + BEHIND_S, both, {}),
+        (103.0 + BEHIND_S, [third, other], {OTHER, THIRD}, {}),
     ):
         then = table(routes, NEAR, OTHER, THIRD)
         known = remember(known, then, now)
-        assert choose(known, then) == taken
+        assert choose(known, then, lambda way, _, says=says: way in says) == taken  # type: ignore[misc]
 
 
-def test_two_that_have_lost_a_way_do_not_send_packets_to_each_other() -> None:
+@pytest.mark.parametrize(("ours", "theirs", "taken"), [(96, 192, True), (192, 96, False), (192, 192, False)])
+def test_two_that_have_lost_a_way_do_not_send_packets_to_each_other(ours: int, theirs: int, taken: bool) -> None:
     """The nearer one may, by the other: its own way led through this one."""
-    for ours, theirs, taken in ((96, 192, True), (192, 96, False), (192, 192, False)):
-        before = [route(NEAR, ours, ours - 96, installed=True), route(OTHER, theirs + 96, theirs)]
-        assert bool(after_loss(before, [route(OTHER, INFINITY, INFINITY)], OTHER)) == taken
+    before = table([route(NEAR, ours, ours - 96, installed=True), route(OTHER, theirs + 96, theirs)])
+    after = table([route(OTHER, INFINITY, INFINITY)], OTHER)
+    known = remember(remember({}, before, 100.0), after, 100.1)
+    assert bool(choose(known, after, lambda *_: True)) == taken
 
 
 def test_what_this_node_announces_itself_has_no_detour() -> None:
@@ -113,7 +118,7 @@ def test_what_this_node_announces_itself_has_no_detour() -> None:
     known = remember({}, table([route(NEAR, 192, 96, installed=True, prefix="::/0")]), 100.0)
     known = remember(known, table([], own=frozenset({"::/0"})), 101.0)
     after = table([route(OTHER, 288, 192, prefix="::/0")], OTHER)
-    assert choose(remember(known, after, 102.0), after) == {}
+    assert choose(remember(known, after, 102.0), after, nobody) == {}
 
 
 def test_a_distance_that_has_grown_counts_when_neighbours_have_heard_of_it() -> None:
@@ -123,7 +128,7 @@ def test_a_distance_that_has_grown_counts_when_neighbours_have_heard_of_it() -> 
     for heard_s, taken in ((1.0, False), (HEARD_S + 1, True)):
         known = remember({}, table([route(NEAR, 192, 96, installed=True)]), 100.0)
         known = remember(known, longer, 100.0 + heard_s)
-        assert bool(choose(known, after)) == taken
+        assert bool(choose(known, after, nobody)) == taken
 
 
 DUMP = """\
@@ -139,8 +144,10 @@ LOST = DUMP.format(near=65535, metric=65535, first="no", second="no").splitlines
 FOUND = DUMP.format(near=65535, metric=65535, first="no", second="yes").splitlines()
 
 
-def told(monkeypatch: pytest.MonkeyPatch, *dumps: list[str]) -> tuple[list[list[str]], list[bool]]:
-    """What the kernel is told, batch by batch, and whether there were detours."""
+def told(
+    monkeypatch: pytest.MonkeyPatch, *dumps: list[str]
+) -> tuple[list[list[str]], list[bool], list[frozenset[int]]]:
+    """What the kernel is told, batch by batch, whether there were detours, and to which nodes this one led around."""
     batches: list[list[str]] = []
 
     async def note(commands: list[str], *, force: bool) -> None:
@@ -148,12 +155,18 @@ def told(monkeypatch: pytest.MonkeyPatch, *dumps: list[str]) -> tuple[list[list[
         assert force
         batches.append(sorted(commands))
 
+    detours = Detours(replace(FACTS, prefix="fd12::/48", address="fd12::1", address4="10.0.1.1"))
+    around = []
+
     async def scenario() -> list[bool]:
-        detours = Detours(replace(FACTS, address="fd12::1", address4="10.0.1.1"))
-        return [await detours.follow(parse(dump)) for dump in dumps]
+        there = []
+        for dump in dumps:
+            there.append(await detours.follow(parse(dump), {}))
+            around.append(detours.around)
+        return there
 
     monkeypatch.setattr(network, "ip_batch", note)
-    return batches, asyncio.run(scenario())
+    return batches, asyncio.run(scenario()), around
 
 
 END = f"proto {network.DETOUR} metric 768"
@@ -165,11 +178,13 @@ LEFT = [f"route del 10.0.9.0/24 {END}", f"route del {FAR} {END}"]
 
 
 def test_the_kernel_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches, there = told(monkeypatch, GOOD, LOST, LOST, FOUND, FOUND)
+    batches, there, around = told(monkeypatch, GOOD, LOST, LOST, FOUND, FOUND)
     assert batches == [TAKEN, LEFT]
     assert there == [False, True, True, False, False]
+    # Others hear later that there is a way again.
+    assert around == [frozenset(), *[frozenset({9})] * 4]
 
 
 def test_no_detour_stays_when_babeld_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    batches, _ = told(monkeypatch, GOOD, LOST, [])
-    assert batches == [TAKEN, LEFT]
+    batches, _, around = told(monkeypatch, GOOD, LOST, [])
+    assert batches == [TAKEN, LEFT] and around[-1] == frozenset()
