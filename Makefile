@@ -36,8 +36,9 @@ bench: setup ## Measure what docs/benchmarks.md publishes (needs root).
 	@command -v bmaptool >/dev/null || $(SUDO) apt-get install -qq bmap-tools
 	$(SUDO) $(BIN)/python -m tests.bench
 
-verify: setup ## Break clusters on purpose and prove that they heal (needs root, an image, and an hour).
+verify: setup ## Break clusters on purpose and prove that they heal (needs root, an image, and two hours).
 	$(SUDO) $(BIN)/kmbuild verify
+	$(SUDO) $(BIN)/kmbuild verify --driver qemu --output verdict-qemu
 
 setup: $(VENV)/.host $(VENV)/.installed ## Install what the project needs on this machine.
 

@@ -69,16 +69,20 @@ FORMATS = "verdict.json, junit.xml and verdict.html"
     "--image", type=click.Path(path_type=Path), default=Path("out"), show_default=True, help="The .raw or its folder."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--schema", "only_schema", is_flag=True, help="Print the JSON Schema of a verdict and do nothing.")
 def verify(
     names: Sequence[str], tags: Sequence[str], part: str | None, only_list: bool, driver: str, repeat: int, within: str | None,
     seed: int | None, keep: bool, stop: bool, sabotage: bool, output: Path, compare: Path | None, publish: Path | None,
-    image: Path, as_json: bool,
+    image: Path, as_json: bool, only_schema: bool,
 ) -> None:  # fmt: skip
     """Break a cluster of the image on purpose, and prove that it heals: all scenarios for the driver, or those that are named.
 
     While each fault lasts, two writers count up through the API's anycast address; every write that was acknowledged has to be
     there in the end, once. Ends with status 1 when something did not hold.
     """
+    if only_schema:
+        click.echo(json.dumps(document.schema(Verdict), indent=2))
+        return
     chosen = choose(names, tags, driver)
     chosen = part_of(chosen, part) if part else chosen
     if only_list:

@@ -237,6 +237,7 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
         "agents-killed",
         "all-but-one-lost",
         "corrupt-etcd",
+        "corrupt-etcd-of-three",
         "leader-gone",
         "majority-cut-off",
         "phantom-member",

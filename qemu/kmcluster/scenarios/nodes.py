@@ -1,13 +1,16 @@
 """Faults of machines: power, and what stands still."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
+from kmcluster import steady
 from kmcluster.cable import Cable
-from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, leader, worker
+from kmcluster.scenario import GRACE_S, Scenario, Scene, etcdctl, follower, leader, worker
 from kmcluster.topology import reach
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 from kmplan.run import run
 
@@ -166,14 +169,29 @@ def fill_until_replaced(scene: Scene, chosen: list[int]) -> None:
 
 
 def wait_replaced(scene: Scene, before: set[int], grace_s: float) -> None:
-    """Wait until a machine votes that did not; UserError when none does in time after the grace."""
+    """Wait until a machine votes that did not, and then for all that those which are left can have.
+
+    UserError when that is not in time after the grace.
+    """
     start = time.monotonic()
     while (late := time.monotonic() - start - grace_s) < REPLACED_S:
         if set(scene.with_role("voter")) - before:
             scene.tell(f"replaced {late:.0f} s after the grace" if late >= 0 else "replaced")
+            scene.wait(lambda: lacking(scene), REPLACED_S)
+            scene.tell("voters and a standby as many as there can be")
             return
         time.sleep(0.5)
     raise UserError(f"no voter was replaced {REPLACED_S:g} s after the grace")
+
+
+def lacking(scene: Scene) -> str:
+    """What etcd lacks, or has too much of, for the machines that are on; nothing when it has what it can have."""
+    left = [one for one in scene.cluster.machines if scene.driver.power(one) == "on"]
+    wanted = steady.wanted_roles(read_cluster(scene.cluster.directory).wanted_voters, len(left))
+    listed = json.loads(scene.run(scene.leader(), etcdctl("member", "list", "--write-out=json")))["members"]
+    learners = sum(bool(one.get("isLearner")) for one in listed)
+    found = {"voter": len(listed) - learners, "standby": learners}
+    return "" if found == wanted else f"etcd has {found}, not {wanted},"
 
 
 def cut_in_turn(scene: Scene, chosen: list[int]) -> None:
@@ -183,13 +201,14 @@ def cut_in_turn(scene: Scene, chosen: list[int]) -> None:
 
 
 def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
-    """Cut a voter's power for good, and kill the agents of the others again and again while they replace it."""
+    """Cut a voter's power for good, and when its grace is over kill the agents of all that replace it, again and again."""
+    left = [number for number in scene.with_role("voter") + scene.with_role("standby") if number not in chosen]
     cut(scene, chosen)
-    end = time.monotonic() + GRACE_S + REPLACING_S
-    left = [number for number in scene.with_role("voter") if number not in chosen]
+    time.sleep(GRACE_S)
+    end = time.monotonic() + REPLACING_S
     while time.monotonic() < end:
         scene.signal(scene.random.choice(left), "kmagent")
-        time.sleep(scene.random.uniform(0.5, 4.0))
+        time.sleep(scene.random.uniform(0.2, 2.0))
 
 
 def stay_fenced(scene: Scene, chosen: list[int]) -> None:

@@ -199,6 +199,16 @@ SCENARIOS = [
         replaced=True,
     ),
     Scenario(
+        name="corrupt-etcd-of-three",
+        title="the same where there is no other node that could vote: it takes its own place",
+        tags=("process", "members"),
+        victims=follower,
+        fault=spoil,
+        after_s=GRACE_S + 20,
+        whole_s=180,
+        topology="line3",
+    ),
+    Scenario(
         name="phantom-member",
         title="etcd is given a member that never comes",
         tags=("process", "members"),

@@ -40,6 +40,7 @@ SPACE_OFF = f"from kmagent import space; space.run = lambda *_: {NEVER}"
 ADDONS_ONCE = "from kmagent import addons; addons.REPEAT_S = 1e9"
 ROLLOUT_OFF = f"from kmagent import rollout; rollout.Rollout.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ADMITTED = f"from kmagent import joining; joining.run = lambda *_: {NEVER}"
+OUTAGES_OFF = f"from kmagent import outages; outages.Outages.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ENROLLED = "from kmagent import follow; follow.Follower._enrol_is_due = lambda self: False"
 
 
@@ -155,6 +156,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "delete-mirror-pods": kubelet_gone,
     "delete-addons": agents_with(ADDONS_ONCE),
     "corrupt-etcd": reconciler_off,
+    "corrupt-etcd-of-three": reconciler_off,
     "phantom-member": reconciler_off,
     "settings": agents_with(ROLLOUT_OFF),
     "etcd-quota": agents_with(SPACE_OFF),
@@ -174,7 +176,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "kubelet-expired": agents_with(NEVER_ENROLLED),
     "power-leader": not_undone,
     "power-follower": not_undone,
-    "power-worker": not_undone,
+    "power-worker": agents_with(OUTAGES_OFF),
     "power-hub": not_undone,
     "freeze-leader": not_undone,
     "power-all": unsynced,
