@@ -19,6 +19,8 @@ from kmplan.errors import UserError
 CALM_S, STEADY_S = 3.0, 240.0
 # A pause shorter than this is an answer that took its time.
 NOTICEABLE_S = 0.5
+# How long writes may stand still when what has healed alone is as it was before: a cable that is back, a node that returns.
+UNDONE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ def unfulfilled(scenario: Scenario, played: Run, harmed: Sequence[str], *, chang
     faults = []
     if played.outage and played.outage_s > scenario.outage_s:
         faults.append(f"no write was acknowledged {stretch(played.outage)}, {scenario.outage_s:g} s are allowed")
+    late = [one for one in played.outages if scenario.heals_alone and one.since_s >= played.undone_s]
+    faults += [
+        f"no write was acknowledged {stretch(one)}, after the fault was undone: {UNDONE_S:g} s are allowed"
+        for one in late
+        if one.length_s > UNDONE_S
+    ]
     if played.silence and played.silence_s > scenario.silence_s:
         faults.append(f"a service did not answer {stretch(played.silence)}, {scenario.silence_s:g} s are allowed")
     if played.acked == 0:

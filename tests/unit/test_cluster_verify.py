@@ -79,6 +79,12 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
             False,
             "a service did not answer for 8.0 s from 1.0 s on, 5 s are allowed",
         ),
+        (
+            "power-leader",
+            {"outages": [Outage(0.2, 3.2), Outage(10.5, 40.0)]},
+            False,
+            "no write was acknowledged for 29.5 s from 10.5 s on, after the fault was undone: 15 s are allowed",
+        ),
         ("power-leader", {"lost": 2}, False, "2 acknowledged writes are lost"),
         ("power-leader", {"acked": 0}, False, "no write was acknowledged at all"),
         ("power-leader", {}, True, "the voters changed"),
