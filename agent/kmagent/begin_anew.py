@@ -4,20 +4,17 @@
 kept aside. It may be killed at any point and run again: `role.json`, which says that the new data are whole, comes last.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kmagent import identity, network, removed_data, take_snapshot
+from kmagent import end_etcd, identity, network, removed_data, take_snapshot
 from kmagent.components import UIDS
 from kmagent.identity import Identity
 from kmagent.paths import Paths
@@ -28,7 +25,6 @@ from kmplan.secret_files import SECRET_FILES
 
 log = logging.getLogger(__name__)
 
-POLITE_S, END_S = 3.0, 60.0
 # What clients have seen of the old data must not come again (etcd, disaster recovery: restoring with revision bump).
 BUMP = 1_000_000_000
 
@@ -49,7 +45,7 @@ def begin(paths: Paths) -> dict[str, Any]:
         return {"state": "done", "epoch": me.role.epoch}
     take_secrets(paths, order)
     new = paths.state / f"etcd.epoch-{order.epoch}"
-    wait_until_unused(paths.etcd / "member/snap/db")
+    end_etcd.wait_until_unused(paths.etcd / "member/snap/db")
     source = keep_source(paths, order)
     shutil.rmtree(new, ignore_errors=True)
     restore(source, new, me, order)
@@ -78,37 +74,6 @@ def take_secrets(paths: Paths, order: Order) -> None:
     contents = json.loads(seal.unseal(order.sealed, identity.read_secret(paths, "identity.key")))
     for name in SECRET_FILES:
         files.write(paths.state / name, str(contents[name]), 0o600)
-
-
-def wait_until_unused(database: Path) -> None:
-    """Wait until no etcd has its database open any more (bbolt holds a lock on it); UserError when it does not end.
-
-    An etcd that is told to end waits for its clients, up to half a minute: one that has served nothing since it lost the
-    others has nothing left to write, and is killed.
-    """
-    if not database.exists():
-        return
-    start = time.monotonic()
-    with database.open("rb") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() - start > END_S:
-                    raise UserError(f"etcd still runs after {END_S:g} s") from None
-                if time.monotonic() - start > POLITE_S:
-                    kill_etcd()
-                time.sleep(0.1)
-            else:
-                return
-
-
-def kill_etcd() -> None:
-    """End all processes of etcd."""
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        with contextlib.suppress(OSError):
-            if comm.read_text().strip() == "etcd":
-                os.kill(int(comm.parent.name), signal.SIGKILL)
 
 
 def keep_source(paths: Paths, order: Order) -> Path:

@@ -4,12 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from kmagent import anycast
+from kmagent import anycast, end_etcd
 from kmagent.components import CONTROL_PLANE
 from kmagent.etcd import METRICS_PORT
 from kmagent.http import Client
 from kmagent.paths import Paths
 from kmagent.state import State
+from kmplan.errors import UserError
 from kmplan.files import write
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,11 @@ async def run(state: State, paths: Paths, is_served: Callable[[], bool]) -> None
         if state.fenced:
             if ended := await asyncio.to_thread(withdraw, paths):
                 log.warning("%s ended: %s", ", ".join(ended), state.fenced)
+                try:
+                    # Also where kubelet stands still: what this one acknowledged would be lost.
+                    await asyncio.to_thread(end_etcd.wait_until_unused, paths.etcd / "member/snap/db")
+                except UserError as error:
+                    log.error("%s", error)
             await changed.wait()
             continue
         etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))

@@ -1,11 +1,19 @@
 """Who may still be served when the cluster may have been begun anew."""
 
+import asyncio
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
+from agent_fakes import FACTS
 from agent_recoveries import registry_of
 
-from kmagent import fence
+from kmagent import control_plane, end_etcd, fence
+from kmagent.paths import Paths
+from kmagent.state import State
 
 
 @pytest.mark.parametrize(
@@ -46,3 +54,42 @@ def test_no_old_voter_is_served_once_a_majority_keeps_the_order() -> None:
         for me in voters - keep:
             heard = {one: 2 if one in keep else 1 for one in range(1, nodes + 1) if random.random() < 0.7 and one != me}
             assert not fence.is_current(me, 1, registry_of(nodes, voters), heard), (nodes, voters, keep, heard)
+
+
+HOLD = """
+import fcntl, sys, time
+file = open(sys.argv[1], "rb")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_etcd_that_is_fenced_does_not_serve_on_though_kubelet_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(run=tmp_path, manifests=tmp_path / "kubelet", state=tmp_path / "state")
+    database = paths.etcd / "member/snap/db"
+    database.parent.mkdir(parents=True)
+    database.touch()
+    paths.manifests.mkdir()
+    (paths.manifests / "etcd.yaml").touch()
+    etcd = subprocess.Popen([sys.executable, "-c", HOLD, database], stdout=subprocess.PIPE, text=True)
+    assert etcd.stdout is not None and etcd.stdout.readline() == "held\n"
+    monkeypatch.setattr(end_etcd, "POLITE_S", 0.1)
+    # Not all that have this name on the machine that runs the tests.
+    monkeypatch.setattr(end_etcd, "kill_etcd", etcd.kill)
+    state = State(facts=replace(FACTS, role="voter"))
+    state.fence("no majority answers")
+
+    async def scenario() -> None:
+        running = asyncio.create_task(control_plane.run(state, paths, lambda: True))
+        await asyncio.to_thread(etcd.wait, 20)
+        running.cancel()
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        etcd.kill()
+        etcd.stdout.close()
+    assert not (paths.manifests / "etcd.yaml").exists()
