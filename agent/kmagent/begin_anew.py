@@ -78,7 +78,7 @@ def take_secrets(paths: Paths, order: Order) -> None:
 
 def keep_source(paths: Paths, order: Order) -> Path:
     """Return the file that the order begins from: kept until all is done, whatever becomes of the data meanwhile."""
-    kept = paths.state / f"begin-{order.epoch}.db"
+    kept = paths.begun(order.epoch)
     if kept.exists():
         return kept
     if order.source != OWN_DATA:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 
 from kmagent import registry as registries
 from kmagent.facts import Facts
-from kmagent.follow import RestartError
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
@@ -21,7 +20,7 @@ from kmagent.state import State
 
 log = logging.getLogger(__name__)
 
-AGAIN_S, WITHDRAWN_S = 0.5, 15.0
+AGAIN_S = 0.5
 # With witnesses: who has heard no majority for a quarter of the time after which others begin anew serves no more.
 PATIENCE, LOOKS = 1 / 4, 10
 ASKING = "asking the other nodes whether the cluster was begun anew"
@@ -66,19 +65,9 @@ class Fence:
                 await self._wait_until_current()
             if self._orders.overtaken:
                 self._state.fence(f"epoch {self._orders.epoch} of the cluster begins without what this node has")
-                await self._wait_until_withdrawn()
+                await asyncio.Event().wait()
             self._state.fence("")
             await self._wait_for_doubt()
-
-    async def _wait_until_withdrawn(self) -> None:
-        """Ask the node that an order names whether it is still to be carried out; ends with RestartError when it is not."""
-        while True:
-            await asyncio.sleep(WITHDRAWN_S * self._facts.probe_scale)
-            order = self._orders.newest
-            states = await self._peers.states(self._registry()) if order else {}
-            if order and states.get(order.number, {}).get("withdrawn") == order.epoch:
-                self._orders.withdraw()
-                raise RestartError
 
     async def _wait_until_current(self) -> None:
         facts = self._facts

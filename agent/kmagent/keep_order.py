@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from kmagent import identity
@@ -28,11 +29,15 @@ def keep(paths: Paths, packed: str) -> dict[str, Any]:
         raise UserError("the order is for another cluster")
     if not pki.verify_text(identity.read_secret(paths, "pki/node-ca.crt"), text, signature):
         raise UserError("the order is not signed by this cluster's node authority")
-    try:
-        known = recovery.unpack(paths.order.read_text())[0].epoch
-    except (OSError, ValueError):
-        known = 0
-    if order.epoch <= max(known, role.epoch):
-        raise UserError(f"the order is for epoch {order.epoch}, and this node knows of {max(known, role.epoch)}")
+    known = max(role.epoch, _epoch(paths.order), _epoch(paths.withdrawn))
+    if order.epoch <= known:
+        raise UserError(f"the order is for epoch {order.epoch}, and this node knows of {known}")
     write(paths.order, packed, 0o600)
     return {"state": "kept", "epoch": order.epoch}
+
+
+def _epoch(path: Path) -> int:
+    try:
+        return recovery.unpack(path.read_text())[0].epoch
+    except (OSError, ValueError):
+        return 0

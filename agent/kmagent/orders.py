@@ -1,5 +1,6 @@
 """Orders to begin the cluster anew (docs/recovery.md): the newest that this node was given."""
 
+import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ class Orders:
         self._state, self._paths, self._facts = state, paths, facts
         self.newest: Order | None = None
         self.packed = ""
-        # The epoch of an order that is not carried out any more; those that keep it ask for this.
+        # The epoch of the newest order that is not carried out any more. It never begins, and none begins with its number.
         self.withdrawn = 0
+        self._changing = asyncio.Lock()
         self._load()
 
     @property
@@ -39,26 +41,28 @@ class Orders:
     async def take(self, packed: str) -> bool:
         """Check and keep an order; tells whether this node has it now. One that is not newer is no news."""
         order, _, _ = recovery.unpack(packed)
-        if order.epoch > self.epoch:
-            _, output = await run_async([sys.executable, "-I", "-m", "kmagent", "order"], input=packed, check=False)
-            log.info("%s", output.strip())
+        async with self._changing:
+            if order.epoch > self.epoch:
+                _, output = await run_async([sys.executable, "-I", "-m", "kmagent", "order"], input=packed, check=False)
+                log.info("%s", output.strip())
+                self._load()
+                self._state.notify()
+            return self.newest == order
+
+    async def withdraw(self, order: Order) -> bool:
+        """Put an order aside that was not carried out; tells whether it was the newest one still."""
+        async with self._changing:
             self._load()
-            self._state.notify()
-        return self.newest == order
-
-    def withdraw(self) -> None:
-        """Put the newest order aside: it was not carried out, and never will be."""
-        self._paths.order.rename(self._aside)
-        sync_folder(self._aside.parent)
-        self._load()
-
-    @property
-    def _aside(self) -> Path:
-        return self._paths.order.with_name("order-withdrawn.json")
+            if self.newest != order:
+                return False
+            self._paths.order.rename(self._paths.withdrawn)
+            sync_folder(self._paths.withdrawn.parent)
+            self._load()
+            return True
 
     def _load(self) -> None:
         self.packed, self.newest = _read(self._paths.order)
-        withdrawn = _read(self._aside)[1]
+        withdrawn = _read(self._paths.withdrawn)[1]
         self.withdrawn = withdrawn.epoch if withdrawn else 0
 
 

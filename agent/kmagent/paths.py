@@ -99,6 +99,15 @@ class Paths:
         return self.state / "order.json"
 
     @property
+    def withdrawn(self) -> Path:
+        """The newest order that was not carried out and never will be."""
+        return self.state / "order-withdrawn.json"
+
+    def begun(self, epoch: int) -> Path:
+        """What an epoch begins from: while it is there, the node may have gone over to that epoch in part."""
+        return self.state / f"begin-{epoch}.db"
+
+    @property
     def settings(self) -> Path:
         """Settings of the control plane on this node, and which of them are on trial."""
         return self.state / "settings.json"

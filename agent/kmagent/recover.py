@@ -17,27 +17,34 @@ from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
 from kmagent.programs import run_async
+from kmagent.registry import Registry
 from kmagent.state import State
+from kmplan.recovery import Order
 
 log = logging.getLogger(__name__)
 
-AGAIN_S = 2.0
+# How often the node that an order names tries, and the others that keep it ask what became of it.
+AGAIN_S, KEEPER_S = 2.0, 15.0
 
 
 async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: Peers) -> None:
-    """Wait for an order that names this node, and carry it out; ends with RestartError when that is done."""
+    """Wait for an order, and carry it out when it names this node; ends with RestartError when that is done, or not any more."""
     while True:
         changed = state.change()
         order = orders.newest
-        if order is None or order.number != facts.number or order.epoch <= facts.epoch:
+        if order is None or order.epoch <= facts.epoch:
             await changed.wait()
             continue
         registry = registries.load_or_empty(paths.registry, facts.cluster)
         states = await peers.states(registry)
-        if not order.force and goes_on(order.epoch, len(registry.numbers), states.values()):
-            log.warning("epoch %d does not begin: the cluster goes on without it", order.epoch)
-            orders.withdraw()
-            raise RestartError
+        if is_over(order, facts.number, registry, states, begun=paths.begun(order.epoch).exists()):
+            if await orders.withdraw(order):
+                log.warning("epoch %d does not begin: the cluster goes on without it", order.epoch)
+                raise RestartError
+            continue
+        if order.number != facts.number:
+            await asyncio.sleep(KEEPER_S * facts.probe_scale)
+            continue
         keeping = await peers.give_order(registry, orders.packed)
         if not order.force and 2 * (len(keeping) + 1) <= len(registry.numbers):
             state.fail(
@@ -56,11 +63,20 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
         await asyncio.sleep(AGAIN_S * facts.probe_scale)
 
 
-def goes_on(epoch: int, nodes: int, states: Collection[Mapping[str, Any]]) -> bool:
-    """Tell whether etcd has a leader in an epoch before this one, which no majority of `nodes` nodes has heard of.
+def is_over(order: Order, me: int, registry: Registry, states: Mapping[int, Mapping[str, Any]], *, begun: bool) -> bool:
+    """Tell whether an order is not to be carried out any more: the node that it names decides, and says so to those that keep it.
 
-    `states` is what the other nodes say of themselves; a standby does not notice that a leader is gone. What a majority keeps is
-    decided: old voters serve no more then.
+    It may have `begun`, in part, before its power was cut: then it goes on with it.
+    """
+    if order.number != me:
+        return bool(states.get(order.number, {}).get("withdrawn") == order.epoch)
+    return not order.force and not begun and goes_on(order.epoch, len(registry.numbers), states.values())
+
+
+def goes_on(epoch: int, nodes: int, states: Collection[Mapping[str, Any]]) -> bool:
+    """Tell whether etcd has a leader in an epoch before this one, and no majority of `nodes` nodes says that it knows of this.
+
+    `states` is what the other nodes say of themselves, those that answer; a standby does not notice that a leader is gone.
     """
     known = 1 + sum(state["epoch"] >= epoch for state in states)
     voters = [state for state in states if state["epoch"] < epoch and state.get("role") == "voter"]

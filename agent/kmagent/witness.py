@@ -67,7 +67,8 @@ class Witness:
         heard = {number: int(state["epoch"]) for number, state in states.items()}
         if not has_majority(facts.number, facts.epoch, registry, heard) or not is_best(facts.number, states):
             return False
-        order = Order(facts.cluster_id, max(heard.values()) + 1, facts.number, OWN_DATA)
+        used = max(max(int(state["epoch"]), int(state.get("withdrawn", 0))) for state in states.values())
+        order = Order(facts.cluster_id, used + 1, facts.number, OWN_DATA)
         text = recovery.to_text(order)
         log.warning("most voters are lost: epoch %d shall begin here", order.epoch)
         return await self._orders.take(recovery.pack(text, await self._authority.sign_text(text)))

@@ -29,12 +29,16 @@ class Etcd(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What a node says of itself: `epoch` is the highest that it knows of, `own_epoch` that of what it has."""
+    """What a node says of itself: `epoch` is the highest that it knows of, `own_epoch` that of what it has.
+
+    `withdrawn` is the epoch of the newest order that was not carried out; none may have its number again.
+    """
 
     role: str
     epoch: int
     own_epoch: int
     certificate: str
+    withdrawn: int = 0
     fenced: str = ""
     failure: str = ""
     etcd: Etcd | None = None

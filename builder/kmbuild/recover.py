@@ -214,7 +214,7 @@ def make_order(folder: Path, survey: Survey, source: Source, *, force: bool) -> 
             raise UserError(f"{source.node.name} shows a certificate that this cluster's node authority did not sign")
         files = {name: (folder / name).read_text() for name in SECRET_FILES}
         sealed = seal.seal(json.dumps(files).encode(), source.state.certificate)
-    epoch = max(node.state.epoch for node in survey.nodes if node.state) + 1
+    epoch = max(max(node.state.epoch, node.state.withdrawn) for node in survey.nodes if node.state) + 1
     cluster = pki.fingerprint((folder / "pki/cluster-ca.crt").read_text())
     return Order(cluster, epoch, source.node.number, source.name, force, sealed)
 

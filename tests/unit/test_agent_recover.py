@@ -1,6 +1,7 @@
 """An order that was given long ago: it is carried out unless the cluster has gone on without it."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 from agent_fakes import FACTS
 from agent_recoveries import FakePeers, Node, registry_of
 
-from kmagent import fence, recover
-from kmagent.fence import Fence
+from kmagent import keep_order, recover
+from kmagent.facts import Facts
 from kmagent.follow import RestartError
 from kmagent.orders import Orders
 from kmagent.state import State
+from kmplan.errors import UserError
 
 LEADS, ALONE = {"has_leader": True}, {"has_leader": False}
 
@@ -23,6 +25,10 @@ def node(tmp_path: Path) -> Node:
     node = Node(tmp_path)
     node.paths.registry.write_text(asyncio.run(node.shop.ledger.authority.sign(registry_of(5, {1, 2, 3}))))
     return node
+
+
+def facts_of(node: Node) -> Facts:
+    return replace(FACTS, number=3, cluster_id=node.cluster_id)
 
 
 def says(epoch: int, etcd: dict[str, bool] | None = None, role: str = "voter", **more: Any) -> dict[str, Any]:
@@ -53,11 +59,11 @@ def test_an_order_is_old_when_voters_have_a_leader_and_no_majority_knows_of_it(
 def carry_out(node: Node, states: dict[int, dict[str, Any]], **order: Any) -> FakePeers:
     """Run what carries an order out, for as long as it takes to ask around once."""
     node.paths.order.write_text(node.order(**order))
-    facts = replace(FACTS, number=3, cluster_id=node.cluster_id)
     peers, state = FakePeers(node, states), State()
 
     async def scenario() -> None:
-        running = asyncio.create_task(recover.run(state, node.paths, facts, Orders(state, node.paths, facts), peers))
+        orders = Orders(state, node.paths, facts_of(node))
+        running = asyncio.create_task(recover.run(state, node.paths, facts_of(node), orders, peers))
         done, _ = await asyncio.wait([running], timeout=0.2)
         running.cancel()
         for task in done:
@@ -70,30 +76,49 @@ def carry_out(node: Node, states: dict[int, dict[str, Any]], **order: Any) -> Fa
 def test_an_order_of_long_ago_takes_nothing_from_a_cluster_that_has_gone_on(node: Node) -> None:
     with pytest.raises(RestartError):
         carry_out(node, {1: says(1, LEADS), 2: says(1, LEADS)})
-    assert not node.paths.order.exists()
-    assert Orders(State(), node.paths, FACTS).withdrawn == 2
+    orders = Orders(State(), node.paths, facts_of(node))
+    assert orders.newest is None and orders.withdrawn == 2 and not orders.overtaken
+    # It is not taken again, whoever gives it, and none has its number.
+    with pytest.raises(UserError, match="epoch 2, and this node knows of 2"):
+        keep_order.keep(node.paths, node.order())
+    assert keep_order.keep(node.paths, node.order(epoch=3))["state"] == "kept"
 
 
-def test_an_order_is_given_to_all_where_the_cluster_does_not_go_on(node: Node) -> None:
-    assert len(carry_out(node, {1: says(1, ALONE), 4: says(1, role="worker")}).given) == 1
+@pytest.mark.parametrize(
+    ("states", "order"),
+    [
+        # The cluster does not go on; or somebody meant it all the same.
+        ({1: says(1, ALONE), 4: says(1, role="worker")}, {}),
+        ({1: says(1, LEADS)}, {"force": True}),
+    ],
+)
+def test_an_order_is_given_to_all_where_nobody_goes_on(
+    node: Node, states: dict[int, dict[str, Any]], order: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "child", lambda *_: asyncio.sleep(0, {"state": "failed", "message": "not here"}))
+    assert len(carry_out(node, states, **order).given) == 1
     assert node.paths.order.exists()
 
 
-def test_who_keeps_an_order_that_was_withdrawn_serves_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fence, "WITHDRAWN_S", 0.01)
-    node.paths.order.write_text(node.order(number=1))
-    facts = replace(FACTS, number=3, cluster_id=node.cluster_id)
-    state, peers = State(), FakePeers(node, {1: says(2, None, withdrawn=0)})
-    orders = Orders(state, node.paths, facts)
-    keeper = Fence(state, node.paths, facts, orders, peers)
+def test_what_has_begun_goes_on(node: Node) -> None:
+    """The power was cut when etcd's data were those of the new epoch, and what the node is was not written yet."""
+    node.paths.begun(2).touch()
+    assert len(carry_out(node, {1: says(1, LEADS), 2: says(1, LEADS)}).given) == 1
 
-    async def scenario() -> None:
-        running = asyncio.create_task(keeper.run())
-        await asyncio.sleep(0.1)
-        assert not running.done() and state.fenced
-        peers.said = {1: says(1, None, withdrawn=2)}
-        with pytest.raises(RestartError):
-            await asyncio.wait_for(running, 5)
 
-    asyncio.run(scenario())
-    assert not orders.overtaken and not node.paths.order.exists()
+@pytest.mark.parametrize(("withdrawn", "over"), [(0, False), (2, True), (3, False)])
+def test_who_keeps_an_order_asks_the_node_that_it_names(node: Node, withdrawn: int, over: bool) -> None:
+    states = {1: says(1, None, withdrawn=withdrawn), 2: says(1, LEADS, withdrawn=2)}
+    with pytest.raises(RestartError) if over else contextlib.nullcontext():
+        assert carry_out(node, states, number=1).given == []
+    assert node.paths.order.exists() is not over
+
+
+def test_another_order_that_came_meanwhile_stays(node: Node) -> None:
+    node.paths.order.write_text(node.order())
+    orders = Orders(State(), node.paths, facts_of(node))
+    old = orders.newest
+    assert old is not None
+    node.paths.order.write_text(node.order(epoch=3, force=True))
+    assert asyncio.run(orders.withdraw(old)) is False
+    assert orders.newest is not None and orders.newest.epoch == 3
