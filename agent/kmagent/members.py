@@ -131,9 +131,12 @@ class View:
 
     @property
     def target(self) -> int:
-        """How many voters there can be now."""
+        """How many voters there can be now, those with them that shall not vote and answer until others do."""
         learner = self.learner
-        members = self.living + (learner is not None and not self.fault(learner))
+        members = sum(
+            not self.is_dead(voter) and (not self.fault(voter) or self.answers(voter)) for voter in self.voters
+        )
+        members += learner is not None and not self.fault(learner)
         return voters_of(self.most, members + len(self.candidates))
 
     @property

@@ -53,6 +53,8 @@ class Membership:
         """Begin anew: what is known is not of this moment."""
         self.registry = Registry("")
         self._away: dict[int, float] = {}
+        self._mute: dict[int, float] = {}
+        self._prepared = ""
         self._heard: dict[str, tuple[float, float]] = {}
         self._late: dict[str, float] = {}
         self._refused: frozenset[str] = frozenset()
@@ -79,14 +81,18 @@ class Membership:
             # What nodes say of themselves is read when there is something to choose only.
             view = replace(view, reports=await self._ledger.reports())
             action = decide(view)
-        if not isinstance(action, Promote):
+        if not view.lacks_voters:
             self._refused = frozenset()
         if action is None:
             return False
-        if not isinstance(action, Assign) and await self._prepare(view.registry, view.reachable):
-            # What was seen is not of this moment any more.
-            return True
-        note = json.dumps({"by": self._facts.number, "what": describe(action, view)})
+        what = describe(action, view)
+        if not isinstance(action, Assign) and what != self._prepared:
+            self._prepared = what
+            if await self._prepare(view.registry, view.reachable):
+                # What was seen is not of this moment any more.
+                return True
+        self._prepared = ""
+        note = json.dumps({"by": self._facts.number, "what": what})
         if not await self._ledger.etcd.commit({OPERATION: operation.revision}, {OPERATION: note}):
             return True
         try:
@@ -116,13 +122,15 @@ class Membership:
         silent = {view.number_of(one) for one in members if one.name and one.id in mute}
         reachable = frozenset(seen.reachable - silent)
         self._away = since(self._away, registry.numbers - reachable, now)
+        # From when the mesh led there: an etcd starts later than that.
+        self._mute = since(self._mute, {number for number in silent if number in seen.reachable}, now)
         self._late = since(self._late, {one.id for one in members if _is_late(one, self._refused)}, now)
         self._unfit = {number: until for number, until in self._unfit.items() if until > now}
         return replace(
             view,
             reachable=reachable,
             gone=longer_than(self._facts.voter_grace_s, self._away, now),
-            silent=frozenset(seen.reachable & silent),
+            silent=longer_than(self._facts.voter_grace_s, self._mute, now),
             barred=seen.barred | {node.number for node in registry.nodes if node.diskless},
             unfit=frozenset(self._unfit),
             stuck=longer_than(LEARNER_S * self._facts.probe_scale, self._late, now),

@@ -164,6 +164,17 @@ def test_one_that_shall_not_vote_keeps_nobody_from_replacing_the_dead() -> None:
     assert decide(view) == Assign(5, "standby")
 
 
+def test_one_that_shall_not_vote_is_one_of_three_until_another_votes() -> None:
+    """Two of them, both of which have to be there, would be worse."""
+    here, barred = frozenset({1, 2, 3}), frozenset({2})
+    view = replace(view_of("vvww", {1: "voter", 2: "voter"}), barred=barred, reachable=here, gone=frozenset({4}))
+    assert decide(view) == Assign(3, "standby")
+    view = replace(view_of("vvvw", THREE), barred=barred, reachable=here, gone=frozenset({4}))
+    assert decide(view) is None
+    view = replace(view_of("vvvsw", WARM), barred=barred, reachable=frozenset({1, 2, 4, 5}), gone=frozenset({3}))
+    assert decide(view) == Promote(member(4, "learner"))
+
+
 def test_a_node_whose_etcd_is_broken_takes_its_own_place() -> None:
     """Where there is no other one: it is no member any more then, begins anew, and is asked again."""
     three = replace(view_of("vvv", THREE), reachable=frozenset({1, 2}), gone=frozenset({3}))
@@ -313,7 +324,8 @@ class World:
         self.away = since(self.away, self.known.numbers - near, self.now)
         leader = next(one.id for one in self.voters if number_of(one) == self.leader)
         gone_ = longer_than(GRACE_S, self.away, self.now)
-        return View(self.known, self.members, near, PREFIX, self.wanted, gone_, frozenset(self.barred), leader=leader)
+        barred = frozenset(self.barred)
+        return View(self.known, self.members, near, PREFIX, self.wanted, gone_, barred=barred, leader=leader)
 
     def turn(self) -> bool:
         """Do what is due; tells whether anything was. The rules of etcd and of the house hold at every moment."""
