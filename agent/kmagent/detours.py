@@ -51,8 +51,8 @@ class Detours:
         self._known: dict[str, Known] = {}
         self._taken: dict[str, Way] = {}
         self._led: dict[str, float] = {}
-        # The numbers of the nodes to which this one leads around a loss.
-        self.around: frozenset[int] = frozenset()
+        # The nodes (numbers) to which this one leads around a loss, and the ports that it does so by.
+        self.around: dict[int, set[str]] = {}
 
     async def follow(self, table: Table, others: Mapping[Way, Collection[int]]) -> bool:
         """Take and leave detours by what babeld knows, leave all when it knows nothing; tells whether there are any.
@@ -72,7 +72,12 @@ class Detours:
             self._taken = wanted
         leads = wanted.keys() | {prefix for prefix in self._led.keys() & table.installed if now < self._led[prefix]}
         self._led = {prefix: now + BEHIND_S if prefix in wanted else self._led[prefix] for prefix in leads}
-        self.around = frozenset(number for prefix in leads if (number := self._owner(prefix)) is not None)
+        ports = {route.prefix: route.way.port for route in table.routes if route.in_use}
+        ports |= {prefix: way.port for prefix, way in wanted.items()}
+        self.around = {}
+        for prefix in leads:
+            if (number := self._owner(prefix)) is not None:
+                self.around.setdefault(number, set()).add(ports[prefix])
         return bool(wanted)
 
     def _owner(self, prefix: str) -> int | None:

@@ -79,7 +79,8 @@ def new_link() -> Link:
 
 def encode(hello: Hello, keys: Keys) -> bytes:
     """Return the datagram."""
-    payload = json.dumps(asdict(hello), separators=(",", ":")).encode()
+    said = {name: value for name, value in asdict(hello).items() if name != "around" or value}
+    payload = json.dumps(said, separators=(",", ":")).encode()
     macs = {str(generation): _mac(key, payload) for generation, key in keys.items()}
     return payload + b"\n" + json.dumps(macs, separators=(",", ":")).encode()
 

@@ -310,10 +310,15 @@ class Mesh:
         message = Hello(
             cluster=me.cluster, number=me.number, name=me.name, port=name, mtu=port.mtu, serial=me.serial,
             nonce=link.nonce, heard=link.heard, sequence=link.sequence, generations=tuple(keys), trusts=self._believes(name),
-            around=tuple(sorted(self._detours.around)[: hello.MAX_AROUND]) if self._detours else (),
+            around=self._leads_around(name),
         )  # fmt: skip
         with contextlib.suppress(OSError):
             self._socket.sendto(hello.encode(message, keys), (hello.GROUP, hello.PORT, 0, port.index))
+
+    def _leads_around(self, name: str) -> tuple[int, ...]:
+        """The nodes to which the neighbour on a port may go by this one: not those whose way leads by that port."""
+        around = self._detours.around if self._detours else {}
+        return tuple(sorted(number for number, ports in around.items() if name not in ports)[: hello.MAX_AROUND])
 
     def _read(self) -> None:
         for _ in range(64):
@@ -346,7 +351,7 @@ class Mesh:
         self._settle(name)
         self._trust()
         self._compare(name, before)
-        if message.around != (before.hello.around if before else ()):
+        if self._believes(name) and message.around != (before.hello.around if before else ()):
             self._babel.glance()
         if before is None or before.hello.serial != message.serial or before.hello.trusts != message.trusts:
             self._publish()
@@ -415,11 +420,11 @@ class Mesh:
             self._was_asked = True
         if self._detours is None:
             return False
-        before = self._detours.around
+        before, since = self._detours.around, time.monotonic() - hello.PERIOD_S - ANSWER_S
         others = {
             babel.Way(one.address, port.name): one.hello.around
             for port, one in self.neighbours()
-            if self._believes(port.name)
+            if self._believes(port.name) and one.seen > since
         }
         there_are = await self._detours.follow(table, others)
         if self._detours.around != before:

@@ -184,8 +184,10 @@ def is_told_size(node: Node, address: str, hop: str) -> bool:
 def test_ends_of_a_cable_that_take_packets_of_different_sizes_are_told(ring: Ring) -> None:
     ring[5].output("ip", "link", "set", "eth1", "mtu", "1420")
     told = "mtu 1500 on eth1, and 1420 at the other end"
-    wait_for("event", lambda: told in [event["name"] for event in ring[1].status()["events"]], 20)
-    ring[5].output("ip", "link", "set", "eth1", "mtu", "1500")
+    try:
+        wait_for("event", lambda: told in [event["name"] for event in ring[1].status()["events"]], 20)
+    finally:
+        ring[5].output("ip", "link", "set", "eth1", "mtu", "1500")
 
 
 def test_a_node_cut_off_still_reaches_what_is_local(ring: Ring) -> None:

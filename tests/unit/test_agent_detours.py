@@ -146,7 +146,7 @@ FOUND = DUMP.format(near=65535, metric=65535, first="no", second="yes").splitlin
 
 def told(
     monkeypatch: pytest.MonkeyPatch, *dumps: list[str]
-) -> tuple[list[list[str]], list[bool], list[frozenset[int]]]:
+) -> tuple[list[list[str]], list[bool], list[dict[int, set[str]]]]:
     """What the kernel is told, batch by batch, whether there were detours, and to which nodes this one led around."""
     batches: list[list[str]] = []
 
@@ -182,9 +182,9 @@ def test_the_kernel_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batches == [TAKEN, LEFT]
     assert there == [False, True, True, False, False]
     # Others hear later that there is a way again.
-    assert around == [frozenset(), *[frozenset({9})] * 4]
+    assert around == [{}, *[{9: {"eth1"}}] * 4]
 
 
 def test_no_detour_stays_when_babeld_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     batches, _, around = told(monkeypatch, GOOD, LOST, [])
-    assert batches == [TAKEN, LEFT] and around[-1] == frozenset()
+    assert batches == [TAKEN, LEFT] and around[-1] == {}
