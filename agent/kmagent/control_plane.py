@@ -80,11 +80,12 @@ async def run(state: State, paths: Paths, is_served: Callable[[], bool]) -> None
         if state.fenced:
             if ended := await asyncio.to_thread(withdraw, paths):
                 log.warning("%s ended: %s", ", ".join(ended), state.fenced)
-                try:
-                    # Also where kubelet stands still: what this one acknowledged would be lost.
-                    await asyncio.to_thread(end_etcd.wait_until_unused, paths.etcd / "member/snap/db")
-                except UserError as error:
-                    log.error("%s", error)
+            try:
+                # Also where kubelet stands still, or this agent was started anew: what etcd acknowledges would be lost.
+                await asyncio.to_thread(end_etcd.wait_until_unused, paths.etcd / "member/snap/db")
+            except UserError as error:
+                log.error("%s", error)
+                continue
             await changed.wait()
             continue
         etcd, api = (votes and state.conditions[name] for name in ("etcd", "api"))

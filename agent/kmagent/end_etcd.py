@@ -15,8 +15,7 @@ POLITE_S, END_S = 3.0, 60.0
 def wait_until_unused(database: Path) -> None:
     """Wait until no etcd has its database open any more (bbolt holds a lock on it); UserError when it does not end.
 
-    An etcd that is told to end waits for its clients, up to half a minute: one that has served nothing since it lost the
-    others has nothing left to write, and is killed.
+    One that is told to end waits for its clients, up to half a minute: it is killed, as what it writes from now on is lost.
     """
     if not database.exists():
         return
@@ -29,15 +28,15 @@ def wait_until_unused(database: Path) -> None:
                 if time.monotonic() - start > END_S:
                     raise UserError(f"etcd still runs after {END_S:g} s") from None
                 if time.monotonic() - start > POLITE_S:
-                    kill_etcd()
+                    kill_holders(database)
                 time.sleep(0.1)
             else:
                 return
 
 
-def kill_etcd() -> None:
-    """End all processes of etcd."""
-    for comm in Path("/proc").glob("[0-9]*/comm"):
+def kill_holders(database: Path) -> None:
+    """End all processes that have a file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
-            if comm.read_text().strip() == "etcd":
-                os.kill(int(comm.parent.name), signal.SIGKILL)
+            if descriptor.samefile(database) and int(descriptor.parts[2]) != os.getpid():
+                os.kill(int(descriptor.parts[2]), signal.SIGKILL)

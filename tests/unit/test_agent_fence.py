@@ -65,20 +65,20 @@ time.sleep(60)
 """
 
 
+@pytest.mark.parametrize("given", [True, False], ids=["now", "by an agent before this one"])
 def test_an_etcd_that_is_fenced_does_not_serve_on_though_kubelet_stands_still(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     paths = Paths(run=tmp_path, manifests=tmp_path / "kubelet", state=tmp_path / "state")
     database = paths.etcd / "member/snap/db"
     database.parent.mkdir(parents=True)
     database.touch()
     paths.manifests.mkdir()
-    (paths.manifests / "etcd.yaml").touch()
+    if given:
+        (paths.manifests / "etcd.yaml").touch()
     etcd = subprocess.Popen([sys.executable, "-c", HOLD, database], stdout=subprocess.PIPE, text=True)
     assert etcd.stdout is not None and etcd.stdout.readline() == "held\n"
     monkeypatch.setattr(end_etcd, "POLITE_S", 0.1)
-    # Not all that have this name on the machine that runs the tests.
-    monkeypatch.setattr(end_etcd, "kill_etcd", etcd.kill)
     state = State(facts=replace(FACTS, role="voter"))
     state.fence("no majority answers")
 
