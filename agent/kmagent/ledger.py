@@ -187,11 +187,11 @@ class Ledger:
         if asked["fingerprint"] not in known:
             waiting = sorted((one for one in known.values() if not one["decision"]), key=lambda one: one["last_seen"])
             here = [one for one in waiting if one.get("relay") == asked["relay"]]
-            for found, most in ((here, MAX_ASKED_AT_ONE), (waiting, MAX_ASKED)):
-                if len(found) >= most:
-                    if asked["last_seen"] - found[0]["last_seen"] < QUIET_S:
-                        return False
-                    await self.forget_asked(found[0]["fingerprint"])
+            full = here if len(here) >= MAX_ASKED_AT_ONE else waiting if len(waiting) >= MAX_ASKED else None
+            if full:
+                if asked["last_seen"] - full[0]["last_seen"] < QUIET_S:
+                    return False
+                await self.forget_asked(full[0]["fingerprint"])
         await self.etcd.put(ASKED + asked["fingerprint"], json.dumps(asked))
         return True
 

@@ -34,8 +34,8 @@ def given_up(
 ) -> frozenset[int]:
     """Return the nodes whose pods shall be made anew elsewhere: `lost` says since when which nodes cannot be reached.
 
-    Of `nodes` nodes half or more are never given up: then it is this side that was cut off. Those that are `known` to be lost
-    were given up before: they stay so, and say nothing of the others.
+    Half or more of those that were there before are never given up at once: then it is this side that was cut off. Those of the
+    `nodes` nodes that are `known` to be lost were not: they stay given up, and say nothing of the others.
     """
     fresh = {number: moment for number, moment in lost.items() if number not in known}
     before = known & lost.keys()

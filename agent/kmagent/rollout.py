@@ -37,11 +37,11 @@ def advance(
     under_way = plan.nodes if plan.target == target else ()
     turn = [number for number in waiting if not away or number in under_way][:1]
     good = target if not waiting else plan.good
-    said = f"applied to {len(done)} of {len(voters)} voters" if waiting else "applied"
-    if waiting and away:
-        said += f", waits for node {min(away)}"
+    count = f"{len(done)} of {len(voters)} voters" + (f", waits for node {min(away)}" if away else "")
+    said = f"applied to {count}" if waiting else "applied"
     if said_no:
-        said = f"refused by node {said_no[0]}, the settings before are in force: {reports[said_no[0]].why}"
+        now = f"taken back on {count}" if waiting else "the settings before are in force"
+        said = f"refused by node {said_no[0]}, {now}: {reports[said_no[0]].why}"
     return Plan(target, tuple(sorted(done + turn)), good), said
 
 

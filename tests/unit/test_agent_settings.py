@@ -85,14 +85,15 @@ def test_nobody_begins_while_a_voter_is_away() -> None:
     assert advance(Plan(BEFORE, (1, 2, 3), BEFORE), WANTED, [2, 3, 1], {}, {3})[0].nodes == ()
     reports = {2: Report(BEFORE.id, WANTED.id, "unknown flag")}
     following, said = advance(plan, WANTED, [2, 3, 1], reports, {2})
-    assert (following.target, said) == (BEFORE, "refused by node 2, the settings before are in force: unknown flag")
+    assert following.target == BEFORE
+    assert said == "refused by node 2, taken back on 1 of 3 voters, waits for node 2: unknown flag"
 
 
 def test_what_one_node_refuses_is_taken_back_on_all() -> None:
     plan = Plan(WANTED, (2, 3), BEFORE)
     reports = {2: Report(WANTED.id), 3: Report(BEFORE.id, WANTED.id, "unknown flag"), 1: Report(BEFORE.id)}
     plan, said = advance(plan, WANTED, [2, 3, 1], reports)
-    assert said == "refused by node 3, the settings before are in force: unknown flag"
+    assert said == "refused by node 3, taken back on 2 of 3 voters: unknown flag"
     assert (plan.target, plan.nodes, plan.good) == (BEFORE, (1, 2, 3), BEFORE)
     other = Settings({"kube-apiserver": {"event-ttl": "9h"}})
     assert advance(plan, other, [2, 3, 1], {**reports, 2: Report(BEFORE.id)})[0] == Plan(other, (2,), BEFORE)
