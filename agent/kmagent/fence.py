@@ -107,7 +107,15 @@ class Fence:
         """With witnesses only a majority counts: the others may begin anew though all voters are here."""
         me, epoch = self._facts.number, self._facts.epoch
         enough = has_majority if self._facts.auto_recover_after_s else is_current
-        return not registry.nodes or enough(me, epoch, registry, heard)
+        return not registry.nodes or self._begins(registry) or enough(me, epoch, registry, heard)
+
+    def _begins(self, registry: Registry) -> bool:
+        """Whether somebody who did not wait for the others has the cluster begin here, and it has written nothing yet."""
+        order = self._orders.newest
+        here = (
+            order is not None and order.force and (order.number, order.epoch) == (self._facts.number, self._facts.epoch)
+        )
+        return here and registry.epoch < self._facts.epoch
 
     def _registry(self) -> Registry:
         return registries.load_or_empty(self._paths.registry, self._facts.cluster)

@@ -6,12 +6,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from agent_fakes import FACTS
-from agent_recoveries import registry_of
+from agent_recoveries import FakePeers, Node, registry_of
 
 from kmagent import control_plane, end_etcd, fence
+from kmagent.fence import Fence
+from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.state import State
 
@@ -54,6 +57,29 @@ def test_no_old_voter_is_served_once_a_majority_keeps_the_order() -> None:
         for me in voters - keep:
             heard = {one: 2 if one in keep else 1 for one in range(1, nodes + 1) if random.random() < 0.7 and one != me}
             assert not fence.is_current(me, 1, registry_of(nodes, voters), heard), (nodes, voters, keep, heard)
+
+
+@pytest.mark.parametrize(
+    ("order", "epoch", "serves"),
+    [
+        ({"force": True}, 1, True),
+        # It has begun: from now on the others are asked as ever.
+        ({"force": True}, 2, False),
+        # A majority keeps this one, and answers.
+        ({}, 1, False),
+        ({"force": True, "number": 1}, 1, False),
+        ({"force": True, "epoch": 1}, 1, False),
+    ],
+)
+def test_the_last_machine_begins_without_the_others_when_somebody_says_so(
+    tmp_path: Path, order: dict[str, Any], epoch: int, serves: bool
+) -> None:
+    node = Node(tmp_path)
+    node.paths.order.write_text(node.order(**order))
+    facts = replace(FACTS, number=3, cluster_id=node.cluster_id, epoch=2)
+    state = State()
+    keeper = Fence(state, node.paths, facts, Orders(state, node.paths, facts), FakePeers(node, {}))
+    assert keeper._may_serve(replace(registry_of(5, {1, 2, 3}), epoch=epoch), {}) is serves
 
 
 HOLD = """

@@ -1,5 +1,6 @@
 """Faults of machines: power, and what stands still."""
 
+import contextlib
 import json
 import sys
 import time
@@ -210,7 +211,9 @@ def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
     time.sleep(GRACE_S)
     end = time.monotonic() + REPLACING_S
     while time.monotonic() < end:
-        scene.signal(scene.random.choice(left), "kmagent")
+        # One that was killed just now may not be there again yet.
+        with contextlib.suppress(UserError):
+            scene.signal(scene.random.choice(left), "kmagent")
         time.sleep(scene.random.uniform(0.2, 2.0))
 
 
