@@ -84,6 +84,7 @@ def test_the_last_machine_begins_without_the_others_when_somebody_says_so(
 
 HOLD = """
 import fcntl, sys, time
+open("/proc/self/comm", "w").write(sys.argv[2])
 file = open(sys.argv[1], "rb")
 fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
@@ -102,7 +103,7 @@ def test_an_etcd_that_is_fenced_does_not_serve_on_though_kubelet_stands_still(
     paths.manifests.mkdir()
     if given:
         (paths.manifests / "etcd.yaml").touch()
-    etcd = subprocess.Popen([sys.executable, "-c", HOLD, database], stdout=subprocess.PIPE, text=True)
+    etcd = subprocess.Popen([sys.executable, "-c", HOLD, database, "etcd"], stdout=subprocess.PIPE, text=True)
     assert etcd.stdout is not None and etcd.stdout.readline() == "held\n"
     monkeypatch.setattr(end_etcd, "POLITE_S", 0.1)
     state = State(facts=replace(FACTS, role="voter"))
