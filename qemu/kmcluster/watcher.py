@@ -27,13 +27,17 @@ CLOSE_S = 0.5
 
 
 class Sight(msgspec.Struct, frozen=True):
-    """What a voter's etcd said at a moment: members by id, and whether each is a learner; whether it leads, in which term."""
+    """What a voter's etcd said at a moment: members by id, and whether each is a learner; whether it leads, in which term.
+
+    `cluster` is etcd's own id, another one when it was begun anew: terms begin anew, too, then.
+    """
 
     at: float
     members: dict[str, bool]
     me: str
     leads: bool
     term: int
+    cluster: str = ""
 
 
 def judge(logs: Sequence[Sequence[Sight]]) -> list[str]:
@@ -45,13 +49,13 @@ def judge(logs: Sequence[Sequence[Sight]]) -> list[str]:
             if len(changed) > 1 and after.at - before.at < CLOSE_S:
                 wrong.append(f"{len(changed)} members of etcd changed at once")
         wrong += ["etcd had two learners" for sight in log if sum(sight.members.values()) > 1][:1]
-    leaders: dict[int, set[str]] = {}
+    leaders: dict[tuple[str, int], set[str]] = {}
     for log in logs:
         for before, after in pairwise(log):
             # Seen twice: etcd looks up leader and term one after the other, so an old leader may seem to lead a new term.
             if before.leads and after.leads and before.term == after.term:
-                leaders.setdefault(after.term, set()).add(after.me)
-    return wrong + [f"two members of etcd led in term {term}" for term, found in leaders.items() if len(found) > 1]
+                leaders.setdefault((after.cluster, after.term), set()).add(after.me)
+    return wrong + [f"two members of etcd led in term {term}" for (_, term), found in leaders.items() if len(found) > 1]
 
 
 def elections(logs: Sequence[Sequence[Sight]], since: float, until: float) -> int:
@@ -101,6 +105,7 @@ def look(connection: http.client.HTTPSConnection) -> Sight:
         me=me,
         leads=status.get("leader") == me,
         term=int(status["raftTerm"]),
+        cluster=status["header"]["cluster_id"],
     )
 
 

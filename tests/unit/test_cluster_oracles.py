@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from kmcluster import prober, watcher, witness
@@ -123,6 +124,9 @@ def test_one_member_leads_in_a_term() -> None:
 
     assert watcher.judge([leads("1", 4, 4, 6, 6), leads("2", 5, 5)]) == []
     assert watcher.judge([leads("1", 4, 4, 6, 6), leads("2", 4, 4)]) == ["two members of etcd led in term 4"]
+    # Begun anew, etcd counts terms from the beginning again.
+    again = [msgspec.structs.replace(one, cluster="another") for one in leads("2", 4, 4)]
+    assert watcher.judge([leads("1", 4, 4), again]) == []
     # It was asked while it learned that another one leads now.
     assert watcher.judge([[*leads("1", 4, 4, 5), sight(9, "12", "2", 5, "1")], leads("2", 5, 5)]) == []
 
