@@ -26,7 +26,7 @@ def pair(bench_home: Path, busybox: Path) -> Iterator[dict[int, Node]]:
     for machine in state.load("short").machines:
         path = first.cluster.machine_folder(machine) / "credentials/kubermesh.tuning"
         tuning = json.loads(path.read_text()) | {"certificate_days": LIFE_S / 86400}
-        tuning["arguments"]["kube-controller-manager"] = {"cluster-signing-duration": f"{LIFE_S}s"}
+        tuning["arguments"] = {"kube-controller-manager": {"cluster-signing-duration": f"{LIFE_S}s"}}
         files.write(path, json.dumps(tuning), 0o600)
     nodes = {number: Node("short", number) for number in (1, 2)}
     for node in nodes.values():

@@ -23,7 +23,8 @@ OFFERED = ("fd6b:6d00:", "198.19.")
 # What listens on a node and not on its loopback alone. UDP: hellos, babeld (RFC 8966); where a system is offered DHCP and TFTP.
 UDP, OFFERING = {HELLO, 6696}, {67, 69, 547}
 WORKER = {RELAY, NODE, PROVIDE, 10250}
-VOTER = WORKER | {2379, 2380, 6443, JOIN}
+STANDBY = WORKER | {2379, 2380}
+VOTER = STANDBY | {6443, JOIN}
 # What is asked of each, as somebody would who looks for a secret. The others are for strangers: the relay leads to JOIN, and what
 # PROVIDE serves is public (tests/unit/test_agent_provide.py).
 ASKED = {
@@ -263,14 +264,14 @@ def test_a_storm_of_greetings_drowns_no_neighbour(ring: Ring, stranger: Stranger
 
 def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:
     """Every port that listens on any node, asked by another node's own address without a certificate."""
-    voters = ring.voters()
+    voters, standbys = ring.voters(), ring.with_role("standby")
     assert {number: listening(ring, number, "tcp") for number in ring.nodes} == {
-        number: VOTER if number in voters else WORKER for number in ring.nodes
+        number: VOTER if number in voters else STANDBY if number in standbys else WORKER for number in ring.nodes
     }
     assert {number: listening(ring, number, "udp") - OFFERING for number in ring.nodes} == dict.fromkeys(
         ring.nodes, UDP
     )
-    voter, worker = min(voters), min(ring.nodes.keys() - voters)
+    voter, worker = min(voters), min(ring.nodes.keys() - voters - standbys)
     for number, port in [(voter, port) for port in sorted(VOTER & ASKED.keys())] + [(worker, NODE), (worker, 10250)]:
         other = next(one for one in ring.nodes if one != number)
         result = ring[other].run("python3", "-c", REQUEST, ring[number].address, str(port), "GET", ASKED[port], "")
