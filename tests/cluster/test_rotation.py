@@ -102,7 +102,8 @@ def test_certificates_are_renewed_and_nothing_is_started_anew(pair: dict[int, No
         wait_for(
             "renewed serving certificate", lambda one=node, old=number: serial(one, SERVING) != serving[old], 330, 3
         )
-        assert pair[1].kubectl("get", "--raw", f"/api/v1/nodes/{node.machine.name}/proxy/healthz") == "ok"
+        path = f"/api/v1/nodes/{node.machine.name}/proxy/healthz"
+        wait_for("kubelet", lambda asked=path: pair[1].kubectl("get", "--raw", asked) == "ok", 60, 2)
 
 
 def metrics(node: Node, address: str) -> list[int]:

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.turn(2, 4)
 RELAY, JOIN, NODE, HELLO, PROVIDE = 9442, 9443, 9444, 9441, 9445
 # What a node gives itself on a port where it offers a system.
 OFFERED = ("fd6b:6d00:", "198.19.")
-# What listens on a node and not on its loopback alone. UDP: hellos, babeld (RFC 8966); where a system is offered DHCP and TFTP.
-UDP, OFFERING = {HELLO, 6696}, {67, 69, 547}
-WORKER = {RELAY, NODE, PROVIDE, 10250}
+# What listens on a node, not on its loopback alone. UDP: hellos, babeld (RFC 8966); for who is offered a system DHCP, TFTP, HTTP.
+UDP, OFFERING = {HELLO, 6696}, {67, 69, 547, PROVIDE}
+WORKER = {RELAY, NODE, 10250}
 STANDBY = WORKER | {2379, 2380}
 VOTER = STANDBY | {6443, JOIN}
 # What is asked of each, as somebody would who looks for a secret. The others are for strangers: the relay leads to JOIN, and what
@@ -265,7 +265,7 @@ def test_a_storm_of_greetings_drowns_no_neighbour(ring: Ring, stranger: Stranger
 def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:
     """Every port that listens on any node, asked by another node's own address without a certificate."""
     voters, standbys = ring.voters(), ring.with_role("standby")
-    assert {number: listening(ring, number, "tcp") for number in ring.nodes} == {
+    assert {number: listening(ring, number, "tcp") - OFFERING for number in ring.nodes} == {
         number: VOTER if number in voters else STANDBY if number in standbys else WORKER for number in ring.nodes
     }
     assert {number: listening(ring, number, "udp") - OFFERING for number in ring.nodes} == dict.fromkeys(
