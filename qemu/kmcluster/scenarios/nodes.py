@@ -275,7 +275,7 @@ SCENARIOS = [
              ("power", "members", "recover"), two_followers, cut, recover, after_s=15, outage_s=60, silence_s=120, whole_s=240,
              replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
     Scenario("all-but-one-lost", "all machines but one are lost, it begins the cluster anew, and they join it with empty disks",
-             ("power", "members", "recover"), all_but_the_leader, cut_and_wipe, rebuild, after_s=5, outage_s=120, silence_s=180,
+             ("power", "members", "recover"), all_but_the_leader, cut_and_wipe, rebuild, after_s=5, outage_s=60, silence_s=180,
              whole_s=300, replaced=None, evicts=True, heals_alone=False),
     Scenario("majority-cut-off", "two of three voters are cut off together, and the others begin anew by themselves",
              ("power", "members", "recover"), two_followers, cut_off, join_fenced, after_s=WITNESS_S + 60,
