@@ -72,13 +72,17 @@ class Detours:
             self._taken = wanted
         leads = wanted.keys() | {prefix for prefix in self._led.keys() & table.installed if now < self._led[prefix]}
         self._led = {prefix: now + BEHIND_S if prefix in wanted else self._led[prefix] for prefix in leads}
+        self.around = self._ports_of(leads, table, wanted) if leads else {}
+        return bool(wanted)
+
+    def _ports_of(self, leads: Collection[str], table: Table, wanted: Mapping[str, Way]) -> dict[int, set[str]]:
         ports = {route.prefix: route.way.port for route in table.routes if route.in_use}
         ports |= {prefix: way.port for prefix, way in wanted.items()}
-        self.around = {}
+        found: dict[int, set[str]] = {}
         for prefix in leads:
             if (number := self._owner(prefix)) is not None:
-                self.around.setdefault(number, set()).add(ports[prefix])
-        return bool(wanted)
+                found.setdefault(number, set()).add(ports[prefix])
+        return found
 
     def _owner(self, prefix: str) -> int | None:
         return network.owner(self._facts.prefix, prefix)
