@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import Any
 
 from kmcluster import inside
@@ -160,6 +161,16 @@ def manifests(scene: Scene) -> dict[str, str]:
     return {machine.name: inside.run(scene.driver, machine, ["cat", *paths]).stdout for machine in machines}
 
 
+CORRUPT = Scenario(
+    name="corrupt-etcd",
+    title="what etcd wrote last on a voter is spoiled: the node gives up its vote and begins anew",
+    tags=("process", "members"),
+    victims=follower,
+    fault=spoil,
+    after_s=GRACE_S + 20,
+    whole_s=180,
+    replaced=True,
+)
 SCENARIOS = [
     kill("etcd", "leader"),
     kill("etcd", "follower"),
@@ -188,24 +199,12 @@ SCENARIOS = [
         fault=delete_addons,
         whole_s=120,
     ),
-    Scenario(
-        name="corrupt-etcd",
-        title="what etcd wrote last on a voter is spoiled: the node gives up its vote and begins anew",
-        tags=("process", "members"),
-        victims=follower,
-        fault=spoil,
-        after_s=GRACE_S + 20,
-        whole_s=180,
-        replaced=True,
-    ),
-    Scenario(
+    CORRUPT,
+    replace(
+        CORRUPT,
         name="corrupt-etcd-of-three",
         title="the same where there is no other node that could vote: it takes its own place",
-        tags=("process", "members"),
-        victims=follower,
-        fault=spoil,
-        after_s=GRACE_S + 20,
-        whole_s=180,
+        replaced=False,
         topology="line3",
     ),
     Scenario(
