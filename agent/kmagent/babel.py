@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kmagent import seqno
 from kmagent.facts import Facts
 from kmagent.network import LEAVING
 
@@ -73,7 +74,7 @@ class Table:
     """What babeld knows: (port, link) of every neighbour, the prefixes that a route in use leads to, and all else.
 
     Two are equal when links and prefixes are: there is news in nothing else. `own` are the prefixes that are announced here,
-    `interfaces` the ports on which it speaks; None when there is nobody to ask.
+    `interfaces` the ports on which it speaks; None when there is nobody to ask. The agent, as its neighbour, is left out.
     """
 
     neighbours: tuple[tuple[str, Link], ...] = ()
@@ -90,6 +91,10 @@ class Table:
     def heard(self) -> frozenset[Way]:
         """The ways to neighbours that are heard: one without a cable stays for seconds."""
         return frozenset(Way(link.address, port) for port, link in self.neighbours if link.cost < INFINITY)
+
+    def ways(self) -> dict[str, Way]:
+        """The way that packets go, by prefix."""
+        return {route.prefix: route.way for route in self.routes if route.in_use}
 
     def best_way(self, prefix: str) -> Way | None:
         """The best route to a prefix, in use or not; None when there is none."""
@@ -136,6 +141,7 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
             f"install ip ::/0 pref-src {facts.address}",
             f"install ip 0.0.0.0/0 pref-src {facts.address4}",
             *(line for name, key in ports for line in interface(facts, name, key, hello_s)),
+            seqno.INTERFACE,
             "",
         ]
     )
@@ -172,9 +178,9 @@ def parse(dump: Iterable[str]) -> Table:
         if action != "add":
             continue
         values = dict(zip(words[1::2], words[2::2], strict=False))
-        if kind == "interface":
+        if kind == "interface" and words[0] != seqno.BABELD_END:
             interfaces.add(words[0])
-        elif kind == "neighbour":
+        elif kind == "neighbour" and values["if"] != seqno.BABELD_END:
             rxcost, txcost, cost = (int(values[name]) for name in ("rxcost", "txcost", "cost"))
             rtt_ms = float(values["rtt"]) if "rtt" in values else None
             link = Link(values["address"], rxcost, txcost, cost, int(values["reach"], 16), rtt_ms)
@@ -187,6 +193,12 @@ def parse(dump: Iterable[str]) -> Table:
             own.add(values["prefix"])
     installed = frozenset(route.prefix for route in routes if route.in_use)
     return Table(tuple(neighbours), installed, tuple(routes), frozenset(own), frozenset(interfaces))
+
+
+def parse_router_id(greeting: Iterable[str]) -> bytes | None:
+    """Read the router-id (8 bytes) in what babeld says first: `my-id 02:aa:…`."""
+    words = (line.split() for line in greeting)
+    return next((bytes.fromhex(pair[1].replace(":", "")) for pair in words if pair[:1] == ["my-id"]), None)
 
 
 async def ask_best_way(socket: Path, prefix: str) -> Way | None:
@@ -213,6 +225,8 @@ class Babel:
 
     def __init__(self, socket: Path, changed: Callable[[], None], told: Callable[[Table], Awaitable[bool]]) -> None:
         self.table = Table()
+        # Of the babeld that runs; None while there is none.
+        self.router_id: bytes | None = None
         self._socket = socket
         self._changed, self._told = changed, told
         self._orders: list[str] = []
@@ -224,7 +238,7 @@ class Babel:
         while True:
             with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
                 await self._converse()
-            self.table = Table()
+            self.table, self.router_id = Table(), None
             with contextlib.suppress(OSError):
                 await self._told(self.table)
             await asyncio.sleep(RETRY_S)
@@ -246,7 +260,7 @@ class Babel:
     async def _converse(self) -> None:
         reader, writer = await asyncio.open_unix_connection(self._socket)
         try:
-            await _answer(reader)
+            self.router_id = parse_router_id(await _answer(reader))
             self._busy_until = time.monotonic() + BUSY_S
             soon = SOON
             while True:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kmagent import babel, firewall, hello, network, ports
+from kmagent import babel, firewall, hello, network, ports, seqno
 from kmagent.detours import Detours
 from kmagent.facts import Facts
 from kmagent.hello import Hello, Link
@@ -75,6 +75,8 @@ class Mesh:
         self._keys: dict[str, int] = {}
         self._was_asked = False
         self._reachable: frozenset[str] = frozenset()
+        self._ways: dict[str, babel.Way] = {}
+        self._changed_ways = asyncio.Event()
         self._answer_at: dict[str, float] = {}
         self.news = asyncio.Event()
         self._wake = asyncio.Event()
@@ -94,6 +96,7 @@ class Mesh:
                 if self._facts:
                     group.create_task(self._babel.run())
                     group.create_task(self._watch_routes())
+                    group.create_task(self._renew(self._facts))
         finally:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -145,6 +148,17 @@ class Mesh:
             await watcher.wait(3600)
             self._babel.glance()
 
+    async def _renew(self, facts: Facts) -> None:
+        """Where a way from here has changed, one that leads here may have: longer ones are taken with a newer number only."""
+        await seqno.set_up()
+        while True:
+            await self._changed_ways.wait()
+            self._changed_ways.clear()
+            with contextlib.suppress(OSError):
+                if self._babel.router_id:
+                    seqno.renew(self._babel.router_id, facts.address)
+            await asyncio.sleep(seqno.PAUSE_S)
+
     async def _take_ports(self, found: dict[str, Port]) -> None:
         before, self.ports = self.ports, found
         for name in sorted(set(before) - set(found)):
@@ -161,6 +175,9 @@ class Mesh:
             if port.carrier and name not in self.links:
                 self.links[name] = hello.new_link()
                 self._answer(name)
+        if self._plugged(before) and not self._plugged(found):
+            # With nobody left, babeld may go on and on about what it had to tell one of them (1.13, `flushbuf`).
+            await run_async(["systemctl", "try-restart", babel.UNIT], check=False)
         for callback in self.on_port:
             callback()
         self._publish()
@@ -200,6 +217,10 @@ class Mesh:
     def is_neighbour(self, name: str) -> bool:
         """Whether one of the cluster is on a port."""
         return name in self.links and self._believes(name)
+
+    def _plugged(self, found: dict[str, Port]) -> bool:
+        """Whether a cable of the mesh is in one of these ports."""
+        return any(port.carrier for name, port in found.items() if name not in self.gateways)
 
     def mesh_ports(self) -> list[str]:
         """Ports that are for neighbours."""
@@ -413,6 +434,9 @@ class Mesh:
             log.error("firewall: %s", error)
 
     async def _on_answer(self, table: babel.Table) -> bool:
+        if (ways := table.ways()) != self._ways:
+            self._ways = ways
+            self._changed_ways.set()
         if table.interfaces is None:
             self._was_asked = False
         elif self._facts and self._keys:

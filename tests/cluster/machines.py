@@ -157,6 +157,10 @@ class Node:
         shown = self.output("ip", "-6", "-o", "address", "show", "dev", port, "scope", "link")
         return shown.split()[3].partition("/")[0]
 
+    def has_way_to(self, other: "Node") -> bool:
+        """Whether its kernel has a way to another node."""
+        return self.run("ip", "-6", "route", "get", other.address).code == 0
+
     def babel(self) -> babel.Table:
         """What the node's babeld knows."""
         return babel.parse(self.python(DUMP).splitlines())

@@ -51,12 +51,14 @@ class Ring:
         return {name for name, kind in kinds.items() if kind["Ready"] == "True"}
 
     def is_whole(self) -> bool:
-        """Whether every node is Ready, links are as the cables say, and the wanted number votes."""
+        """Whether every node is Ready and has a way to all others, and the wanted number votes."""
         names = {node.machine.name for node in self.nodes.values()}
         assert self.ready() == names, f"Ready: {sorted(self.ready())}"
         assert len(self.voters()) == 3, f"voters: {self.voters()}"
-        states = {node.machine.name: node.status().get("state") for node in self.nodes.values()}
-        assert set(states.values()) == {"ready"}, states
+        said = {node.machine.name: node.status() for node in self.nodes.values()}
+        states = {name: (status.get("state"), status.get("routes")) for name, status in said.items()}
+        ways = 3 * (len(self.nodes) - 1)
+        assert all(state == "ready" and routes >= ways for state, routes in states.values()), states
         return len(self.pods()) == len(self.nodes)
 
     def settle(self) -> None:

@@ -1,12 +1,13 @@
 """Five nodes in a ring of cables: everything reaches everything, and any cable or node may go."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from machines import Node, wait_for
 from rings import Ring
 
-from kmagent import babel
+from kmagent import babel, network
 from kmcluster import cabling, steady
 from kmcluster.cable import parse_port
 from kmcluster.nspawn_cables import HOLDER, middle
@@ -217,6 +218,25 @@ def test_the_smaller_side_of_a_partition_gives_up_the_api_and_comes_back(ring: R
     ring.heal([(left, lonely), (lonely, right)])
     assert ring.kubectl("get", "configmap", "partition", "-o", "jsonpath={.data.kept}") == "yes"
     wait_for("announced API", lambda: ring[lonely].status()["conditions"]["announced"], 60)
+
+
+def test_a_second_fault_right_after_the_first_is_gone_around_too(ring: Ring) -> None:
+    """A node that had no cable for a moment has to be looked for the long way soon after; no detour lasts for as long as this."""
+    both = [(2, 3), (3, 4)]
+    for a, b in both:
+        ring.cable(a, b, "cut")
+    wait_for("nobody's way there", lambda: not ring[1].has_way_to(ring[3]), 20)
+    for a, b in both:
+        ring.cable(a, b, "plug")
+    wait_for("way there", lambda: ring[1].has_way_to(ring[3]), 20)
+    for a, b in ((1, 2), (2, 3)):
+        ring.cable(a, b, "cut")
+    wait_for("other way", lambda: ring[1].has_way_to(ring[3]), 10)
+    end = time.monotonic() + network.DETOUR_S + 3
+    while time.monotonic() < end:
+        wait_for("the same way", lambda: ring[1].has_way_to(ring[3]), 2)
+        time.sleep(0.3)
+    ring.heal([(1, 2), (2, 3)])
 
 
 def test_a_node_that_dies_is_gone_around_and_comes_back(ring: Ring) -> None:

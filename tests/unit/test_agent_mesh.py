@@ -15,7 +15,7 @@ import pytest
 from agent_fakes import FACTS
 from agent_sockets import live, until
 
-from kmagent import babel, boot_image, firewall, hello, mesh, ports, relay
+from kmagent import babel, boot_image, firewall, hello, mesh, network, ports, relay, seqno
 from kmagent.hello import HOLD_S, Hello, Keys, Link
 from kmagent.paths import Paths
 from kmagent.ports import Port
@@ -241,8 +241,12 @@ def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster()
     # A number of whole seconds: babeld takes no other, and does not start.
     assert "smoothing-half-life 1" in lines
     # babeld wants a key before the interface that uses it.
-    assert lines[-4:] == babel.interface(FACTS, "eth0", KEY) + babel.interface(FACTS, "eth1", OTHER)
-    assert lines[-4] == f"key id eth0 type blake2s128 value {KEY}" and lines[-3].startswith("interface eth0 key eth0 ")
+    of_ports = lines[-5:-1]
+    assert of_ports == babel.interface(FACTS, "eth0", KEY) + babel.interface(FACTS, "eth1", OTHER)
+    assert of_ports[0] == f"key id eth0 type blake2s128 value {KEY}"
+    assert of_ports[1].startswith("interface eth0 key eth0 ")
+    # The one without a key leads to the agent.
+    assert lines[-1].startswith("interface seqno0 type wired ")
 
 
 @pytest.mark.parametrize(
@@ -487,7 +491,8 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(ports, "physical_ports", lambda **_: found)
     monkeypatch.setattr(firewall, "apply", apply)
     monkeypatch.setattr(firewall, "trusted", trusted)
-    monkeypatch.setattr(mesh, "run_async", command)
+    for module in (mesh, seqno, network):
+        monkeypatch.setattr(module, "run_async", command)
     monkeypatch.setattr(mesh, "_hello_socket", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
     return applied
 
@@ -507,6 +512,38 @@ def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(tmp_path: Path
     asyncio.run(scenario())
     # Whoever is plugged in at the third is not who was there before.
     assert trusted_in(applied) == [firewall.trust(["eth0", "eth1"])]
+
+
+@pytest.mark.parametrize(
+    ("carriers", "restarts"),
+    [
+        # The last cable of the mesh goes; a gateway's has nothing to do with it.
+        ([(True, True, True), (False, True, True), (False, False, True)], 1),
+        ([(True, True, True), (False, False, False)], 1),
+        ([(True, True, False), (False, True, False)], 0),
+        ([(False, False, True), (False, False, False)], 0),
+    ],
+)
+def test_a_babeld_that_nobody_hears_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, applied: list[str], carriers: list[tuple[bool, ...]], restarts: int
+) -> None:
+    ran: list[list[str]] = []
+
+    async def command(argv: list[str], **_: Any) -> tuple[int, str]:
+        ran.append(argv)
+        return 0, ""
+
+    monkeypatch.setattr(mesh, "run_async", command)
+
+    async def scenario() -> None:
+        one = mesh.Mesh(State(), Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS), facts=FACTS)
+        one.gateways = frozenset({"eth2"})
+        for states in carriers:
+            found = [Port(f"eth{index}", index, "02::1", carrier, 1500) for index, carrier in enumerate(states)]
+            await one._take_ports({port.name: port for port in found})
+
+    asyncio.run(scenario())
+    assert ran.count(["systemctl", "try-restart", babel.UNIT]) == restarts
 
 
 class Speaking:
@@ -533,7 +570,7 @@ class Speaking:
     def _take(self, line: str) -> None:
         if line.startswith("flush interface "):
             del self.lines[line.split()[2]]
-        elif line.startswith("interface "):
+        elif line.startswith("interface eth"):
             self.lines[line.split()[1]] = line
         elif line.startswith("key id "):
             self.keys[line.split()[2]] = line.split()[-1]
