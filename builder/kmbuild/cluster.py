@@ -1,7 +1,6 @@
 """`kmbuild cluster`: clusters of the image on this machine."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from kmbuild import init, stick
 from kmbuild.artefacts import replace_file
 from kmbuild.cable_command import cable, recable
 from kmbuild.completion import complete_topology
-from kmbuild.evidence_command import bundle, logs
+from kmbuild.evidence_command import bundle, console, logs
 from kmbuild.fault_command import clock, disk, plug_stick
 from kmbuild.locate import locate_image
 from kmbuild.options import cluster_argument, json_option, name_option, node_argument
@@ -30,7 +29,6 @@ from kmplan.document import convert
 from kmplan.errors import UserError
 
 ACTIONS = ("on", "off", "cut", "reset", "freeze", "thaw")
-FOLLOW_S = 0.2
 
 passed_on = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -40,7 +38,7 @@ def cluster() -> None:
     """Boot clusters of the image on this machine."""
 
 
-for command in (status, cable, recable, topology, disk, plug_stick, clock, logs, bundle):
+for command in (status, cable, recable, topology, disk, plug_stick, clock, console, logs, bundle):
     cluster.add_command(command)
 
 
@@ -148,26 +146,6 @@ def list_clusters(as_json: bool) -> None:
         return
     for row in rows:
         click.echo(f"{row['name']:20} {row['driver']:7} {row['on']} of {row['nodes']} on")
-
-
-@cluster.command()
-@node_argument
-@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
-@name_option
-def console(node: str, follow: bool, name: str | None) -> None:
-    """Print what a node's console showed."""
-    loaded = state.load(state.only_name(name))
-    driver, machine = driver_of(loaded), loaded.machine(node)
-    path = driver.console(machine)
-    if not path.exists():
-        raise UserError(f"{machine.name} has no console yet", "was it ever on?")
-    with path.open("rb") as file:
-        shutil.copyfileobj(file, sys.stdout.buffer)
-        while follow and driver.power(machine) != "off":
-            sys.stdout.buffer.flush()
-            time.sleep(FOLLOW_S)
-            shutil.copyfileobj(file, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
 
 
 @cluster.command("exec", context_settings=passed_on)

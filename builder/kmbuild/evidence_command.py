@@ -1,7 +1,9 @@
-"""`kmbuild cluster logs` and `bundle`: what happened."""
+"""`kmbuild cluster console`, `logs` and `bundle`: what happened."""
 
 import json
+import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -12,17 +14,65 @@ from kmcluster import logs as node_logs
 from kmcluster import state
 from kmcluster.drivers import driver_of
 from kmcluster.duration import parse_duration
+from kmplan.errors import UserError
 
+CONSOLE_POLL_S = 0.2
 POLL_S = {"native": 0.5, "kvm": 1.0, "tcg": 4.0}
+
+follow_option = click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+lines_option = click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+
+
+@click.command()
+@node_argument
+@follow_option
+@lines_option
+@name_option
+def console(node: str, follow: bool, as_json: bool, name: str | None) -> None:
+    """Print what a node's console showed."""
+    cluster = state.load(state.only_name(name))
+    driver, machine = driver_of(cluster), cluster.machine(node)
+    path = driver.console(machine)
+    if not path.exists():
+        raise UserError(f"{machine.name} has no console yet", "was it ever on?")
+    chunks = read_growing(path, lambda: follow and driver.power(machine) != "off")
+    if as_json:
+        for line in whole_lines(chunks):
+            click.echo(json.dumps({"node": machine.name, "line": line}))
+        return
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+def read_growing(path: Path, grows: Callable[[], bool]) -> Iterator[bytes]:
+    """Yield what is in a file, and what is added while it grows."""
+    with path.open("rb") as file:
+        goes_on = True
+        while goes_on:
+            goes_on = grows()
+            yield file.read()
+            time.sleep(CONSOLE_POLL_S if goes_on else 0)
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yield lines as soon as they are whole, the last one also when it is not."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.rstrip(b"\r").decode(errors="replace") for line in lines)
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 @click.command()
 @node_argument
 @click.argument("what", metavar="[UNIT|POD]", required=False)
-@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+@follow_option
 @click.option("--since", metavar="DURATION", help="Only what is not older, such as 10m.")
+@lines_option
 @name_option
-def logs(node: str, what: str | None, follow: bool, since: str | None, name: str | None) -> None:
+def logs(node: str, what: str | None, follow: bool, since: str | None, as_json: bool, name: str | None) -> None:
     """Print a node's logs: those of the agent, kubelet, containerd and babeld, of a UNIT, or of a POD.
 
     The API is not needed. A pod is meant by NAMESPACE/NAME or by the beginning of its name, such as etcd.
@@ -30,10 +80,10 @@ def logs(node: str, what: str | None, follow: bool, since: str | None, name: str
     cluster = state.load(state.only_name(name))
     driver, machine, since_s = driver_of(cluster), cluster.machine(node), parse_duration(since) if since else 0
     source, place = node_logs.choose_source(driver, machine, what), node_logs.Place()
-    click.echo(node_logs.read(driver, machine, source, since_s, place), nl=False)
+    click.echo(node_logs.read(driver, machine, source, since_s, place, as_json=as_json), nl=False)
     while follow and driver.power(machine) == "on":
         time.sleep(POLL_S[cluster.accelerator])
-        click.echo(node_logs.read(driver, machine, source, since_s, place), nl=False)
+        click.echo(node_logs.read(driver, machine, source, since_s, place, as_json=as_json), nl=False)
 
 
 @click.command()

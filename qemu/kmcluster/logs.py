@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
 from kmcluster import inside
 from kmcluster.driver import Driver
@@ -63,25 +65,49 @@ def has_journal(driver: Driver, machine: Machine, unit: str) -> bool:
     return result.code == 0 and bool(take_cursor(result.stdout, Place()))
 
 
-def journal_argv(units: tuple[str, ...], since_s: int, cursor: str) -> list[str]:
+def journal_argv(units: tuple[str, ...], since_s: int, cursor: str, output: str = "short-iso-precise") -> list[str]:
     """The argv that prints the journal; `--merge` as the journal of an off machine's disk is not this machine's."""
-    argv = ["journalctl", "--merge", "--no-pager", "--output=short-iso-precise", "--show-cursor"]
+    argv = ["journalctl", "--merge", "--no-pager", f"--output={output}", "--show-cursor"]
     argv += [f"--unit={unit}" for unit in units]
     argv += [f"--since=-{since_s}s"] if since_s and not cursor else []
     return [*argv, f"--after-cursor={cursor}"] if cursor else argv
 
 
-def read(driver: Driver, machine: Machine, source: Source, since_s: int, place: Place) -> str:
-    """Read what is new since `place`, which is moved on; at first what is younger than `since_s`, 0 being all."""
+def read(driver: Driver, machine: Machine, source: Source, since_s: int, place: Place, *, as_json: bool = False) -> str:
+    """Read what is new since `place`, which is moved on; at first what is younger than `since_s`, 0 being all.
+
+    Lines for people; or JSON objects, one a line: `time` (RFC 3339), `node`, `unit` or `pod` (POD/CONTAINER), `message`.
+    """
     if source.pod:
         given = (source.pod, str(since_s), json.dumps(place.files))
         answer = inside.run_script(driver, machine, "pod_logs", *given, timeout_s=READ_S)
         place.files = answer["places"]
-        return "".join(f"{line}\n" for line in answer["lines"])
-    result = inside.run(driver, machine, journal_argv(source.units, since_s, place.cursor), timeout_s=READ_S)
+        lines = [pod_record(machine.name, line) for line in answer["lines"]] if as_json else answer["lines"]
+        return "".join(f"{line}\n" for line in lines)
+    argv = journal_argv(source.units, since_s, place.cursor, "json" if as_json else "short-iso-precise")
+    result = inside.run(driver, machine, argv, timeout_s=READ_S)
     if result.code != 0:
         raise UserError(f"{machine.name}: journal: {result.stderr.strip() or result.code}")
-    return take_cursor(result.stdout, place)
+    text = take_cursor(result.stdout, place)
+    return (
+        "".join(f"{journal_record(machine.name, json.loads(line))}\n" for line in text.splitlines())
+        if as_json
+        else text
+    )
+
+
+def pod_record(node: str, line: str) -> str:
+    """One line of a pod's log, `TIME POD/CONTAINER TEXT`, as JSON."""
+    moment, pod, message = line.split(" ", 2)
+    return json.dumps({"time": moment, "node": node, "pod": pod, "message": message})
+
+
+def journal_record(node: str, entry: dict[str, Any]) -> str:
+    """One entry of the journal (systemd.journal-fields(7)) as JSON; a message that is no text comes as its bytes."""
+    moment = datetime.fromtimestamp(int(entry["__REALTIME_TIMESTAMP"]) / 1e6, UTC).isoformat()
+    unit, message = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT"), entry.get("MESSAGE") or ""
+    text = bytes(message).decode(errors="replace") if isinstance(message, list) else message
+    return json.dumps({"time": moment, "node": node, "unit": unit, "message": text})
 
 
 def take_cursor(text: str, place: Place) -> str:

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 from test_cluster_state import make_cluster
 
+from kmbuild import evidence_command
 from kmbuild.cluster import cluster, copy_of
 from kmcluster import state
 from kmcluster.bench import Order, check_boot
@@ -115,3 +117,25 @@ def test_a_stick_of_ones_own_is_for_the_one_node_that_boots_from_it(tmp_path: Pa
     assert made.read_bytes() == b"a stick"
     missing = CliRunner().invoke(cluster, ["up", "one", "--stick", str(tmp_path / "none")])
     assert missing.exit_code == 2 and "does not exist" in missing.output
+
+
+def test_a_console_is_shown_as_it_is_or_line_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Up to the end of what was written before the machine was seen off."""
+    path = tmp_path / "console.log"
+    path.write_bytes(b"Linux\r\nhalf a ")
+    powers = iter(["on", "on", "off"] * 2)
+
+    def power(_: object) -> str:
+        with path.open("ab") as file:
+            file.write(b"line\n\xff" if (now := next(powers)) == "off" else b"")
+        return now
+
+    saved("one")
+    driver = SimpleNamespace(console=lambda _: path, power=power)
+    monkeypatch.setattr(evidence_command, "driver_of", lambda _: driver)
+    monkeypatch.setattr(evidence_command, "CONSOLE_POLL_S", 0)
+    shown = CliRunner().invoke(cluster, ["console", "1", "--follow"]).stdout_bytes
+    assert shown == b"Linux\r\nhalf a line\n\xff"
+    path.write_bytes(b"Linux\r\nhalf a ")
+    lines = CliRunner().invoke(cluster, ["console", "1", "--follow", "--json"]).stdout.splitlines()
+    assert [json.loads(line)["line"] for line in lines] == ["Linux", "half a line", "\ufffd"]

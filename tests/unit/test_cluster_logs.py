@@ -1,5 +1,6 @@
 """Logs of nodes and pods: what is read of them, and where reading goes on."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,40 @@ def test_a_cursor_is_no_line_of_the_journal() -> None:
     assert place.cursor == "s=9;i=3"
     assert logs.take_cursor("-- No entries --\n", place) == ""
     assert place.cursor == "s=9;i=3"
+
+
+def test_what_programs_read_is_an_object_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [
+        {"__REALTIME_TIMESTAMP": "1795957328230769", "_SYSTEMD_UNIT": "kmagent.service", "MESSAGE": "node 5 votes"},
+        # What systemd says of a unit is its own.
+        {
+            "__REALTIME_TIMESTAMP": "1795957329000000",
+            "_SYSTEMD_UNIT": "init.scope",
+            "UNIT": "a.service",
+            "MESSAGE": "on",
+        },
+        {"__REALTIME_TIMESTAMP": "1795957330000000", "SYSLOG_IDENTIFIER": "kernel", "MESSAGE": [107, 255, 10]},
+    ]
+    fake(monkeypatch, "".join(f"{json.dumps(entry)}\n" for entry in entries) + "-- cursor: s=9;i=3\n")
+    place = logs.Place()
+    shown = logs.read(DRIVER, ONE, logs.Source(units=("kmagent",)), 0, place, as_json=True)
+    assert [json.loads(line) for line in shown.splitlines()] == [
+        {
+            "time": "2026-11-29T13:02:08.230769+00:00",
+            "node": "one-1",
+            "unit": "kmagent.service",
+            "message": "node 5 votes",
+        },
+        {"time": "2026-11-29T13:02:09+00:00", "node": "one-1", "unit": "a.service", "message": "on"},
+        {"time": "2026-11-29T13:02:10+00:00", "node": "one-1", "unit": None, "message": "k\ufffd\n"},
+    ]
+    assert place.cursor == "s=9;i=3"
+
+    answer = {"lines": ["2026-11-29T13:02:08.1Z etcd-one-1/etcd ready to serve"], "places": {"a": 3}}
+    monkeypatch.setattr(inside, "run_script", lambda *_, **__: answer)
+    shown = logs.read(DRIVER, ONE, logs.Source(pod="etcd"), 0, place, as_json=True)
+    said = {"node": "one-1", "pod": "etcd-one-1/etcd", "message": "ready to serve"}
+    assert json.loads(shown) == {"time": "2026-11-29T13:02:08.1Z", **said}
 
 
 @pytest.mark.parametrize(
