@@ -135,6 +135,8 @@ def configuration(facts: Facts, ports: Iterable[tuple[str, str]], socket: Path, 
                 for proto in (4, 9, 16)
             ),
             "redistribute deny",
+            # Any process of this machine could speak there: it may request, and announce nothing.
+            f"in if {seqno.BABELD_END} deny",
             *(f"in ip {prefix} allow" for prefix in (facts.prefix, "10.0.0.0/8")),
             *(f"in ip {prefix} eq 0 allow" for prefix in ("::/0", "0.0.0.0/0")),
             "in deny",

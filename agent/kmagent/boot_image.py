@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kmagent import verity
 from kmagent.paths import in_container
+from kmplan import boot_images
 from kmplan.errors import UserError
 
 # Where it is served by HTTP (provide.py).
@@ -58,20 +59,20 @@ def hash_bytes(blocks: int) -> int:
 
 
 def find(roothash: str, top: Path = Path("/")) -> Path:
-    """Return the boot image that starts the system with this root hash; UserError when it is nowhere."""
+    """Return the boot image of the system with this root hash, which runs; UserError when it is nowhere."""
     folders = [GIVEN] if in_container() else [top / folder for folder in FOLDERS]
     for path in (path for folder in folders for path in sorted(folder.glob("*.efi"))):
-        if is_of(path, roothash):
+        if is_of(path, roothash, top):
             return path
     raise UserError(f"no boot image of the system that runs in {', '.join(map(str, folders))}")
 
 
-def is_of(path: Path, roothash: str) -> bool:
-    """Tell whether a boot image starts the system with this root hash: its command line says so."""
-    if not path.stat().st_size:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b"roothash=" + roothash.encode()) >= 0
+def is_of(path: Path, roothash: str, top: Path = Path("/")) -> bool:
+    """Tell whether a boot image belongs to the system with this root hash, which runs: its root has the digest.
+
+    A neighbour that sent it may have put another kernel into it, with the right root hash behind it.
+    """
+    return boot_images.digest(path, roothash) == (top / boot_images.DIGEST).read_text().strip()
 
 
 def command_line(path: Path) -> str:

@@ -5,6 +5,7 @@ on then, and what it has written since would be lost: such an order is withdrawn
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -43,7 +44,8 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
                 raise RestartError
             continue
         if order.number != facts.number:
-            await asyncio.sleep(KEEPER_S * facts.probe_scale)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), KEEPER_S * facts.probe_scale)
             continue
         keeping = await peers.give_order(registry, orders.packed)
         if not order.force and 2 * (len(keeping) + 1) <= len(registry.numbers):
@@ -69,7 +71,9 @@ def is_over(order: Order, me: int, registry: Registry, states: Mapping[int, Mapp
     It may have `begun`, in part, before its power was cut: then it goes on with it.
     """
     if order.number != me:
-        return bool(states.get(order.number, {}).get("withdrawn") == order.epoch)
+        named = states.get(order.number)
+        # A later one that it has withdrawn, too, is all that it tells; what it has begun it has not withdrawn.
+        return named is not None and bool(named["withdrawn"] >= order.epoch > named["own_epoch"])
     return not order.force and not begun and goes_on(order.epoch, len(registry.numbers), states.values())
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kmagent.programs import run_async
 
-# The two ends of that cable (veth(4)): babeld speaks on the first, with no key, as nobody else is there.
+# The two ends of that cable (veth(4)): babeld speaks on the first, with no key, and takes no routes there (babel.py).
 BABELD_END, AGENT_END = "seqno0", "seqno1"
 INTERFACE = f"interface {BABELD_END} type wired hello-interval 60 update-interval 600"
 # How soon after one number the next may be taken: about as long as all neighbours take to hear of it.

@@ -51,6 +51,7 @@ def flash(
     credentials = make_credentials(directory, is_seed=is_seed)
     offset = esp.find(found.raw)
     drive = drives.find(device) if device else ask(drives.removable())
+    refuse_itself(found.raw, drive.path)
     drives.check(drive, block_map.size, serial)
     plan = describe(drive, block_map, list(credentials))
     if dry_run:
@@ -87,6 +88,12 @@ def make_credentials(directory: Path, *, is_seed: bool) -> dict[str, bytes]:
         name = f"{read_cluster(directory).name}-{SEED}"
         return {"kubermesh.seed": seed.make_bundle(directory, SEED, name)}
     return {"kubermesh.join": seed.make_join(directory)}
+
+
+def refuse_itself(image: Path, device: Path) -> None:
+    """UserError when the image is what would be overwritten."""
+    if device.exists() and device.samefile(image):
+        raise UserError(f"{device}: is the image itself", "name another file, or a device")
 
 
 def ask(found: list[Drive]) -> Drive:

@@ -240,6 +240,7 @@ def wait(api: NodeApi, source: Source, order: Order, timeout_s: float) -> None:
     """Wait until the new epoch's etcd leads, showing what the node says; UserError when time is over."""
     start, said = time.monotonic(), ""
     while True:
+        state = None
         try:
             node = next(node for node in api.survey().nodes if node.number == order.number)
             state = node.state
@@ -253,6 +254,11 @@ def wait(api: NodeApi, source: Source, order: Order, timeout_s: float) -> None:
             said = seen
         if leads:
             return
+        if state is not None and state.withdrawn >= order.epoch > state.own_epoch:
+            raise UserError(
+                f"epoch {order.epoch} does not begin: {source.node.name} withdrew the order",
+                "voters of the epoch before have a leader; if they are lost after all, run `kmbuild recover` again",
+            )
         if time.monotonic() - start > timeout_s:
             raise UserError(f"epoch {order.epoch} has not begun after {timeout_s:g} s; last seen: {said}")
         time.sleep(POLL_S)

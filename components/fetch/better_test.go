@@ -111,7 +111,6 @@ func TestBetter(t *testing.T) {
 		found := []*source{}
 		for _, other := range one.there {
 			finder.offers[other.address] = other
-			finder.clusters[other.join] = true
 			if other.offer.RootHash == ours && !isOfAnother(other, one.pinned) {
 				found = append(found, other)
 			}

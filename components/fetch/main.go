@@ -125,7 +125,7 @@ func (here *machine) turn() (bool, error) {
 		return true, nil
 	}
 	if err == nil && here.into == "" {
-		err = keepBoot(source)
+		err = here.keepBoot(source)
 	}
 	if err != nil {
 		// What the others offered may be long ago: the next turn asks them.
@@ -158,11 +158,15 @@ func (here *machine) switched(same []*source) bool {
 }
 
 // keepBoot writes down what was booted, for the disk that is installed, and whom to ask to be admitted.
-func keepBoot(source *source) error {
+func (here *machine) keepBoot(source *source) error {
+	digest, err := here.taken.store.bootDigest()
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(bootFolder, 0o755); err != nil {
 		return err
 	}
-	if err := source.copyBootImage(filepath.Join(bootFolder, "boot.efi")); err != nil {
+	if err := source.copyBootImage(here.root, digest, filepath.Join(bootFolder, "boot.efi")); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(bootFolder, "neighbour"), []byte(source.byIndex()+"\n"), 0o644); err != nil {

@@ -22,7 +22,9 @@ const (
 	helloGroup = "ff12::6b6d"
 	forget     = 15 * time.Second
 	avoidFor   = 10 * time.Second
-	askAgain   = 2 * time.Second
+	// One that sent something false may have a bad disk, and be the only one.
+	falseFor = 20 * time.Second
+	askAgain = 2 * time.Second
 	// One is at the other end of a cable; more than one has something in between.
 	mostPerPort = 8
 	openFlags   = syscall.O_NOCTTY | syscall.O_NONBLOCK
@@ -41,9 +43,10 @@ type finder struct {
 	asked   map[string]time.Time
 	offers  map[string]*source
 	reasons map[string]string
-	// Who was said not to prove what it offers, and all clusters that were ever offered.
+	// Which one failed last is taken last, also when it was not heard for a while.
+	failedAt map[string]time.Time
+	// Who was said not to prove what it offers.
 	unproven map[string]bool
-	clusters map[join]bool
 	// When the first neighbour was heard, when one has last sent something of this system, and when it was said that none has it.
 	heardAt, helpedAt, toldAt time.Time
 }
@@ -51,12 +54,14 @@ type finder struct {
 func newFinder() *finder {
 	return &finder{
 		sockets: map[int]*net.UDPConn{}, heard: map[string]time.Time{}, avoided: map[string]time.Time{},
-		asked: map[string]time.Time{}, offers: map[string]*source{}, reasons: map[string]string{}, unproven: map[string]bool{}, clusters: map[join]bool{},
+		asked: map[string]time.Time{}, offers: map[string]*source{}, reasons: map[string]string{},
+		failedAt: map[string]time.Time{}, unproven: map[string]bool{},
 		helpedAt: time.Now(), toldAt: time.Now().Add(patience - repeat),
 	}
 }
 
-// look returns the neighbours that have this root, of the cluster that is pinned if one is, by their addresses.
+// look returns the neighbours that have this root, of the cluster that is pinned if one is: those that never failed by their
+// addresses, then the others, whoever failed last at the end.
 func (finder *finder) look(root rootHash, pinned *join) []*source {
 	finder.listen()
 	now := time.Now()
@@ -74,10 +79,6 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 				continue
 			}
 		}
-		offered := finder.offers[address].join
-		if len(finder.clusters) < 2 {
-			finder.clusters[join{offered.Name, strings.TrimSpace(offered.Authority)}] = true
-		}
 		if reason := objection(finder.offers[address], root, pinned); reason != "" {
 			finder.reasons[address] = fmt.Sprintf("%s %s", finder.offers[address], reason)
 			continue
@@ -85,7 +86,32 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 		delete(finder.reasons, address)
 		found = append(found, finder.offers[address])
 	}
+	finder.order(found)
 	return found
+}
+
+// order puts those first that have not failed, or not for long.
+func (finder *finder) order(found []*source) {
+	sort.SliceStable(found, func(one, other int) bool {
+		return finder.failedAt[found[one].address].Before(finder.failedAt[found[other].address])
+	})
+}
+
+// seesOneCluster tells whether all that is offered now is of one cluster.
+func (finder *finder) seesOneCluster() bool {
+	var first *source
+	for _, offered := range finder.offers {
+		if offered == nil {
+			continue
+		}
+		if first == nil {
+			first = offered
+		}
+		if isOfAnother(offered, &first.join) {
+			return false
+		}
+	}
+	return true
 }
 
 // objection says why nothing is taken from a neighbour.
@@ -134,14 +160,15 @@ func (finder *finder) failed(bad *source, err error) {
 	finder.avoid(bad, errors.Is(err, errFalse))
 }
 
-// avoid asks others first for a while; one that sent something false is not asked any more.
-func (finder *finder) avoid(bad *source, forGood bool) {
-	until := time.Now().Add(avoidFor)
-	if forGood {
-		until = time.Now().Add(24 * time.Hour)
+// avoid asks others first for a while, longer after something false.
+func (finder *finder) avoid(bad *source, sentFalse bool) {
+	now := time.Now()
+	finder.failedAt[bad.address] = now
+	finder.avoided[bad.address] = now.Add(avoidFor)
+	if sentFalse {
+		finder.avoided[bad.address] = now.Add(falseFor)
 		finder.reasons[bad.address] = fmt.Sprintf("%s sent something false", bad)
 	}
-	finder.avoided[bad.address] = until
 }
 
 func (finder *finder) present(now time.Time) []string {
@@ -154,6 +181,7 @@ func (finder *finder) present(now time.Time) []string {
 			continue
 		}
 		delete(finder.heard, address)
+		delete(finder.avoided, address)
 		delete(finder.asked, address)
 		delete(finder.offers, address)
 		delete(finder.reasons, address)

@@ -83,9 +83,9 @@ func (from *source) proven() (*system, error) {
 // better returns the neighbour with the newest system of those that prove theirs, if it is newer than this one, of a cluster that
 // has this system as well; where nobody could help with this system for a while, the newest of all. `same` are those that have it.
 //
-// A machine that was not told its cluster believes no proof once it has seen two: either of them may be a stranger's.
+// A machine that was not told its cluster believes no proof while it sees two: either of them may be a stranger's.
 func (finder *finder) better(own, arguments string, root rootHash, pinned *join, same []*source) *source {
-	if pinned == nil && len(finder.clusters) > 1 {
+	if pinned == nil && !finder.seesOneCluster() {
 		return nil
 	}
 	lonely := len(same) == 0 && time.Since(finder.helpedAt) > alone

@@ -179,16 +179,24 @@ func (from *source) open(path string, start, end int64) (io.ReadCloser, error) {
 	return &watched{answer.Body, cancel, time.AfterFunc(stallAfter, cancel), 0}, nil
 }
 
-// copyBootImage takes the boot image that has this root: with it the disk boots that is installed.
-func (from *source) copyBootImage(path string) error {
+// copyBootImage takes the boot image that belongs to the root, which has its digest: with it the disk boots that is installed, and
+// neighbours without a system.
+func (from *source) copyBootImage(root rootHash, digest, path string) error {
 	data, err := from.read("/kubermesh.efi", -maxBootImage)
 	if err != nil {
 		return err
 	}
-	if !bytes.HasPrefix(data, []byte("MZ")) || !bytes.Contains(data, []byte("roothash="+from.offer.RootHash)) {
+	if bootImageDigest(data, root) != digest {
 		return fmt.Errorf("its boot image is another one's: %w", errFalse)
 	}
 	return os.WriteFile(path, data, 0o644)
+}
+
+// bootImageDigest is the SHA-256 of a boot image, in hex, with zeros in the place of its root hash.
+func bootImageDigest(data []byte, root rootHash) string {
+	nothing := []byte("roothash=" + strings.Repeat("0", len(root.text)))
+	sum := sha256.Sum256(bytes.ReplaceAll(data, []byte("roothash="+root.text), nothing))
+	return hex.EncodeToString(sum[:])
 }
 
 type watched struct {

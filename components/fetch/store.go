@@ -6,7 +6,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
+
+// Where the root has the digest of the boot image that belongs to it (agent/kmplan/boot_images.py).
+const digestFile = "usr/lib/kubermesh/boot-image.sha256"
 
 // store is where the root is kept: in memory (zram, Documentation/admin-guide/blockdev/zram.rst), or in files.
 type store struct {
@@ -72,6 +76,22 @@ func (kept *store) make(name string, size int64) (*os.File, error) {
 func (kept *store) write(data []byte, at int64) (int, error) { return kept.data.WriteAt(data, at) }
 
 func (kept *store) sync() error { return kept.data.Sync() }
+
+// bootDigest returns what the root says of its boot image: SHA-256, in hex, with nothing in the place of the root hash.
+func (kept *store) bootDigest() (string, error) {
+	folder, err := os.MkdirTemp("/run", "kubermesh-root-")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(folder)
+	device := "/dev/" + kept.names[len(kept.names)-1]
+	if err := syscall.Mount(device, folder, "erofs", syscall.MS_RDONLY|syscall.MS_NOEXEC|syscall.MS_NOSUID, ""); err != nil {
+		return "", fmt.Errorf("the root that was fetched: %w", err)
+	}
+	defer syscall.Unmount(folder, 0)
+	text, err := os.ReadFile(filepath.Join(folder, digestFile))
+	return strings.TrimSpace(string(text)), err
+}
 
 // show lets udev name the devices in memory like the partitions that they are in the place of.
 func (kept *store) show() error {

@@ -68,6 +68,8 @@ def has_journal(driver: Driver, machine: Machine, unit: str) -> bool:
 def journal_argv(units: tuple[str, ...], since_s: int, cursor: str, output: str = "short-iso-precise") -> list[str]:
     """The argv that prints the journal; `--merge` as the journal of an off machine's disk is not this machine's."""
     argv = ["journalctl", "--merge", "--no-pager", f"--output={output}", "--show-cursor"]
+    # As JSON it leaves long messages out otherwise.
+    argv += ["--all"] if output == "json" else []
     argv += [f"--unit={unit}" for unit in units]
     argv += [f"--since=-{since_s}s"] if since_s and not cursor else []
     return [*argv, f"--after-cursor={cursor}"] if cursor else argv
@@ -89,11 +91,11 @@ def read(driver: Driver, machine: Machine, source: Source, since_s: int, place: 
     if result.code != 0:
         raise UserError(f"{machine.name}: journal: {result.stderr.strip() or result.code}")
     text = take_cursor(result.stdout, place)
-    return (
-        "".join(f"{journal_record(machine.name, json.loads(line))}\n" for line in text.splitlines())
-        if as_json
-        else text
-    )
+    if not as_json:
+        return text
+    # A message may have other characters that end a line somewhere.
+    entries = (json.loads(line) for line in text.split("\n") if line)
+    return "".join(f"{journal_record(machine.name, entry)}\n" for entry in entries)
 
 
 def pod_record(node: str, line: str) -> str:

@@ -231,6 +231,23 @@ def test_no_machine_has_told_of_a_fault(qemu_node: Node) -> None:
     assert bad_words(qemu_node.name) == {}
 
 
+MARK = "/var/lib/bench-mark"
+
+
+@pytest.mark.turn(3)
+def test_a_disk_of_a_virtual_machine_is_filled_freed_and_corrupted(qemu_node: Node) -> None:
+    worker = Node(qemu_node.name, 2)
+    write = ("sh", "-c", f"yes | head -c 1M > {MARK} && sync {MARK}")
+    for _ in range(2):
+        assert kmbuild("cluster", "disk", "2", "fill").returncode == 0
+    assert worker.run(*write).code != 0
+    for _ in range(2):
+        assert kmbuild("cluster", "disk", "2", "repair").returncode == 0
+    worker.output(*write)
+    assert kmbuild("cluster", "disk", "2", "corrupt", "--file", MARK).returncode == 0
+    assert worker.output("sh", "-c", f"tr -d 'y\\n' < {MARK} | wc -c").strip() != "0"
+
+
 @pytest.mark.turn(3)
 def test_a_frozen_machine_goes_on_and_one_with_a_bad_disk_writes_nothing(qemu_node: Node) -> None:
     worker = Node(qemu_node.name, 2)
@@ -243,7 +260,7 @@ def test_a_frozen_machine_goes_on_and_one_with_a_bad_disk_writes_nothing(qemu_no
     wait_for("answer", lambda: pinged(qemu_node, worker.address, 2)[0] < 1, 60, 1)
     for _ in range(2):
         assert kmbuild("cluster", "disk", "2", "errors").returncode == 0
-    written = worker.run("sh", "-c", "echo lost > /var/lib/bench-mark && sync /var/lib/bench-mark")
+    written = worker.run("sh", "-c", f"echo lost > {MARK} && sync {MARK}")
     assert written.code != 0, written
     assert kmbuild("cluster", "disk", "2", "repair").returncode == 0
 

@@ -95,9 +95,15 @@ def test_who_may_not_be_taken_is_said_with_the_way_out() -> None:
     assert "`install.wipe: true`" in refusal(disks[0], Install())
     assert "`install.wipe_clusters: true`" in refusal(disks[1], Install())
     assert "`install.disks`" in refusal(found("sda"), wish(disks=[{"bus": "nvme"}]))
-    text = install.refusals(disks[:1], Install())
+    text = install.refusals(disks[:1], Install(), is_asked=False)
     assert text.startswith("no disk to install to: /dev/sda (sata, 500 GB) holds ntfs, Photos")
-    assert "`stick` or `ram`" in install.refusals([], Install())
+    # Who may allow it is told first which one it would be.
+    larger = found("sdd", "data", "ext4, Backup", size_gb=900)
+    text = install.refusals([*disks, larger], Install(), is_asked=True)
+    assert text.startswith(
+        "no disk to install to, `--wipe` would take /dev/sdd (sata, 900 GB): /dev/sda (sata, 500 GB) holds"
+    )
+    assert "`stick` or `ram`" in install.refusals([], Install(), is_asked=True)
 
 
 def test_the_cluster_file_says_where_nodes_live(tmp_path: Path) -> None:
@@ -230,6 +236,8 @@ def test_what_can_be_pulled_out_is_never_a_home(sys: Path, monkeypatch: pytest.M
     assert [one.path.name for one in homes if disk_look.may_be_home(one)] == ["nvme0n1", "sda", "mmcblk0"]
     # A disk that is mounted is in use. The root may be read from the disk though the machine was booted from the stick.
     assert not disk_look.may_be_home(drive("sda", mounts=["/", "/srv"]))
+    # On FireWire, or in a slot for cards, as lsblk says.
+    assert not disk_look.may_be_home(drive("sda", removable=True))
     assert disk_look.may_be_home(drive("sda", mounts=["/"]))
     assert machine.removable_disks() == ["mmcblk1", "sdb"]
     assert machine.partition("nvme0n1", "kubermesh-var") == "nvme0n1p3"

@@ -231,6 +231,7 @@ def test_babeld_announces_this_nodes_own_and_takes_only_what_is_of_the_cluster()
         "redistribute deny",
     ]
     assert [line for line in lines if line.startswith("in ")] == [
+        "in if seqno0 deny",
         "in ip fd12:3456:789a::/48 allow",
         "in ip 10.0.0.0/8 allow",
         "in ip ::/0 eq 0 allow",

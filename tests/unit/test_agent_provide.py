@@ -19,7 +19,7 @@ from kmagent.ports import Port
 from kmagent.provide import MAX_PER_PORT, Provider
 from kmagent.provision import Provision
 from kmagent.state import State
-from kmplan import pki
+from kmplan import boot_images, pki
 from kmplan.cluster import Install
 from kmplan.errors import UserError
 
@@ -168,6 +168,10 @@ def test_the_boot_image_is_the_one_of_this_root(tmp_path: Path, monkeypatch: pyt
     folder.mkdir(parents=True)
     (folder / "kubermesh_1.efi").write_bytes(b"MZ roothash=" + b"cd" * 32 + b"\0")
     (folder / "kubermesh_2+3.efi").write_bytes(BOOT)
+    (folder / "kubermesh_2+2.efi").write_bytes(BOOT.replace(b"MZ", b"MX"))
+    own = tmp_path / boot_images.DIGEST
+    own.parent.mkdir(parents=True)
+    own.write_text(f"{boot_images.digest(folder / 'kubermesh_2+3.efi', ROOT_HASH)}\n")
     assert boot_image.find(ROOT_HASH, tmp_path) == folder / "kubermesh_2+3.efi"
     with pytest.raises(UserError, match="no boot image of the system that runs"):
         boot_image.find("ef" * 32, tmp_path)

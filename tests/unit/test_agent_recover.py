@@ -32,7 +32,7 @@ def facts_of(node: Node) -> Facts:
 
 
 def says(epoch: int, etcd: dict[str, bool] | None = None, role: str = "voter", **more: Any) -> dict[str, Any]:
-    return {"epoch": epoch, "role": role, "etcd": etcd, **more}
+    return {"epoch": epoch, "own_epoch": epoch, "withdrawn": 0, "role": role, "etcd": etcd, **more}
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,13 @@ def test_what_has_begun_goes_on(node: Node) -> None:
     assert len(carry_out(node, {1: says(1, LEADS), 2: says(1, LEADS)}).given) == 1
 
 
-@pytest.mark.parametrize(("withdrawn", "over"), [(0, False), (2, True), (3, False)])
-def test_who_keeps_an_order_asks_the_node_that_it_names(node: Node, withdrawn: int, over: bool) -> None:
-    states = {1: says(1, None, withdrawn=withdrawn), 2: says(1, LEADS, withdrawn=2)}
+@pytest.mark.parametrize(
+    ("withdrawn", "has", "over"),
+    # A later order that it has withdrawn is all that it tells; and one that it has begun goes on.
+    [(0, 1, False), (2, 1, True), (3, 1, True), (3, 2, False)],
+)
+def test_who_keeps_an_order_asks_the_node_that_it_names(node: Node, withdrawn: int, has: int, over: bool) -> None:
+    states = {1: says(1, None, withdrawn=withdrawn, own_epoch=has), 2: says(1, LEADS, withdrawn=2)}
     with pytest.raises(RestartError) if over else contextlib.nullcontext():
         assert carry_out(node, states, number=1).given == []
     assert node.paths.order.exists() is not over

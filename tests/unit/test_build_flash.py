@@ -310,3 +310,6 @@ def test_what_is_no_image_no_drive_or_no_cluster_is_one_line(tmp_path: Path) -> 
         drives.find(Path("/dev/null"))
     (tmp_path / "stick.img").write_bytes(b"x")
     assert drives.find(tmp_path / "stick.img").is_file
+    (tmp_path / "link.img").symlink_to("stick.img")
+    with pytest.raises(UserError, match=r"link\.img: is the image itself; name another file, or a device"):
+        flashing.refuse_itself(tmp_path / "stick.img", tmp_path / "link.img")

@@ -121,8 +121,11 @@ def test_what_programs_read_is_an_object_a_line(monkeypatch: pytest.MonkeyPatch)
             "MESSAGE": "on",
         },
         {"__REALTIME_TIMESTAMP": "1795957330000000", "SYSLOG_IDENTIFIER": "kernel", "MESSAGE": [107, 255, 10]},
+        {"__REALTIME_TIMESTAMP": "1795957331000000", "MESSAGE": "one\u2028line"},
     ]
-    fake(monkeypatch, "".join(f"{json.dumps(entry)}\n" for entry in entries) + "-- cursor: s=9;i=3\n")
+    fake(
+        monkeypatch, "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries) + "-- cursor: s=9;i=3\n"
+    )
     place = logs.Place()
     shown = logs.read(DRIVER, ONE, logs.Source(units=("kmagent",)), 0, place, as_json=True)
     assert [json.loads(line) for line in shown.splitlines()] == [
@@ -134,6 +137,7 @@ def test_what_programs_read_is_an_object_a_line(monkeypatch: pytest.MonkeyPatch)
         },
         {"time": "2026-11-29T13:02:09+00:00", "node": "one-1", "unit": "a.service", "message": "on"},
         {"time": "2026-11-29T13:02:10+00:00", "node": "one-1", "unit": None, "message": "k\ufffd\n"},
+        {"time": "2026-11-29T13:02:11+00:00", "node": "one-1", "unit": None, "message": "one\u2028line"},
     ]
     assert place.cursor == "s=9;i=3"
 

@@ -26,6 +26,8 @@ RECOVER_S, ALONE_S = 120.0, 20
 WITNESS_S = 60.0
 # How long agents are killed after the grace of a voter is over.
 REPLACING_S = 20.0
+# How many agents are killed in that time, of one or two tries a second; each takes a moment to be there again.
+LEAST_KILLED = 5
 # How long after its grace a voter may take to be replaced.
 REPLACED_S = 60.0
 
@@ -209,12 +211,15 @@ def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
     left = [number for number in scene.with_role("voter") + scene.with_role("standby") if number not in chosen]
     cut(scene, chosen)
     time.sleep(GRACE_S)
-    end = time.monotonic() + REPLACING_S
+    end, killed = time.monotonic() + REPLACING_S, 0
     while time.monotonic() < end:
         # One that was killed just now may not be there again yet.
         with contextlib.suppress(UserError):
             scene.signal(scene.random.choice(left), "kmagent")
+            killed += 1
         time.sleep(scene.random.uniform(0.2, 2.0))
+    if killed < LEAST_KILLED:
+        raise UserError(f"agents were killed {killed} times only, of {LEAST_KILLED} at least")
 
 
 def stay_fenced(scene: Scene, chosen: list[int]) -> None:

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestWhoFailedIsTakenLast(t *testing.T) {
+	finder := newFinder()
+	liar, slow, good := &source{address: "fe80::1%a"}, &source{address: "fe80::2%a"}, &source{address: "fe80::3%b"}
+	finder.failed(liar, errFalse)
+	finder.failed(slow, os.ErrDeadlineExceeded)
+	found := []*source{liar, slow, good}
+	finder.order(found)
+	if found[0] != good || found[1] != liar || found[2] != slow {
+		t.Errorf("%v", found)
+	}
+	now := time.Now()
+	if !finder.avoided[liar.address].After(now.Add(avoidFor)) || finder.avoided[liar.address].After(now.Add(alone)) {
+		t.Error("one that sent something false is avoided for longer, but asked again before an older system is taken")
+	}
+}
+
+func TestWhoWasGoneIsAskedAgain(t *testing.T) {
+	finder := newFinder()
+	one := &source{address: "fe80::1%a"}
+	finder.failed(one, errFalse)
+	finder.heard[one.address] = time.Now().Add(-2 * forget)
+	if len(finder.present(time.Now())) != 0 || !finder.avoided[one.address].IsZero() {
+		t.Error("still avoided")
+	}
+}
+
+func TestTheBootImageIsTheRootsOwn(t *testing.T) {
+	root, err := parseRootHash("roothash=" + strings.Repeat("ab", 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := []byte("MZ kernel roothash=" + root.text + "\x00")
+	trial := []byte("MZ kernel roothash=" + strings.Repeat("0", 64) + "\x00")
+	if bootImageDigest(image, root) != bootImageDigest(trial, root) {
+		t.Error("the root hash counts, which the root cannot know")
+	}
+	other := []byte(strings.Replace(string(image), "kernel", "virus!", 1))
+	if bootImageDigest(other, root) == bootImageDigest(image, root) {
+		t.Error("another kernel with the right root hash is taken for the root's own")
+	}
+	text, err := os.ReadFile(filepath.Join("..", "..", "agent", "kmplan", "boot_images.py"))
+	if err == nil && !strings.Contains(string(text), `"`+digestFile+`"`) {
+		t.Errorf("the build puts it elsewhere than %s", digestFile)
+	}
+}
