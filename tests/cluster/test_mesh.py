@@ -7,7 +7,7 @@ import pytest
 from machines import Node, wait_for
 from rings import Ring
 
-from kmagent import babel, network
+from kmagent import babel, network, seqno
 from kmcluster import cabling, steady
 from kmcluster.cable import parse_port
 from kmcluster.nspawn_cables import HOLDER, middle
@@ -45,6 +45,19 @@ peer.settimeout(3)
 peer.sendto(bytes.fromhex("000101000001000000000000") + labels + bytes.fromhex("00001c0001"), (sys.argv[1], 53))
 answer = peer.recv(512)
 print(answer[3] & 15, answer[7])
+"""
+
+# A neighbour of babeld's, on the agent's cable to it, that announces a prefix: Hello, IHU, Router-Id, Update (RFC 8966, 4.6).
+ANNOUNCE = """
+import socket, struct, sys, time
+prefix = socket.inet_pton(socket.AF_INET6, sys.argv[1])
+made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+place = ("ff02::1:6", 6696, 0, socket.if_nametoindex(sys.argv[2]))
+for number in range(30):
+    body = struct.pack("!BBHHH", 4, 6, 0, number, 20) + struct.pack("!BBBBHH", 5, 6, 0, 0, 0, 300)
+    body += struct.pack("!BBH8s", 6, 10, 0, b"stranger") + struct.pack("!BBBBBBHHH16s", 8, 26, 2, 0, 128, 0, 200, 1, 0, prefix)
+    made.sendto(struct.pack("!BBH", 42, 2, len(body)) + body, place)
+    time.sleep(0.1)
 """
 
 
@@ -130,6 +143,14 @@ def test_who_was_taken_for_a_stranger_is_reached_over_both_families(ring: Ring) 
     wait_for("page", lambda: ring.reaches(1, 2), 10, 1)
     assert "198.19." not in ring[2].output("ip", "-4", "route")
     wait_for("whole ring", ring.is_whole, 60, 1)
+
+
+def test_no_process_of_a_node_announces_anything(ring: Ring) -> None:
+    """The agent's cable to babeld has no key, and is there for all that is in the host's network."""
+    prefix = f"{ring[2].address.rpartition('::')[0]}::dead"
+    ring[2].python(ANNOUNCE, prefix, seqno.AGENT_END)
+    for number in (1, 2, 3):
+        assert f"{prefix}/128" not in {route.prefix for route in ring[number].babel().routes}
 
 
 def test_a_way_that_leads_nowhere_is_told(ring: Ring) -> None:
