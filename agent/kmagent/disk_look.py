@@ -31,8 +31,7 @@ def may_be_home(drive: Drive) -> bool:
     """Tell whether this is a disk that stays in the machine, and that nothing but the root is read from."""
     name = drive.path.name
     is_disk = not name.startswith(NO_DISKS) and "boot" not in name
-    stays = not drive.removable and not machine.is_removable(name)
-    return is_disk and not set(drive.mounts) - {"/"} and stays
+    return is_disk and not set(drive.mounts) - {"/"} and not machine.is_removable(name)
 
 
 def look(paths: Paths, drive: Drive, authority: str) -> Found:

@@ -128,6 +128,13 @@ async def _configure(gateways: list[dict[str, Any]]) -> None:
     await run_async(["networkctl", "reload"], check=False)
 
 
+async def end() -> None:
+    """Leave the ports that led outside: this node was removed."""
+    for path in NETWORKS.glob("10-kubermesh-*.network"):
+        path.unlink()
+    await run_async(["networkctl", "reload"], check=False)
+
+
 async def _routers(table: str, *selector: str) -> set[Router]:
     """Return the routers of a routing table's default routes, or of those that ip-route(8) selects."""
     found: set[Router] = set()

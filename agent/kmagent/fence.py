@@ -35,6 +35,9 @@ def is_current(me: int, epoch: int, registry: Registry, heard: Mapping[int, int]
     """Tell whether no newer epoch than `epoch` can have begun without this node."""
     members = {node.number for node in registry.nodes if node.role in CONTROL_PLANE}
     complete = bool(members) and members <= _agreeing(me, epoch, registry, heard)
+    if members == {me} and any(other > epoch for other in heard.values()):
+        # Nobody but this node itself says so.
+        complete = False
     return complete or has_majority(me, epoch, registry, heard)
 
 
@@ -73,8 +76,7 @@ class Fence:
         facts = self._facts
         while not self._orders.overtaken:
             registry = self._registry()
-            # A single node has nobody to ask.
-            heard = {} if self._may_serve(registry, {}) else await self._peers.epochs(registry)
+            heard = await self._peers.epochs(registry)
             if self._may_serve(registry, heard):
                 return
             ahead = sum(epoch > facts.epoch for epoch in heard.values())

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kmagent import candidates, identity_files, network, provision
+from kmagent import candidates, egress, identity_files, network, provision
 from kmagent import registry as registries
 from kmagent.candidates import Report
 from kmagent.facts import Facts
@@ -191,6 +191,8 @@ async def leave(paths: Paths) -> None:
         await run_async(["ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", task], check=False)
     await run_async(["systemctl", "stop", "containerd.service"], check=False)
     await provision.end(paths)
+    await egress.end()
+    await network.give_back()
     identity_files.put_aside(paths.state, everything=True)
     for name in ("pki", "config", "manifests", "kubelet"):
         shutil.rmtree(paths.run / name, ignore_errors=True)

@@ -56,7 +56,7 @@ def main(permission: str = "") -> int:
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
     stick = None if from_network else find_stick(verity.table())
     if chosen is None or not (stick or from_network):
-        text = refusals(found, wish, is_asked=True) if stick or from_network else "the stick is not in"
+        text = refusals(found, wish, is_asked=not used.exists()) if stick or from_network else "the stick is not in"
         if text != disk_state.read(paths)[1]:
             say(paths, None, text, state="blocked")
         print(json.dumps({"state": "blocked", "message": text}))

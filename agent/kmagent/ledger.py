@@ -76,6 +76,7 @@ class Ledger:
     async def begin_epoch(self, epoch: int, voter: Node, serial: int, known_keys: Mapping[int, str]) -> Registry:
         """Go on in a new epoch, perhaps with older data than the nodes know of, and with `voter` as the one that votes.
 
+        Nobody else has its data, so the others are workers, and nobody asks them whether it goes on without this node.
         `serial` is that of the registry this node had, `known_keys` the mesh keys (hex, by generation) that it has: with
         those the mesh runs.
         """
@@ -87,8 +88,9 @@ class Ledger:
             keys = {**kept, **known_keys}
             ahead = max(old.serial, serial) + EPOCH_SERIALS
             known = old.find(number=voter.number, certificate=voter.certificate) or voter
+            others = replace(old, nodes=tuple(replace(node, role="worker") for node in old.nodes))
             new = replace(
-                old.put(replace(known, role="voter")),
+                others.put(replace(known, role="voter")),
                 epoch=epoch,
                 serial=ahead,
                 mesh_key=max(keys),

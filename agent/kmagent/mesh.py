@@ -160,6 +160,7 @@ class Mesh:
             await asyncio.sleep(seqno.PAUSE_S)
 
     async def _take_ports(self, found: dict[str, Port]) -> None:
+        had_neighbours = any(map(self.is_neighbour, self.links))
         before, self.ports = self.ports, found
         for name in sorted(set(before) - set(found)):
             self._drop(name, f"port-gone {name}")
@@ -175,7 +176,7 @@ class Mesh:
             if port.carrier and name not in self.links:
                 self.links[name] = hello.new_link()
                 self._answer(name)
-        if self._plugged(before) and not self._plugged(found):
+        if had_neighbours and not any(map(self.is_neighbour, self.links)):
             # With nobody left, babeld may go on and on about what it had to tell one of them (1.13, `flushbuf`).
             await run_async(["systemctl", "try-restart", babel.UNIT], check=False)
         for callback in self.on_port:
@@ -217,10 +218,6 @@ class Mesh:
     def is_neighbour(self, name: str) -> bool:
         """Whether one of the cluster is on a port."""
         return name in self.links and self._believes(name)
-
-    def _plugged(self, found: dict[str, Port]) -> bool:
-        """Whether a cable of the mesh is in one of these ports."""
-        return any(port.carrier for name, port in found.items() if name not in self.gateways)
 
     def mesh_ports(self) -> list[str]:
         """Ports that are for neighbours."""

@@ -46,6 +46,19 @@ def node_commands(facts: Facts) -> list[str]:
     ]
 
 
+async def give_back() -> None:
+    """Take back what makes a node of a machine: addresses on `lo`, routes of every kind that the agent sets, ways out.
+
+    Removed, it may come back with another number, and its old one is another node's then.
+    """
+    await run_async(["ip", "address", "flush", "dev", "lo", "scope", "global"], check=False)
+    for family in ("-4", "-6"):
+        # What ip(8) sets by itself, and what the agent copies for gateways.
+        for protocol in ("boot", "static"):
+            await run_async(["ip", family, "route", "flush", "proto", protocol], check=False)
+    await leave_detours()
+
+
 def anycast_commands(address: str, present: bool) -> list[str]:
     """Return the commands that take or leave an anycast address, which is never the source of anything."""
     if present:

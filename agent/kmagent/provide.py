@@ -86,7 +86,8 @@ class Provider:
         self._all = 0
         self._open: dict[str, int] = {}
         self._boot_image: tuple[str, int, Path] = ("", 0, Path())
-        self._digesting = threading.Lock()
+        # A boot image is read as a whole: by one at a time.
+        self._finding, self._digesting = threading.Lock(), threading.Lock()
         self._digested = (self._boot_image, "")
         self._progress: dict[str, dict[str, object]] = {}
         self._told = 0.0
@@ -165,17 +166,18 @@ class Provider:
 
     def _find_boot_image(self, roothash: str) -> File:
         """Look through the boot images only when the one that was found before is another one now, or gone."""
-        known, written, path = self._boot_image
-        with contextlib.suppress(OSError):
-            if known == roothash and path.stat().st_mtime_ns == written:
-                return File(path, path.stat().st_size)
-        try:
-            path = boot_image.find(roothash)
-        except UserError:
-            self._show_esp()
-            path = boot_image.find(roothash)
-        self._boot_image = roothash, path.stat().st_mtime_ns, path
-        return File(path, path.stat().st_size)
+        with self._finding:
+            known, written, path = self._boot_image
+            with contextlib.suppress(OSError):
+                if known == roothash and path.stat().st_mtime_ns == written:
+                    return File(path, path.stat().st_size)
+            try:
+                path = boot_image.find(roothash)
+            except UserError:
+                self._show_esp()
+                path = boot_image.find(roothash)
+            self._boot_image = roothash, path.stat().st_mtime_ns, path
+            return File(path, path.stat().st_size)
 
     def _digest(self, roothash: str) -> str:
         """Return the SHA-256 of the boot image, read once."""

@@ -73,11 +73,12 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 		if now.Sub(finder.asked[address]) > askAgain || finder.offers[address] == nil {
 			finder.asked[address] = now
 			offered, err := ask(address)
-			finder.offers[address] = offered
 			if err != nil {
+				// Of which cluster it is was said before.
 				finder.avoided[address] = now.Add(askAgain)
 				continue
 			}
+			finder.offers[address] = offered
 		}
 		if reason := objection(finder.offers[address], root, pinned); reason != "" {
 			finder.reasons[address] = fmt.Sprintf("%s %s", finder.offers[address], reason)

@@ -66,7 +66,7 @@ class Node(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     holds: Annotated[Holds, Meta(description="what is on the disk of one that does not boot from it")] = Holds.NOTHING
     cpus: Annotated[int, Meta(ge=1, le=64, description="virtual processors; the qemu driver only")] = 2
     memory_mib: Annotated[int, Meta(ge=1024, description="memory; the qemu driver only")] = 4096
-    disk_gib: Annotated[int, Meta(ge=6, description="size of the disk; the qemu driver only")] = 8
+    disk_gib: Annotated[int, Meta(ge=6, description="size of the disk, with nspawn of `/var`")] = 8
     ports: (
         Annotated[int, Meta(ge=0, le=MAX_PORTS, description="network ports eth0, eth1, ...; default: what cables use")]
         | None

@@ -142,6 +142,11 @@ def test_approving_again_changes_nothing(line: dict[int, Node], directory: Path)
 
 
 def test_a_removed_node_is_out_and_its_number_is_free(line: dict[int, Node], directory: Path) -> None:
+    # As if it had been another node before.
+    prefix = line[3].address.rpartition("::")[0]
+    had = f"{prefix}::77"
+    line[3].output("ip", "address", "add", f"{had}/128", "dev", "lo", "nodad")
+    line[3].output("ip", "route", "add", "unreachable", "10.0.77.0/24")
     done = nodes(directory, "remove", "line-3", "--yes")
     assert done.returncode == 0, done.stderr
     assert "line-3" not in kubernetes_nodes(line[1])
@@ -153,6 +158,10 @@ def test_a_removed_node_is_out_and_its_number_is_free(line: dict[int, Node], dir
     assert {item["status"]["name"] for item in listed(directory)} == {"line-1", "line-2", "line-3"}
     old = line[3].output("sh", "-c", "ls -d /var/lib/kubermesh/removed-*").split()
     assert len(old) == 1
+    # It leads nobody to itself who looks for who has its number now.
+    assert f"{had}/" not in line[3].output("ip", "address", "show", "dev", "lo")
+    assert "10.0.77.0" not in line[3].output("ip", "-4", "route")
+    assert f"{line[3].address}/" in line[3].output("ip", "address", "show", "dev", "lo")
 
 
 def test_a_thousand_machines_that_ask_at_once_disturb_nothing(line: dict[int, Node], directory: Path) -> None:

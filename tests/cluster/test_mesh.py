@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from machines import Node, wait_for
+from machines import DUMP, Node, wait_for
 from rings import Ring
 
 from kmagent import babel, network, seqno
@@ -59,6 +59,31 @@ for number in range(30):
     made.sendto(struct.pack("!BBH", 42, 2, len(body)) + body, place)
     time.sleep(0.1)
 """
+
+# The sequence numbers that a router (its id) is heard to have on a port within three seconds: Router-Id and Update TLVs.
+NUMBERS = """
+import socket, sys, time
+port, router = sys.argv[1], bytes.fromhex(sys.argv[2])
+heard = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x86DD))
+heard.bind((port, 0x86DD))
+heard.settimeout(0.5)
+found, end = set(), time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        packet = heard.recv(2000)[48:]
+    except TimeoutError:
+        continue
+    place, now = 4, b""
+    while packet[:2] == bytes([42, 2]) and place < 4 + int.from_bytes(packet[2:4]):
+        kind, size = packet[place], packet[place + 1] if packet[place] else -1
+        body = packet[place + 2 : place + 2 + size]
+        now = body[2:10] if kind == 6 else now
+        if kind == 8 and now == router:
+            found.add(int.from_bytes(body[6:8]))
+        place += 2 + size
+print(*sorted(found))
+"""
+RENEW = "import sys; from kmagent import seqno; seqno.renew(bytes.fromhex(sys.argv[1]), sys.argv[2])"
 
 
 def test_three_of_five_nodes_vote_and_one_is_kept_warm(ring: Ring) -> None:
@@ -143,6 +168,19 @@ def test_who_was_taken_for_a_stranger_is_reached_over_both_families(ring: Ring) 
     wait_for("page", lambda: ring.reaches(1, 2), 10, 1)
     assert "198.19." not in ring[2].output("ip", "-4", "route")
     wait_for("whole ring", ring.is_whole, 60, 1)
+
+
+def test_babeld_takes_a_newer_number_when_the_agent_requests_one(ring: Ring) -> None:
+    said = ring[2].python(DUMP)
+    router = next(line.split()[1] for line in said.splitlines() if line.startswith("my-id")).replace(":", "")
+
+    def numbers() -> set[int]:
+        return set(map(int, ring[1].python(NUMBERS, "eth0", router).split()))
+
+    before = wait_for("one number, as nothing changes", lambda: len(found := numbers()) == 1 and found, 60)
+    ring[2].python(RENEW, router, ring[2].address)
+    after = wait_for("a newer one", lambda: len(found := numbers()) == 1 and found, 20)
+    assert 1 <= (max(after) - max(before)) % 65536 <= 2
 
 
 def test_no_process_of_a_node_announces_anything(ring: Ring) -> None:

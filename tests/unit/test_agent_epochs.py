@@ -14,7 +14,7 @@ import pytest
 from agent_fakes import MESH_KEY, Shop
 from agent_recoveries import Node
 
-from kmagent import enrol, identity, removed_data
+from kmagent import enrol, fence, identity, removed_data
 from kmagent.identity import Role
 from kmagent.join import check_registry
 from kmagent.registry import Registry
@@ -78,11 +78,16 @@ def test_a_new_epoch_goes_on_with_the_mesh_keys_that_are_in_use_and_a_serial_tha
     """The data may be those of a snapshot from before the mesh key was changed."""
     shop = node.shop
     asyncio.run(shop.begin())
+    before = asyncio.run(shop.ledger.registry())[0]
+    assert [one.number for one in before.nodes if one.role == "voter"] == [1]
     me = shop.node(3)
     for _ in range(2):
         found = asyncio.run(shop.ledger.begin_epoch(2, me, 500, {3: "ab" * 32}))
     # With it this node votes: whoever asks is told so from the first moment, and a snapshot may be older than this node.
     assert found.find(number=3) == replace(me, role="voter")
+    # It is the only one that has data of that epoch: after a power cut it asks nobody whether others went on with it.
+    assert {one.number: one.role for one in found.nodes} == {1: "worker", 3: "voter"}
+    assert fence.is_current(3, 2, found, {})
     assert (found.epoch, found.mesh_key, found.oldest_key) == (2, 3, 3) and found.serial > 500
     assert asyncio.run(shop.ledger.mesh_keys())[0] == {1: MESH_KEY, 3: "ab" * 32}
     assert check_registry(shop.changes[-1], shop.authority.certificate) == found and len(shop.changes) == 2

@@ -23,8 +23,10 @@ from kmagent.state import State
     ("nodes", "voters", "heard", "current"),
     [
         (1, {1}, {}, True),
-        # A single voter cannot have been left behind by others.
+        # A single voter has nobody who could say otherwise but those that know of more.
         (5, {1}, {}, True),
+        (5, {1}, {2: 1, 3: 2}, False),
+        (5, {1}, {2: 1, 3: 1, 4: 2}, True),
         (3, {1, 2, 3}, {}, False),
         (3, {1, 2, 3}, {2: 1}, True),
         (5, {1, 2, 3}, {2: 1}, False),

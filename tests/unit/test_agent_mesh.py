@@ -518,7 +518,7 @@ def test_a_new_agent_cuts_no_port_while_it_brings_the_next_one_up(tmp_path: Path
 @pytest.mark.parametrize(
     ("carriers", "restarts"),
     [
-        # The last cable of the mesh goes; a gateway's has nothing to do with it.
+        # The last neighbour goes; who is on the third port belongs to no cluster.
         ([(True, True, True), (False, True, True), (False, False, True)], 1),
         ([(True, True, True), (False, False, False)], 1),
         ([(True, True, False), (False, True, False)], 0),
@@ -538,7 +538,7 @@ def test_a_babeld_that_nobody_hears_begins_anew(
 
     async def scenario() -> None:
         one = mesh.Mesh(State(), Paths(run=tmp_path), mesh.Self("one", 1, "one-1", KEYS), facts=FACTS)
-        one.gateways = frozenset({"eth2"})
+        monkeypatch.setattr(one, "_believes", lambda name: name != "eth2")
         for states in carriers:
             found = [Port(f"eth{index}", index, "02::1", carrier, 1500) for index, carrier in enumerate(states)]
             await one._take_ports({port.name: port for port in found})

@@ -10,6 +10,7 @@ import pytest
 from kmagent import boot_entry, boot_image, disk_copy, home_disk, network_boot
 from kmagent.disk_copy import Parts
 from kmagent.paths import Paths
+from kmbuild import source
 from kmplan import boot_images
 from kmplan.drives import Partition
 from kmplan.errors import UserError
@@ -52,6 +53,10 @@ def test_the_digest_of_a_boot_image_is_the_same_whatever_the_root_hash_is(tmp_pa
     digest = boot_images.digest(write(tmp_path / "one", IMAGE), HASH)
     assert boot_images.digest(two, other) == digest != boot_images.digest(two, HASH)
     assert boot_images.digest(write(tmp_path / "three", IMAGE + b"!"), HASH) != digest
+
+
+def test_the_initrd_looks_for_the_digest_where_the_build_puts_it() -> None:
+    assert f'digestFile = "{boot_images.DIGEST}"' in (source.folder("components") / "fetch/store.go").read_text()
 
 
 def test_a_disk_gets_a_loader_and_the_boot_image_without_a_counter(paths: Paths, top: Path) -> None:

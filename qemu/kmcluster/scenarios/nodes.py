@@ -26,7 +26,7 @@ RECOVER_S, ALONE_S = 120.0, 20
 WITNESS_S = 60.0
 # How long agents are killed after the grace of a voter is over.
 REPLACING_S = 20.0
-# How many agents are killed in that time, of one or two tries a second; each takes a moment to be there again.
+# How many agents are killed at least, in twice that time: each takes a moment to be there again.
 LEAST_KILLED = 5
 # How long after its grace a voter may take to be replaced.
 REPLACED_S = 60.0
@@ -212,7 +212,7 @@ def cut_and_kill_agents(scene: Scene, chosen: list[int]) -> None:
     cut(scene, chosen)
     time.sleep(GRACE_S)
     end, killed = time.monotonic() + REPLACING_S, 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or (killed < LEAST_KILLED and time.monotonic() < end + REPLACING_S):
         # One that was killed just now may not be there again yet.
         with contextlib.suppress(UserError):
             scene.signal(scene.random.choice(left), "kmagent")
