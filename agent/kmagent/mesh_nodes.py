@@ -130,7 +130,8 @@ class MeshNodes:
                 status["offers"] = [{"port": port, "message": text} for port, text in sorted(offered.items())]
             wanted[object_name(node.fingerprint)] = status
         for fingerprint in set(asked) - finished:
-            wanted[object_name(fingerprint)] = status_of_asked(asked[fingerprint], _status(objects, fingerprint), now)
+            shown = status_of_asked(asked[fingerprint], _status(objects, fingerprint), now)
+            wanted.setdefault(object_name(fingerprint), shown)
         await self._show(objects, wanted)
         for fingerprint in finished:
             await self._ledger.forget_asked(fingerprint)
@@ -224,17 +225,23 @@ def _is_forgotten(asked: Mapping[str, Any], now: float) -> bool:
     return bool(asked["decision"] != "Denied" and now - asked["last_seen"] > FORGET_S)
 
 
+def _object(objects: dict[str, Object], fingerprint: str) -> Object:
+    """The object of a key: not that of another whose name is the same, which somebody may have searched for."""
+    found = objects.get(object_name(fingerprint), {})
+    return found if found.get("status", {}).get("fingerprint", fingerprint) == fingerprint else {}
+
+
 def _status(objects: dict[str, Object], fingerprint: str) -> Object:
-    status: Object = objects.get(object_name(fingerprint), {}).get("status", {})
+    status: Object = _object(objects, fingerprint).get("status", {})
     return status
 
 
 def _may_wipe(objects: dict[str, Object], fingerprint: str) -> bool:
     """Whether a person lets the machine wipe a disk."""
-    return objects.get(object_name(fingerprint), {}).get("spec", {}).get("wipe", False) is True
+    return _object(objects, fingerprint).get("spec", {}).get("wipe", False) is True
 
 
 def _decision(objects: dict[str, Object], fingerprint: str) -> str | None:
     """What a person decided; None when there is no object to say so."""
-    item = objects.get(object_name(fingerprint))
-    return None if item is None else str(item.get("spec", {}).get("decision", ""))
+    item = _object(objects, fingerprint)
+    return str(item.get("spec", {}).get("decision", "")) if item else None

@@ -167,6 +167,26 @@ def test_a_machine_without_a_disk_is_shown_with_the_reason_and_is_no_node_before
     assert people.known().numbers == {1} and people.turn() is False
 
 
+@pytest.mark.parametrize("first", [FIRST.fingerprint, None])
+def test_what_was_said_of_one_key_does_not_count_for_another_of_the_same_name(
+    people: People, first: str | None
+) -> None:
+    """The name has 48 bits of the key, which somebody may search for; the first may be a node, or wait itself."""
+    if first is None:
+        machine = Machine()
+        people.asks(machine)
+        first = machine.fingerprint
+    people.turn()
+    people.say(first, "Approved", wipe=True)
+    twin = first[:12] + "0" * 52
+    people.asks(Machine(), fingerprint=twin)
+    for _ in range(2):
+        people.turn()
+        assert people.status(first)["fingerprint"] == first
+    assert twin not in {one.fingerprint for one in people.known().nodes}
+    assert people.asked()[twin]["decision"] == ""
+
+
 def test_a_denied_machine_stays_denied_until_somebody_says_otherwise(people: People) -> None:
     machine = Machine()
     people.asks(machine)
