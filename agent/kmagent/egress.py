@@ -7,7 +7,7 @@ own; the agent copies the default routes whose router answers into the main tabl
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,16 +73,21 @@ def network_file(gateway: dict[str, Any]) -> str:
 
 
 def default_routes(listing: str, family: int) -> set[Router]:
-    """Read `ip --json route show`: the routers of default routes."""
+    """Read `ip --json route show`: the routers of default routes, also of those that the kernel has made one route of."""
     try:
         entries = json.loads(listing or "[]")
     except ValueError:
         return set()
-    return {
-        Router(family, str(entry["gateway"]), str(entry["dev"]))
-        for entry in entries
-        if entry.get("dst") == "default" and "gateway" in entry and "dev" in entry
-    }
+    hops = [hop for entry in entries if entry.get("dst") == "default" for hop in [entry, *entry.get("nexthops", [])]]
+    return {Router(family, str(hop["gateway"]), str(hop["dev"])) for hop in hops if "gateway" in hop and "dev" in hop}
+
+
+def choose(good: Iterable[Router], announced: Collection[Router]) -> set[Router]:
+    """Return one router of each family, the one that is announced already first: the kernel has one route of a metric."""
+    found: dict[int, Router] = {}
+    for router in sorted(good, key=lambda one: (one not in announced, one.port, one.address)):
+        found.setdefault(router.family, router)
+    return set(found.values())
 
 
 async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, float]) -> None:
@@ -109,8 +114,8 @@ async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, floa
         misses = {
             router: await _probe(router, misses.get(router, BAD_TO_WITHDRAW)) for router in await _routers(str(TABLE))
         }
-        wanted = {router for router, missed in misses.items() if missed < BAD_TO_WITHDRAW}
-        now_so = await _announce(wanted, announced)
+        good = {router for router, missed in misses.items() if missed < BAD_TO_WITHDRAW}
+        now_so = await _announce(choose(good, announced), announced)
         for router in sorted(now_so ^ announced, key=str):
             state.record(f"gateway {'up' if router in now_so else 'down'} {router.address} on {router.port}")
         announced = now_so
