@@ -58,7 +58,8 @@ class Cable(msgspec.Struct, frozen=True):
         """The cable's state in one word."""
         if self.cut:
             return "cut"
-        if self.loss_percent in ((100, 0), (0, 100)):
+        there, back = self.loss_percent
+        if (there == 100) != (back == 100):
             return "one-way"
         if any(self.loss_percent):
             return "lossy"

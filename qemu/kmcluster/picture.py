@@ -10,9 +10,9 @@ from typing import Any
 from kmcluster.layout import Place, arrange
 
 MARGIN, HEAD, FOOT, MIN_WIDTH = 36.0, 40.0, 58.0, 690.0
-CARD_HEIGHT, CARD_MIN_WIDTH, LETTER = 46.0, 108.0, 7.3
+CARD_HEIGHT, CARD_MIN_WIDTH, LETTER = 60.0, 176.0, 7.3
 # From card to card: room for two ports' names and what stands on the cable.
-BETWEEN = 125.0
+BETWEEN = 150.0
 # How far apart several cables between the same nodes are drawn.
 APART = 44.0
 
@@ -46,7 +46,13 @@ text { font-family: system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
 
 LEGEND_ROLES = (("voter", "voter"), ("standby", "standby"), ("worker", "worker"), ("none", "no role"))
 LEGEND_STATES = (("ready", "ready"), ("busy", "not ready"), ("failed", "failed"), ("off", "off or frozen"))
-LEGEND_CABLES = (("plugged", "link up"), ("lossy", "lossy"), ("slow", "slow"), ("cut", "cut"), ("down", "no link"))
+LEGEND_CABLES = (
+    ("plugged", "link up"),
+    ("lossy", "lossy or one-way"),
+    ("slow", "slow"),
+    ("cut", "cut"),
+    ("down", "no link"),
+)
 
 
 @dataclass(frozen=True)
@@ -182,10 +188,21 @@ def draw_node(node: dict[str, Any], place: Place, card: float) -> str:
     parts = [
         f"<title>{escape(node['message'] or about)}</title>",
         f'<rect class="ring {node["role"] or "none"} {frame}" {box}/>',
-        label("name", x, y - 2, node["name"]),
-        label("about", x, y + 14, about),
+        label("name", x, y - 9, node["name"]),
+        label("about", x, y + 7, about),
+        label("about", x, y + 22, health(node)),
     ]
     return f'<g class="{"gone" if gone else "here"}">{"".join(parts)}</g>'
+
+
+def health(node: dict[str, Any]) -> str:
+    """What else the table has of a node: whether its API answers, its pods, and its routes; nothing of one that does not say."""
+    pods, words = node.get("pods"), []
+    if node["power"] == "on" and node.get("conditions"):
+        words.append("api ok" if node["conditions"].get("api") else "no api")
+    words += [f"{pods['running']}/{pods['total']} pods"] if pods else []
+    words += [f"{node['routes']} routes"] if node.get("routes") is not None else []
+    return " · ".join(words)
 
 
 def label(kind: str, x: float, y: float, text: str) -> str:

@@ -64,6 +64,7 @@ def refused(*arguments: str) -> str:
         ("slow", None, None, (False, (0, 0), 15), "slow"),
         ("slow", 1.0, 40.0, (False, (1, 1), 40), "lossy"),
         ("one-way", None, None, (False, (100, 0), 0), "one-way"),
+        ("one-way", 30, None, (False, (100, 30), 0), "one-way"),
     ],
 )
 def test_an_action_replaces_the_whole_condition(

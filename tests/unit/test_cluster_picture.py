@@ -77,6 +77,22 @@ def test_a_card_shows_role_and_state(change: dict[str, Any], expected: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"conditions": {"api": True}, "pods": {"running": 6, "total": 7}, "routes": 14},
+            "api ok · 6/7 pods · 14 routes",
+        ),
+        ({"conditions": {"etcd": True}, "pods": None, "routes": 0}, "no api · 0 routes"),
+        ({"conditions": {"api": True}, "power": "off", "routes": None}, ""),
+    ],
+)
+def test_a_card_shows_what_the_table_has(change: dict[str, Any], words: str) -> None:
+    group = next(parse(described("one", **change)).iter(f"{SVG}g"))
+    assert [text.text or "" for text in group.iter(f"{SVG}text")][-1] == words
+
+
+@pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
         ({}, "plugged", "96"),
