@@ -6,10 +6,9 @@ kube-proxy's tables are its own and come after; `accept` here only means that th
 import json
 from collections.abc import Iterable
 
-from kmagent import boot_image, hello, relay
+from kmagent import boot_image, hello, relay, seqno
 from kmagent.programs import run_async
 
-BABEL_PORT = 6696
 TABLE = "inet kubermesh"
 
 # Chains are filled anew in one transaction; the sets stay, so that a new agent does not cut what is trusted.
@@ -111,7 +110,7 @@ def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, 
     """
     names = {"api": api, "node": node, "serve": boot_image.PORT}
     more = {name: text.format(**names) if provision else "" for name, text in OFFERED.items()}
-    declared = RULES.format(table=TABLE, babel=BABEL_PORT, hello=hello.PORT, relay=relay.PORT, **more)
+    declared = RULES.format(table=TABLE, babel=seqno.PORT, hello=hello.PORT, relay=relay.PORT, **more)
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
     named = ("stranger", "greeting", "computer", "outside")
     head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)

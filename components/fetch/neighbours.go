@@ -102,9 +102,6 @@ func (finder *finder) order(found []*source) {
 func (finder *finder) seesOneCluster() bool {
 	var first *source
 	for _, offered := range finder.offers {
-		if offered == nil {
-			continue
-		}
 		if first == nil {
 			first = offered
 		}

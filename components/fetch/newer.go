@@ -91,7 +91,7 @@ func (finder *finder) better(own, arguments string, root rootHash, pinned *join,
 	lonely := len(same) == 0 && time.Since(finder.helpedAt) > alone
 	var best *source
 	for address, other := range finder.offers {
-		if other == nil || other.offer.RootHash == root.text || time.Now().Before(finder.avoided[address]) {
+		if other.offer.RootHash == root.text || time.Now().Before(finder.avoided[address]) {
 			continue
 		}
 		if isOfAnother(other, pinned) || (!lonely && !isOfOneOf(other, same)) {
