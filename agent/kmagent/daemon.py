@@ -89,6 +89,10 @@ async def _main(paths: Paths) -> int:
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify.send("STOPPING=1")
+    if stop.is_set():
+        # Whoever reads the file later is not told that all is well because it was.
+        state.stopped = True
+        write_status(paths.status, state)
     if state.facts and stop.is_set():
         await anycast.withdraw(paths, state.facts.api)
         await anycast.withdraw(paths, state.facts.join)

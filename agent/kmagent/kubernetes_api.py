@@ -16,6 +16,8 @@ PLURALS = {
     "Node": "nodes",
     "Service": "services",
     "ServiceAccount": "serviceaccounts",
+    "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }
 
 Object = dict[str, Any]

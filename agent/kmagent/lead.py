@@ -68,6 +68,7 @@ class Leader:
                 known = self._mesh.me.registered
                 self._membership.stand_by(known, self._reachable(known), time.monotonic())
                 self._outages.forget()
+                self._nodes.forget()
             else:
                 begun = begun or await self._try("registry", self._begin(first, mesh_key))
                 busy = begun and await self._turn(leader)

@@ -14,6 +14,7 @@ from kmagent.candidates import Report
 from kmagent.etcd import Etcd, Value
 from kmagent.registry import Node, Registry
 from kmagent.settings import Plan
+from kmplan.tuning import CERTIFICATE_DAYS
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,13 @@ ASKED = "/kubermesh/asked/"
 IDENTITIES = "/kubermesh/identities/"
 MESH_KEYS = "/kubermesh/mesh-keys"
 REPORTS = "/kubermesh/reports/"
+RESTING = "/kubermesh/resting/"
 SETTINGS_PLAN, SETTINGS = "/kubermesh/settings-plan", "/kubermesh/settings/"
 # So many machines may wait for a decision, and so many of them at one node: a stranger on its cable fills no more than that. One
 # that has not asked again for so long makes room; those that wait repeat it, which is written down every minute.
 MAX_ASKED, MAX_ASKED_AT_ONE, QUIET_S = 128, 16, 180.0
+# A removed node's number rests for as long as a kubelet certificate lives that names it.
+REST_S = CERTIFICATE_DAYS * 86400.0
 ATTEMPTS = 20
 EPOCH_SERIALS = 1000
 
@@ -113,7 +117,9 @@ class Ledger:
             known = old.find(fingerprint=asked["fingerprint"])
             if known:
                 return known
-            number = old.free_number(asked["wish"])
+            resting = await self.resting(now)
+            others = frozenset(number for number, uuid in resting.items() if not uuid or uuid != asked["uuid"])
+            number = old.free_number(asked["wish"], others)
             certificate, digest = await self.authority.identify(asked["csr"], name_of(number))
             node = Node(
                 number, name_of(number), "worker", asked["fingerprint"], digest, asked["uuid"], float(int(now)),
@@ -123,11 +129,25 @@ class Ledger:
             # What the machine said of itself stays until its MeshNode shows it.
             kept = json.dumps({**asked, "decision": ""})
             puts = {REGISTRY: packed, IDENTITIES + node.fingerprint: certificate, ASKED + node.fingerprint: kept}
-            if await self.etcd.commit({REGISTRY: value.revision}, puts):
+            if await self.etcd.commit({REGISTRY: value.revision}, puts, [RESTING + str(number)]):
                 log.info("admitted %s as node %d, %s", asked["fingerprint"][:16], number, node.name)
                 await self._changed(packed)
                 return node
         raise OSError("the registry changes faster than it can be written")
+
+    async def rest(self, node: Node, now: float) -> None:
+        """Give the number of a node that is to be removed to nobody but its own machine (by UUID) until REST_S have passed."""
+        expired = [RESTING + str(number) for number, rest in (await self._rests()).items() if rest["until"] <= now]
+        until = {RESTING + str(node.number): json.dumps({"until": now + REST_S, "uuid": node.uuid})}
+        await self.etcd.commit({}, until, [key for key in expired if key not in until])
+
+    async def resting(self, now: float) -> dict[int, str]:
+        """Return the UUIDs of removed nodes by the numbers that rest."""
+        return {number: rest["uuid"] for number, rest in (await self._rests()).items() if rest["until"] > now}
+
+    async def _rests(self) -> dict[int, dict[str, Any]]:
+        found = await self.etcd.read_all(RESTING)
+        return {int(key.removeprefix(RESTING)): json.loads(value.text) for key, value in found.items()}
 
     async def remove(self, number: int) -> None:
         """Take a node out of the registry, and give the others a mesh key that it does not have."""

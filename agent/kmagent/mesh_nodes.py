@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from kmagent import kubernetes_api, network
+from kmagent import kubernetes_api, network, removed_nodes
 from kmagent.http import Client
 from kmagent.ledger import ASKED, Ledger
 from kmagent.registry import Node, Registry
@@ -95,6 +95,11 @@ class MeshNodes:
 
     def __init__(self, client: Client, ledger: Ledger, cluster: str, prefix: str) -> None:
         self._client, self._ledger, self._cluster, self._prefix = client, ledger, cluster, prefix
+        self._kept_out: frozenset[str] | None = None
+
+    def forget(self) -> None:
+        """Take nothing for known that another leader may have changed."""
+        self._kept_out = None
 
     async def reconcile(
         self,
@@ -113,7 +118,9 @@ class MeshNodes:
         asked = await self._ledger.asked()
         registry, _ = await self._ledger.registry()
         decided = await self._carry_out(objects, asked, registry, now)
-        decided |= await self._replace(objects, asked, registry, reachable)
+        decided |= await self._replace(objects, asked, registry, reachable, now)
+        for name in await self._keep_out(now) & ready.keys():
+            await kubernetes_api.delete(self._client, f"/api/v1/nodes/{name}")
         if decided:
             asked = await self._ledger.asked()
             registry, _ = await self._ledger.registry()
@@ -129,7 +136,8 @@ class MeshNodes:
             if offered := offers.get(node.number):
                 status["offers"] = [{"port": port, "message": text} for port, text in sorted(offered.items())]
             wanted[object_name(node.fingerprint)] = status
-        for fingerprint in set(asked) - finished:
+        # Of several whose objects have one name, the one that has it keeps it.
+        for fingerprint in sorted(set(asked) - finished, key=lambda one: (not _status(objects, one), one)):
             shown = status_of_asked(asked[fingerprint], _status(objects, fingerprint), now)
             wanted.setdefault(object_name(fingerprint), shown)
         await self._show(objects, wanted)
@@ -160,7 +168,7 @@ class MeshNodes:
                 changed = True
         for node in registry.nodes:
             if _decision(objects, node.fingerprint) == "Removed":
-                changed |= await self._remove(objects, node)
+                changed |= await self._remove(objects, node, now)
         return changed
 
     async def _replace(
@@ -169,6 +177,7 @@ class MeshNodes:
         asked: dict[str, dict[str, Any]],
         registry: Registry,
         reachable: frozenset[int],
+        now: float,
     ) -> bool:
         """Take out nodes whose machine lost its disk and asks anew, if policy lets it in; tells whether there was one."""
         changed = False
@@ -176,17 +185,27 @@ class MeshNodes:
             node = registry.find(number=one.get("replaces"), uuid=one["uuid"])
             if node is not None and node.number not in reachable:
                 log.info("%s lost its disk, and asks anew", node.name)
-                changed |= await self._remove(objects, node)
+                changed |= await self._remove(objects, node, now)
         return changed
 
-    async def _remove(self, objects: dict[str, Object], node: Node) -> bool:
-        """Take a node out: first its vote, then its objects, then its place in the registry."""
+    async def _remove(self, objects: dict[str, Object], node: Node, now: float) -> bool:
+        """Take a node out: first its vote, then its name and its objects, then its place in the registry."""
         if not await self._leave_etcd(node):
             return False
+        await self._ledger.rest(node, now)
+        await self._keep_out(now)
         await kubernetes_api.delete(self._client, f"/api/v1/nodes/{node.name}")
         await self._ledger.remove(node.number)
         await self._delete(objects, node.fingerprint)
         return True
+
+    async def _keep_out(self, now: float) -> frozenset[str]:
+        """Have the API know the names that rest; returns them."""
+        names = frozenset(f"{self._cluster}-{number}" for number in await self._ledger.resting(now))
+        if names != self._kept_out:
+            await removed_nodes.keep_out(self._client, names)
+            self._kept_out = names
+        return names
 
     async def _leave_etcd(self, node: Node) -> bool:
         members = await self._ledger.etcd.members()

@@ -54,9 +54,12 @@ class Registry:
         matches = (node for node in self.nodes if all(getattr(node, key) == value for key, value in wanted.items()))
         return next(matches, None)
 
-    def free_number(self, wish: int = 0) -> int:
-        """Return the number that is wished for, or the lowest, that no node has; UserError when all are taken."""
-        taken = self.numbers
+    def free_number(self, wish: int = 0, resting: frozenset[int] = frozenset()) -> int:
+        """Return the number that is wished for, or the lowest, that no node has and that does not rest.
+
+        Raises UserError when all are taken.
+        """
+        taken = self.numbers | resting
         if 1 <= wish <= MAX_NODE and wish not in taken:
             return wish
         for number in range(1, MAX_NODE + 1):

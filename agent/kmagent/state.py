@@ -24,6 +24,7 @@ EXPLANATIONS = {
     "etcd": "waiting for the Kubernetes API",
     "api": "waiting for this node to be Ready",
     "ready": "working",
+    "stopped": "the agent was stopped",
 }
 
 
@@ -56,6 +57,7 @@ class State:
     started: float = field(default_factory=time.monotonic)
     boot_offset: float = field(default_factory=lambda: boot_seconds() - time.monotonic())
     is_stale: bool = False
+    stopped: bool = False
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set(self, condition: str, value: bool) -> None:
@@ -112,7 +114,9 @@ class State:
 
     @property
     def phase(self) -> str:
-        """The state in one word: starting, asking, configured, etcd, api, ready, or failed."""
+        """The state in one word: starting, asking, configured, etcd, api, ready, stopped, or failed."""
+        if self.stopped:
+            return "stopped"
         if self.asking and not self.failure:
             return "asking"
         return phase(self.conditions, bool(self.failure), self.facts.role if self.facts else "voter")
@@ -120,6 +124,8 @@ class State:
     @property
     def message(self) -> str:
         """What the state means, in a few words."""
+        if self.stopped:
+            return EXPLANATIONS["stopped"]
         if self.asking and not self.failure:
             return self.asking.get("message") or f"{EXPLANATIONS['asking']}: {self.asking['state']}"
         return self.failure or (self.phase == "configured" and self.fenced) or EXPLANATIONS[self.phase]

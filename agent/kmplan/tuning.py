@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+CERTIFICATE_DAYS = 90
 COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet")
 
 
@@ -27,8 +28,8 @@ class Tuning(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
         list[str], Meta(description="Hardware addresses of ports that belong to the bench, not to the mesh.")
     ] = []
     certificate_days: Annotated[
-        float, Meta(gt=0, le=90, description="How long leaf certificates are valid, in days.")
-    ] = 90
+        float, Meta(gt=0, le=CERTIFICATE_DAYS, description="How long leaf certificates are valid, in days.")
+    ] = CERTIFICATE_DAYS
 
     def __post_init__(self) -> None:
         """Refuse components that do not exist."""

@@ -176,3 +176,24 @@ def test_a_thousand_machines_that_ask_at_once_disturb_nothing(line: dict[int, No
     # A host that stands still for half a second is one whose nodes all miss hellos: ways are lost for a moment then.
     wait_for("way", lambda: line[3].run("ping", "-c", "1", "-W", "1", line[1].address).code == 0, 5, 1)
     assert {node.status()["state"] for node in line.values()} == {"ready"}
+
+
+def make_node(line: dict[int, Node], number: int) -> str:
+    """Make a node's object as its kubelet does; returns what is refused."""
+    name = f"line-{number}"
+    made = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    groups = ("--as-group", "system:nodes", "--as-group", "system:authenticated")
+    try:
+        line[1].kubectl("create", "-f", "-", "--as", f"system:node:{name}", *groups, given=made)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_nobody_is_a_removed_node_with_the_certificate_of_its_kubelet(line: dict[int, Node], directory: Path) -> None:
+    """It lives on for a while: somebody may have copied it, and come to a port where plain computers are let in."""
+    line[3].power("off")
+    assert nodes(directory, "remove", "line-3", "--yes").returncode == 0
+    wait_for("refusal", lambda: "this node was removed from the cluster" in make_node(line, 3), 20, 0.5)
+    wait_for("end of one that came before", lambda: "line-3" not in kubernetes_nodes(line[1]), 30, 0.5)
+    assert make_node(line, 4) == ""

@@ -155,6 +155,7 @@ def test_a_cable_may_be_moved_to_another_port(ring: Ring) -> None:
 def test_who_was_taken_for_a_stranger_is_reached_over_both_families(ring: Ring) -> None:
     """Nobody says hello for a while: the port is given IPv4 addresses for strangers, of which no neighbour may hear."""
     ring[2].output("systemctl", "stop", "kmagent")
+    assert ring[2].status()["state"] == "stopped"
     wait_for(
         "offer", lambda: [port for port in ring[1].status()["ports"] if port["name"] == "eth0" and port["offer"]], 60
     )

@@ -150,6 +150,11 @@ def test_a_node_gets_the_number_that_is_wished_for_or_the_lowest_free(taken: lis
     assert some(*taken).free_number(wish) == number
 
 
+def test_a_number_that_rests_is_given_to_nobody() -> None:
+    assert some(1).free_number(2, frozenset({2, 3})) == 4
+    assert some(1).free_number(5, frozenset({2, 3})) == 5
+
+
 def test_there_are_no_more_nodes_than_numbers() -> None:
     nodes = tuple(replace(FIRST, number=number) for number in range(1, 32768))
     with pytest.raises(UserError, match=r"^all node numbers are taken"):
@@ -293,6 +298,36 @@ def test_a_removed_machine_is_a_new_one_when_it_asks_again(shop: Shop) -> None:
     node = asyncio.run(shop.admit(machine))
     asyncio.run(shop.ledger.remove(node.number))
     assert asyncio.run(shop.admit(machine)).certificate != node.certificate
+
+
+def test_a_removed_nodes_number_rests_until_the_certificates_that_name_it_have_ended(shop: Shop) -> None:
+    machine = Machine()
+    gone = asyncio.run(shop.admit(machine, wish=2))
+    asyncio.run(shop.ledger.rest(gone, 1000.0))
+    asyncio.run(shop.ledger.remove(gone.number))
+    assert asyncio.run(shop.ledger.resting(1000.0 + 89 * 86400)) == {2: gone.uuid}
+    # Only the machine itself is given it again.
+    for one, wish, number in ((Machine(), 2, 3), (machine, 0, 2)):
+        asked = one.asked(wish=wish, uuid=gone.uuid if one is machine else "4c4d")
+        assert asyncio.run(shop.ledger.admit(asked, "shop-{}".format, 2000.0)).number == number
+    assert asyncio.run(shop.ledger.resting(2000.0)) == {}
+
+
+def test_a_number_whose_rest_is_over_is_given_again(shop: Shop) -> None:
+    gone = [asyncio.run(shop.admit(Machine())) for _ in range(2)]
+    asyncio.run(shop.ledger.rest(gone[0], 1000.0))
+    later = 1000.0 + 90 * 86400
+    assert asyncio.run(shop.ledger.resting(later)) == {}
+    asyncio.run(shop.ledger.rest(gone[1], later))
+    assert {key for key in shop.etcd.values if key.startswith(ledger.RESTING)} == {f"{ledger.RESTING}{gone[1].number}"}
+
+
+def test_a_machine_that_says_no_uuid_is_not_known_again(shop: Shop) -> None:
+    machine = Machine()
+    gone = asyncio.run(shop.admit(machine, uuid=""))
+    asyncio.run(shop.ledger.rest(gone, 1000.0))
+    asyncio.run(shop.ledger.remove(gone.number))
+    assert asyncio.run(shop.admit(machine, uuid="")).number == gone.number + 1
 
 
 def test_an_old_mesh_key_is_good_until_it_is_ended_and_not_after(shop: Shop) -> None:
