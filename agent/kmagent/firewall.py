@@ -21,9 +21,11 @@ table inet kubermesh {{
   set computers {{ type ipv6_addr; size 1024; flags dynamic; }}
   chain input {{ type filter hook input priority -10; policy accept; }}
   chain forward {{ type filter hook forward priority -10; policy accept; }}
+  chain output {{ type filter hook output priority -10; policy accept; }}
   chain postrouting {{ type nat hook postrouting priority 110; policy accept; }}
 }}
 flush chain {table} input
+flush chain {table} output
 flush chain {table} forward
 flush chain {table} postrouting
 table inet kubermesh {{
@@ -59,6 +61,10 @@ table inet kubermesh {{
 {from_api}    oifname @ports oifname != @trusted drop
     iifname @gateways ct state established,related accept
     iifname @gateways drop
+  }}
+  chain output {{
+    # Babeld does what it is asked there, and has no key to tell by who asks.
+    oifname {asking} meta skuid != 0 drop
   }}
   chain postrouting {{
     oifname @gateways ct state new masquerade
@@ -110,7 +116,9 @@ def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, 
     """
     names = {"api": api, "node": node, "serve": boot_image.PORT}
     more = {name: text.format(**names) if provision else "" for name, text in OFFERED.items()}
-    declared = RULES.format(table=TABLE, babel=seqno.PORT, hello=hello.PORT, relay=relay.PORT, **more)
+    declared = RULES.format(
+        table=TABLE, babel=seqno.PORT, asking=seqno.AGENT_END, hello=hello.PORT, relay=relay.PORT, **more
+    )
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
     named = ("stranger", "greeting", "computer", "outside")
     head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)

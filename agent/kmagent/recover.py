@@ -73,7 +73,10 @@ def is_over(order: Order, me: int, registry: Registry, states: Mapping[int, Mapp
     if order.number != me:
         named = states.get(order.number)
         # A later one that it has withdrawn, too, is all that it tells; what it has begun it has not withdrawn.
-        return named is not None and bool(named["withdrawn"] >= order.epoch > named["own_epoch"])
+        if named is None:
+            return False
+        # One of an earlier version may not know of withdrawing.
+        return bool(named.get("withdrawn", 0) >= order.epoch > named.get("own_epoch", order.epoch))
     return not order.force and not begun and goes_on(order.epoch, len(registry.numbers), states.values())
 
 

@@ -137,24 +137,22 @@ func (here *machine) turn() (bool, error) {
 }
 
 // switched starts a better system where a neighbour has one; tells whether it did, when that did not end this program.
+// Where it fails this system is gone on with, and another one's is the next to be tried.
 func (here *machine) switched(same []*source) bool {
-	for {
-		other := here.finder.better(here.version, here.arguments, here.root, here.pinned, same)
-		if other == nil {
-			return false
-		}
-		say("%s has version %s, this is %s: starting that", other, printable(other.offer.Version), here.version)
-		more := ""
-		if compareVersions(other.offer.Version, here.version) < 0 {
-			more = triedArgument + here.root.text
-		}
-		err := other.startInstead(here.arguments, more, here.into)
-		if err == nil {
-			return true
-		}
-		// It is avoided now, so another one is next.
+	other := here.finder.better(here.version, here.arguments, here.root, here.pinned, same)
+	if other == nil {
+		return false
+	}
+	say("%s has version %s, this is %s: starting that", other, printable(other.offer.Version), here.version)
+	more := ""
+	if compareVersions(other.offer.Version, here.version) < 0 {
+		more = triedArgument + here.root.text
+	}
+	err := other.startInstead(here.arguments, more, here.into)
+	if err != nil {
 		here.finder.failed(other, err)
 	}
+	return err == nil
 }
 
 // keepBoot writes down what was booted, for the disk that is installed, and whom to ask to be admitted.

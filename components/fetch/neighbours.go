@@ -43,7 +43,7 @@ type finder struct {
 	asked   map[string]time.Time
 	offers  map[string]*source
 	reasons map[string]string
-	// Which one failed last is taken last, also when it was not heard for a while.
+	// Who failed last is taken last: by address, and by port, which stays when that one was not heard for a while.
 	failedAt map[string]time.Time
 	// Who was said not to prove what it offers.
 	unproven map[string]bool
@@ -65,20 +65,16 @@ func newFinder() *finder {
 func (finder *finder) look(root rootHash, pinned *join) []*source {
 	finder.listen()
 	now := time.Now()
-	found := []*source{}
-	for _, address := range finder.present(now) {
-		if now.Before(finder.avoided[address]) {
-			continue
+	present, due, found := finder.present(now), []string{}, []*source{}
+	for _, address := range present {
+		if !now.Before(finder.avoided[address]) && (now.Sub(finder.asked[address]) > askAgain || finder.offers[address] == nil) {
+			due = append(due, address)
 		}
-		if now.Sub(finder.asked[address]) > askAgain || finder.offers[address] == nil {
-			finder.asked[address] = now
-			offered, err := ask(address)
-			if err != nil {
-				// Of which cluster it is was said before.
-				finder.avoided[address] = now.Add(askAgain)
-				continue
-			}
-			finder.offers[address] = offered
+	}
+	finder.renew(due)
+	for _, address := range present {
+		if time.Now().Before(finder.avoided[address]) {
+			continue
 		}
 		if reason := objection(finder.offers[address], root, pinned); reason != "" {
 			finder.reasons[address] = fmt.Sprintf("%s %s", finder.offers[address], reason)
@@ -91,12 +87,42 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 	return found
 }
 
-// order puts those first that have not failed, or not for long.
+// renew asks neighbours what they offer, all at once: it takes no longer than the slowest of them.
+func (finder *finder) renew(addresses []string) {
+	answers := make([]*source, len(addresses))
+	var asking sync.WaitGroup
+	for place, address := range addresses {
+		asking.Go(func() {
+			// Nothing where it cannot be asked.
+			answers[place], _ = ask(address)
+		})
+	}
+	asking.Wait()
+	now := time.Now()
+	for place, address := range addresses {
+		finder.asked[address] = now
+		if answers[place] == nil {
+			// Of which cluster it is was said before.
+			finder.avoided[address] = now.Add(askAgain)
+			continue
+		}
+		finder.offers[address] = answers[place]
+	}
+}
+
+// order puts those first that have not failed, or not for long: first by their ports, as one may call itself by another address.
 func (finder *finder) order(found []*source) {
 	sort.SliceStable(found, func(one, other int) bool {
-		return finder.failedAt[found[one].address].Before(finder.failedAt[found[other].address])
+		first, second := found[one].address, found[other].address
+		if compared := finder.failedAt[portOf(first)].Compare(finder.failedAt[portOf(second)]); compared != 0 {
+			return compared < 0
+		}
+		return finder.failedAt[first].Before(finder.failedAt[second])
 	})
 }
+
+// portOf returns the port of an address.
+func portOf(address string) string { return address[strings.Index(address, "%"):] }
 
 // seesOneCluster tells whether all that is offered now is of one cluster.
 func (finder *finder) seesOneCluster() bool {
@@ -161,7 +187,7 @@ func (finder *finder) failed(bad *source, err error) {
 // avoid asks others first for a while, longer after something false.
 func (finder *finder) avoid(bad *source, sentFalse bool) {
 	now := time.Now()
-	finder.failedAt[bad.address] = now
+	finder.failedAt[bad.address], finder.failedAt[portOf(bad.address)] = now, now
 	finder.avoided[bad.address] = now.Add(avoidFor)
 	if sentFalse {
 		finder.avoided[bad.address] = now.Add(falseFor)
@@ -183,6 +209,8 @@ func (finder *finder) present(now time.Time) []string {
 		delete(finder.asked, address)
 		delete(finder.offers, address)
 		delete(finder.reasons, address)
+		delete(finder.failedAt, address)
+		delete(finder.unproven, address)
 	}
 	if len(found) == 0 {
 		// The next one that is heard is the first one again.

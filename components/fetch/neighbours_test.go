@@ -23,6 +23,28 @@ func TestWhoFailedIsTakenLast(t *testing.T) {
 	}
 }
 
+func TestWhoFailedIsTakenLastUnderAnotherAddress(t *testing.T) {
+	finder := newFinder()
+	finder.failed(&source{address: "fe80::1%a"}, os.ErrDeadlineExceeded)
+	again, good := &source{address: "fe80::2%a"}, &source{address: "fe80::3%b"}
+	found := []*source{again, good}
+	finder.order(found)
+	if found[0] != good {
+		t.Errorf("%v", found)
+	}
+}
+
+func TestWhoCannotBeAskedIsAvoidedFromThenOn(t *testing.T) {
+	finder := newFinder()
+	begin := time.Now()
+	finder.renew([]string{"::1%lo", "::1%none"})
+	for _, address := range []string{"::1%lo", "::1%none"} {
+		if finder.avoided[address].Before(begin.Add(askAgain)) || finder.offers[address] != nil {
+			t.Errorf("%s: %v", address, finder.avoided[address])
+		}
+	}
+}
+
 func TestWhoWasGoneIsAskedAgain(t *testing.T) {
 	finder := newFinder()
 	one := &source{address: "fe80::1%a"}

@@ -34,7 +34,7 @@ func newStore(folder string, root rootHash) (*store, error) {
 
 // create makes room for `size` bytes of the root, and keeps its hashes.
 func (kept *store) create(size int64, hashes []byte) error {
-	kept.names = nil
+	kept.drop()
 	hashFile, err := kept.make("hashes", int64(len(hashes)))
 	if err != nil {
 		return err
@@ -50,6 +50,15 @@ func (kept *store) create(size int64, hashes []byte) error {
 	return err
 }
 
+// drop gives up what a try before this one has made.
+func (kept *store) drop() {
+	for _, device := range kept.names {
+		_ = os.WriteFile(filepath.Join("/sys/block", device, "reset"), []byte("1"), 0o644)
+		_ = os.WriteFile("/sys/class/zram-control/hot_remove", []byte(strings.TrimPrefix(device, "zram")), 0o644)
+	}
+	kept.names = nil
+}
+
 func (kept *store) make(name string, size int64) (*os.File, error) {
 	if kept.folder != "" {
 		file, err := os.Create(filepath.Join(kept.folder, name))
@@ -63,13 +72,13 @@ func (kept *store) make(name string, size int64) (*os.File, error) {
 		return nil, err
 	}
 	device := "zram" + strings.TrimSpace(string(text))
+	kept.names = append(kept.names, device)
 	limit := filepath.Join("/sys/block", device, "disksize")
 	if err := os.WriteFile(limit, []byte(strconv.FormatInt(size, 10)), 0o644); err != nil {
 		return nil, err
 	}
 	// Something else of the machine may be slow.
 	_ = command("udevadm", "settle", "--timeout=30")
-	kept.names = append(kept.names, device)
 	return os.OpenFile("/dev/"+device, os.O_RDWR, 0)
 }
 

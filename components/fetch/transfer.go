@@ -21,7 +21,7 @@ type transfer struct {
 // from takes what is still missing from one neighbour.
 func (taken *transfer) from(source *source) error {
 	if !taken.begun {
-		say("%s has this system, version %s: fetching %d MB", source, source.offer.Version, source.offer.RootBytes>>20)
+		say("%s has this system, version %s: fetching %d MB", source, printable(source.offer.Version), source.offer.RootBytes>>20)
 		say("cluster %s, fingerprint %s", source.cluster(), source.fingerprint())
 		taken.begun = true
 	} else {

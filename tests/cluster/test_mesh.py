@@ -192,6 +192,12 @@ def test_no_process_of_a_node_announces_anything(ring: Ring) -> None:
         assert f"{prefix}/128" not in {route.prefix for route in ring[number].babel().routes}
 
 
+def test_only_root_says_anything_on_the_agents_cable_to_babeld(ring: Ring) -> None:
+    """Whoever asks for a thousand newer numbers takes a node's ways from the others."""
+    asked = ring[2].run("setpriv", "--reuid=65534", "python3", "-c", ANNOUNCE, "2001:db8::", seqno.AGENT_END)
+    assert asked.code != 0 and "Operation not permitted" in asked.stderr
+
+
 def test_a_way_that_leads_nowhere_is_told(ring: Ring) -> None:
     """As of a steady state that is none: `kmbuild verify` ends with that question."""
     cluster, address = ring.first.cluster, ring[1].status()["node"]["addresses"][1]

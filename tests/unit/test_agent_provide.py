@@ -173,6 +173,10 @@ def test_the_boot_image_is_the_one_of_this_root(tmp_path: Path, monkeypatch: pyt
     own.parent.mkdir(parents=True)
     own.write_text(f"{boot_images.digest(folder / 'kubermesh_2+3.efi', ROOT_HASH)}\n")
     assert boot_image.find(ROOT_HASH, tmp_path) == folder / "kubermesh_2+3.efi"
+    # One copy cannot be read, nor can that folder: another one is served.
+    broken = tmp_path / "run/kubermesh-boot"
+    (broken / "kubermesh.efi").mkdir(parents=True)
+    assert boot_image.find(ROOT_HASH, tmp_path) == folder / "kubermesh_2+3.efi"
     with pytest.raises(UserError, match="no boot image of the system that runs"):
         boot_image.find("ef" * 32, tmp_path)
 

@@ -118,6 +118,12 @@ def test_who_keeps_an_order_asks_the_node_that_it_names(node: Node, withdrawn: i
     assert node.paths.order.exists() is not over
 
 
+def test_a_node_of_an_earlier_version_is_asked_as_well(node: Node) -> None:
+    old = {key: value for key, value in says(1, None).items() if key not in ("withdrawn", "own_epoch")}
+    assert carry_out(node, {1: old}, number=1).given == []
+    assert node.paths.order.exists()
+
+
 def test_another_order_that_came_meanwhile_stays(node: Node) -> None:
     node.paths.order.write_text(node.order())
     orders = Orders(State(), node.paths, facts_of(node))
