@@ -74,8 +74,11 @@ def observing(
             return
         # A watcher on a machine that is harmed would take several steps at once when it catches up.
         watched = [machine for machine in spared if machine.number in voters]
-        # A voter's own API answers to the anycast address on the voter itself: writers elsewhere see how the address moves.
-        elsewhere = sorted(spared, key=lambda machine: machine.number in voters)
+        # A voter's own API answers to the anycast address on the voter itself: writers elsewhere see how the address moves,
+        # those best whom a victim answers.
+        elsewhere = sorted(
+            spared, key=lambda machine: (scene.asked_by(machine.number) not in chosen, machine.number in voters)
+        )
         asking = [scene.machine(number) for number in chosen[: scenario.asks_victim]]
         homes = networks(([*asking, *elsewhere] * WRITERS)[:WRITERS])
         config = cluster.directory / "admin.kubeconfig"

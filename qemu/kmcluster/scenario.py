@@ -11,22 +11,16 @@ from kmcluster import bench, cabling, disk_faults, inside, state, steady
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
+from kmcluster.steady import etcdctl
 from kmcluster.tuning import Tuning
+from kmplan.addresses import AddressPlan
+from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
 # How long the clusters that are verified wait for a voter.
 GRACE_S = 20.0
 LEAD_S = 30.0
 POLL_S = 1.0
-ETCDCTL = """
-cd /run/kubermesh/pki/agent && exec etcdctl --endpoints=https://[::1]:2379 --cacert=etcd-ca.crt --cert=etcd-client.crt \\
-  --key=etcd-client.key "$@"
-"""
-
-
-def etcdctl(*arguments: str) -> list[str]:
-    """The argv that asks a voter's own etcd something, with its agent's certificate."""
-    return ["sh", "-c", ETCDCTL, "etcdctl", *arguments]
 
 
 class Scene:
@@ -140,6 +134,32 @@ class Scene:
         pairs = [(cable.a.node, cable.b.node) for cable in self.cluster.cables_of(self.machine(number))]
         return [there if here == number else here for here, there in pairs]
 
+    def next_hop(self, number: int, address: object) -> int | None:
+        """The machine behind the cable by which a machine sends to an address; None where it is its own, or there is no way."""
+        asked = inside.run(self.driver, self.machine(number), ["ip", "-6", "--json", "route", "get", str(address)])
+        port = json.loads(asked.stdout or "[{}]")[0].get("dev")
+        pairs = [(cable.a, cable.b) for cable in self.cluster.cables]
+        ends = [*pairs, *((there, here) for here, there in pairs)]
+        return next((there.node for here, there in ends if (here.node, here.name) == (number, port)), None)
+
+    def asked_by(self, number: int) -> int | None:
+        """The machine by which a machine reaches the API's anycast address: where that votes, the one that answers."""
+        return self.next_hop(number, self.plan.api)
+
+    @property
+    def plan(self) -> AddressPlan:
+        """The cluster's addresses."""
+        return read_cluster(self.cluster.directory).plan
+
+
+def lead_who_is_asked(scene: Scene) -> None:
+    """Have a voter lead whose API a node asks that has none of its own: so it is missed."""
+    voters = scene.with_role("voter")
+    others = [machine.number for machine in scene.cluster.machines if machine.number not in voters]
+    asked = sorted({hop for number in others if (hop := scene.asked_by(number)) in voters})
+    if asked and scene.leader() not in asked:
+        scene.lead(scene.random.choice(asked))
+
 
 def leader(scene: Scene) -> list[int]:
     """Harm the node whose etcd leads."""
@@ -170,7 +190,7 @@ class Scenario:
     `outage_s` without an answered write, nor than `silence_s` without a connection to a service whose pod is on a victim, if
     there is one: until `undo` where the cluster `heals_alone`. Everything has to be as before `whole_s` after that.
     `replaced` says whether voters change, None that they may; `evicts` whether a node may be given up and its pods made anew
-    elsewhere, `elects` whether etcd may elect a leader.
+    elsewhere, `moves` that the victims' have to be, `elects` whether etcd may elect a leader.
     `driver` is what its machines take; `settings` are further keys of the cluster file, `tuning` is overridden on every node.
     """
 
@@ -188,6 +208,7 @@ class Scenario:
     whole_s: float = 120.0
     replaced: bool | None = False
     evicts: bool = False
+    moves: bool = False
     elects: bool = True
     heals_alone: bool = True
     driver: str = "nspawn"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,15 @@ from kmplan.run import run
 from kmplan.voters import FEW_VOTERS, voters_of, wanted_of
 
 POLL_S = 1.0
+# At the end of a fault all has to be well twice, so far apart: what is asked may have been known for a while.
+STILL_S = 5.0
+# A container that is started anew so often while a scenario is played crashes again and again.
+CRASHES = 4
 KUBECTL_S = 10.0
+ETCDCTL = """
+cd /run/kubermesh/pki/agent && exec etcdctl --endpoints=https://[::1]:2379 --cacert=etcd-ca.crt --cert=etcd-client.crt \\
+  --key=etcd-client.key "$@"
+"""
 EMULATED_PACE = 10.0
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 ADDONS = ("kube-proxy", "coredns")
@@ -39,14 +47,20 @@ def kubectl(cluster: Cluster, *arguments: str, given: str | None = None) -> str:
     return run([*argv, *limits, *arguments], env=environment, input=given, timeout_s=6 * limit).stdout
 
 
-def wait_steady(cluster: Cluster, timeout_s: float) -> float:
-    """Wait until nothing is wrong; returns the seconds it took, UserError with what is wrong when it is not in time."""
-    start = time.monotonic()
-    while wrong := complaints(cluster):
-        if time.monotonic() - start > timeout_s:
+def wait_steady(cluster: Cluster, timeout_s: float, still_s: float = 0.0) -> float:
+    """Wait until nothing is wrong, and nothing was for so long; returns the moment since when, of the monotonic clock.
+
+    Raises UserError with what is wrong when it is not in time.
+    """
+    start, since = time.monotonic(), None
+    while True:
+        wrong, now = complaints(cluster), time.monotonic()
+        since = None if wrong else since or now
+        if since and now - since >= still_s:
+            return since
+        if wrong and now - start > timeout_s:
             raise UserError(f"not as before after {timeout_s:g} s: {'; '.join(wrong[:4])}")
         time.sleep(POLL_S)
-    return time.monotonic() - start
 
 
 def complaints(cluster: Cluster) -> list[str]:
@@ -58,11 +72,13 @@ def complaints(cluster: Cluster) -> list[str]:
     if wrong:
         return wrong
     try:
-        voters = [node["name"] for node in described["nodes"] if node["role"] == "voter"]
+        roles = {node["name"]: node["role"] for node in described["nodes"]}
         addresses = [address for node in described["nodes"] for address in node["addresses"]]
         if wrong := wrong_units(cluster) + wrong_ways(cluster, addresses):
             return wrong
-        return [*wrong_nodes(cluster), *wrong_pods(cluster, voters), *wrong_data(cluster)]
+        if wrong := wrong_members(cluster, described["nodes"]):
+            return wrong
+        return [*wrong_nodes(cluster), *wrong_pods(cluster, roles), *wrong_data(cluster)]
     except (UserError, ValueError, KeyError) as error:
         return [str(error)]
 
@@ -77,6 +93,40 @@ def wanted_roles(wanted_voters: int, nodes: int) -> dict[str, int]:
     """How many of so many nodes have which part in the control plane when all is well; `wanted_voters` is the cluster file's."""
     voters = voters_of(wanted_of(wanted_voters, nodes), nodes)
     return {"voter": voters, "standby": int(FEW_VOTERS < voters < nodes)}
+
+
+def wrong_members(cluster: Cluster, nodes: Sequence[report.Described]) -> list[str]:
+    """Members of etcd that are not the voters and the standby, or never started."""
+    wanted = {
+        peer_url(cluster, node): node["role"] == "standby" for node in nodes if node["role"] in ("voter", "standby")
+    }
+    voter = next(node["name"] for node in nodes if node["role"] == "voter")
+    members = list_members(cluster, cluster.machine(voter))
+    found = {"".join(one["peerURLs"]): bool(one.get("isLearner")) for one in members if one.get("name")}
+    if found == wanted and len(members) == len(found):
+        return []
+    shown = [f"{one.get('name') or 'not started'}{' (learner)' if one.get('isLearner') else ''}" for one in members]
+    return [f"etcd's members are {', '.join(shown)}, not the voters and the standby"]
+
+
+def peer_url(cluster: Cluster, node: report.Described) -> str:
+    """Where a node's etcd is known to the others."""
+    number = int(node["node"].rpartition("-")[2])
+    return f"https://[{read_cluster(cluster.directory).plan.node(number)}]:2380"
+
+
+def list_members(cluster: Cluster, voter: Machine) -> list[dict[str, Any]]:
+    """Etcd's members as one of the voters knows them; UserError when it does not say."""
+    listed = inside.run(driver_of(cluster), voter, etcdctl("member", "list", "--write-out=json"))
+    if listed.code != 0:
+        raise UserError(f"{voter.name}: {listed.stderr.strip()[-200:]}")
+    members: list[dict[str, Any]] = json.loads(listed.stdout)["members"]
+    return members
+
+
+def etcdctl(*arguments: str) -> list[str]:
+    """The argv that asks a voter's own etcd something, with its agent's certificate."""
+    return ["sh", "-c", ETCDCTL, "etcdctl", *arguments]
 
 
 def wrong_units(cluster: Cluster) -> list[str]:
@@ -114,10 +164,11 @@ def wrong_nodes(cluster: Cluster) -> list[str]:
     return wrong
 
 
-def wrong_pods(cluster: Cluster, voters: Sequence[str]) -> list[str]:
-    """Pods that do not run, or start again and again, and those that are not there: of the control plane, and of add-ons."""
+def wrong_pods(cluster: Cluster, roles: Mapping[str, str | None]) -> list[str]:
+    """Pods that do not run, and those that are not there: of the control plane by the nodes' roles, and of add-ons."""
     found = items(cluster, "pods", "--all-namespaces")
-    missing = {f"{component}-{voter}" for component in CONTROL_PLANE for voter in voters}
+    missing = {f"{component}-{name}" for component in CONTROL_PLANE for name in roles if roles[name] == "voter"}
+    missing |= {f"etcd-{name}" for name in roles if roles[name] == "standby"}
     missing -= {item["metadata"]["name"] for item in found}
     wrong = [f"pod {name} is not there" for name in sorted(missing)]
     sets = {
@@ -133,6 +184,21 @@ def wrong_pods(cluster: Cluster, voters: Sequence[str]) -> list[str]:
         if ready != "True" and item["status"].get("phase") != "Succeeded":
             wrong.append(f"pod {item['metadata']['name']} is not ready")
     return wrong
+
+
+def restarts(cluster: Cluster) -> dict[str, int]:
+    """How often containers were started anew, by pod, its UID, and container."""
+    return {
+        f"{item['metadata']['name']} {item['metadata']['uid']} {one['name']}": one["restartCount"]
+        for item in items(cluster, "pods", "--all-namespaces")
+        for one in item["status"].get("containerStatuses", [])
+    }
+
+
+def crashed(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
+    """The containers that were started anew again and again between two looks, in words."""
+    again = {name: count - before.get(name, 0) for name, count in after.items()}
+    return [f"{name.split()[0]} was started anew {count} times" for name, count in again.items() if count >= CRASHES]
 
 
 def wrong_data(cluster: Cluster) -> list[str]:

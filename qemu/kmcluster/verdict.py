@@ -36,9 +36,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     `faults` says what did not hold, nothing when all did. `outages` are the longest that began with the fault, and the longest
     that began when it was undone (at `undone_s`, which is `whole_s` where nobody undoes it), where they were noticeable;
     `silences` are the same of the service. All was as before at `whole_s`. `acked`, `failed` and `lost` count writes,
-    `elections` terms of etcd that began; `evicted` names the nodes whose pods were made anew elsewhere. A cluster that does not
-    heal alone is in service again only after the fault was undone. `noticed` is what did not hold where something was
-    undermined on purpose: that is as it has to be.
+    `errors` are when the first and the last write failed, if any did; `probed` is whether a service was asked at all;
+    `elections` counts terms of etcd that began; `evicted` names the nodes whose pods were made anew elsewhere.
+    A cluster that does not heal alone is in service again only after the fault was undone. `noticed` is what did not hold
+    where something was undermined on purpose: that is as it has to be.
     """
 
     scenario: str
@@ -53,6 +54,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     acked: int = 0
     failed: int = 0
     lost: int = 0
+    errors: list[float] = []
+    probed: bool = False
     elections: int = 0
     evicted: list[str] = []
     took_s: float = 0.0
@@ -78,6 +81,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     def silence_s(self) -> float:
         """For how long no connection to the service was opened, at the longest."""
         return self.silence.length_s if self.silence else 0.0
+
+    @property
+    def is_played(self) -> bool:
+        """Whether there are figures at all."""
+        return self.took_s > 0
 
     def _longest(self, outages: list[Outage]) -> Outage | None:
         felt = [one for one in outages if one.since_s < self.undone_s or not self.heals_alone]
@@ -111,6 +119,21 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         for run in self.runs:
             found.setdefault(run.scenario, []).append(run)
         return found
+
+
+def outages_of(runs: Sequence[Run]) -> list[float]:
+    """For how long no write was acknowledged, in each run that was played."""
+    return [run.outage_s for run in runs if run.is_played]
+
+
+def silences_of(runs: Sequence[Run]) -> list[float]:
+    """For how long a service did not answer, in each run that asked one."""
+    return [run.silence_s for run in runs if run.is_played and run.probed]
+
+
+def wholes_of(runs: Sequence[Run]) -> list[float]:
+    """After how long all was as before, in each run that was played."""
+    return [run.whole_s for run in runs if run.is_played]
 
 
 def quantile(values: Sequence[float], share: float) -> float:

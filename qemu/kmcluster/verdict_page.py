@@ -1,15 +1,18 @@
 """The verdict as one page that a person can read: what was done, what was felt of it, and when all was well again."""
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from statistics import median
 
 from kmcluster.scenario import Scenario
-from kmcluster.verdict import Mark, Run, Verdict, quantile
+from kmcluster.verdict import Mark, Run, Verdict, outages_of, quantile, silences_of, wholes_of
 
 WIDTH, LEFT, RIGHT, TOP, BAR, FOOT = 760.0, 16.0, 16.0, 24.0, 16.0, 26.0
 # The service's silences are a narrower line, below the one of writes.
 SERVICE_BAR = 6.0
+# A thin line below says from the first to the last write that failed.
+ERRORS = 3.0
 # How wide a letter of a mark is at most.
 LETTER = 7.0
 TICKS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
@@ -32,15 +35,17 @@ td:first-child, th:first-child { text-align: left; }
 svg { width: 100%; min-width: 42rem; height: auto; display: block; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--faint); }
 .whole { fill: var(--good); opacity: .35; } .waiting { fill: var(--less); opacity: .45; } .out { fill: var(--bad); }
-.silent { fill: var(--pods); }
+.silent { fill: var(--pods); } .failed { fill: var(--bad); }
 .key i { display: inline-block; width: 1.6em; height: .8em; margin: 0 .3em 0 1em; } .key i:first-child { margin-left: 0; }
 i.out { background: var(--bad); } i.silent { background: var(--pods); } i.waiting { background: var(--less); opacity: .6; }
+i.failed { background: var(--bad); height: .25em; vertical-align: middle; }
 i.whole { background: var(--good); opacity: .5; }
 .axis, .mark { stroke: var(--faint); stroke-width: 1; } .mark { stroke-dasharray: 3 3; }
 """
 
 LEGEND = (
-    '<p class="key"><i class="out"></i> no write is acknowledged <i class="silent"></i> a service does not answer '
+    '<p class="key"><i class="out"></i> no write is acknowledged <i class="failed"></i> from the first to the last that failed '
+    '<i class="silent"></i> a service does not answer '
     '<i class="waiting"></i> something is not as before yet <i class="whole"></i> as before; from when the fault began</p>'
 )
 
@@ -85,27 +90,25 @@ def table(runs: dict[str, list[Run]], before: dict[str, list[Run]]) -> str:
     for name, of_one in runs.items():
         bad = sum(bool(run.faults) for run in of_one)
         old = before.get(name, [])
-        outage, silence = [run.outage_s for run in of_one], [run.silence_s for run in of_one]
-        whole = [run.whole_s for run in of_one]
         cells = [
             f'<a href="#{name}">{name}</a>',
             str(len(of_one)),
             f'<span class="{"bad" if bad else "good"}">{bad}</span>',
-            seconds(median(outage), [run.outage_s for run in old]),
-            f"{quantile(outage, 0.95):.1f} s",
-            seconds(median(silence), [run.silence_s for run in old]),
-            f"{quantile(silence, 0.95):.1f} s",
-            seconds(median(whole), [run.whole_s for run in old]),
-            f"{quantile(whole, 0.95):.1f} s",
+            *(cell for of in (outages_of, silences_of, wholes_of) for cell in spread(of(of_one), of(old))),
             str(sum(run.lost for run in of_one)),
         ]
         rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
 
 
-def seconds(now: float, old: Sequence[float]) -> str:
-    """A figure, and what it was before."""
-    return f"{now:.1f} s" + (f' <span class="faint">({median(old):.1f})</span>' if old else "")
+def spread(now: Sequence[float], old: Sequence[float]) -> list[str]:
+    """Median and 95th percentile, and what they were before; dashes where nothing was measured."""
+    if not now:
+        return ["-", "-"]
+    return [
+        f"{value(now):.1f} s" + (f' <span class="faint">({value(old):.1f})</span>' if old else "")
+        for value in (median, partial(quantile, share=0.95))
+    ]
 
 
 def section(name: str, runs: Sequence[Run], known: dict[str, Scenario]) -> str:
@@ -140,7 +143,8 @@ def timeline(run: Run) -> str:
         x = LEFT + number * tick * scale
         parts.append(f'<line class="axis" x1="{x:.1f}" y1="{TOP + BAR}" x2="{x:.1f}" y2="{TOP + BAR + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{TOP + BAR + 17}" text-anchor="middle">{number * tick} s</text>')
-    parts += [mark(mark_.at_s, mark_.what, scale) for mark_ in spaced(run, scale)]
+    parts += [bar("failed", run.errors[0], run.errors[-1], TOP + BAR, ERRORS)] if run.errors else []
+    parts += [line(one, scale) for one in run.marks] + [words(one, scale) for one in spaced(run, scale)]
     return "".join([*parts, "</svg>"])
 
 
@@ -163,14 +167,17 @@ def extent(one: Mark, scale: float) -> tuple[float, float]:
     return (x - width, x) if x > WIDTH * 2 / 3 else (x, x + width)
 
 
-def mark(at_s: float, what: str, scale: float) -> str:
-    """A line where something was done, with what it was."""
-    x = LEFT + max(0.0, at_s) * scale
+def line(mark: Mark, scale: float) -> str:
+    """A line where something was done."""
+    x = LEFT + max(0.0, mark.at_s) * scale
+    return f'<line class="mark" x1="{x:.1f}" y1="{TOP - 4}" x2="{x:.1f}" y2="{TOP + BAR}"/>'
+
+
+def words(mark: Mark, scale: float) -> str:
+    """What it was."""
+    x = LEFT + max(0.0, mark.at_s) * scale
     anchor = "end" if x > WIDTH * 2 / 3 else "start"
-    return (
-        f'<line class="mark" x1="{x:.1f}" y1="{TOP - 4}" x2="{x:.1f}" y2="{TOP + BAR}"/>'
-        f'<text x="{x:.1f}" y="{TOP - 8}" text-anchor="{anchor}">{escape(what)}</text>'
-    )
+    return f'<text x="{x:.1f}" y="{TOP - 8}" text-anchor="{anchor}">{escape(mark.what)}</text>'
 
 
 def describe(run: Run) -> str:
@@ -180,7 +187,8 @@ def describe(run: Run) -> str:
         for what, outages in (("write", run.outages), ("service", run.silences))
         for one in outages
     )
-    counts = f"{run.acked} writes acknowledged, {run.failed} failed, {run.lost} lost"
+    errors = f" (from {run.errors[0]:.1f} s to {run.errors[1]:.1f} s)" if run.errors else ""
+    counts = f"{run.acked} writes acknowledged, {run.failed} failed{errors}, {run.lost} lost"
     elected = f"; elections of etcd: {run.elections}" if run.elections else ""
     moved = f"; pods evicted from {', '.join(run.evicted)}" if run.evicted else ""
     return f"{felt or 'no outage'}; as before after {run.whole_s:.1f} s; {counts}{elected}{moved}; seed {run.seed}"

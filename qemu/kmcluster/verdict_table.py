@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from kmcluster.scenario import Scenario
-from kmcluster.verdict import Run, Verdict, quantile
+from kmcluster.verdict import Run, Verdict, outages_of, quantile, silences_of, wholes_of
 from kmplan.errors import UserError
 
 BEGIN, END = "<!-- figures of kmbuild verify -->", "<!-- end of figures -->"
@@ -12,6 +12,7 @@ COLUMNS = (
     "scenario", "no write for (median, p95)", "allowed", "no service for (median, p95)", "allowed",
     "as before after (median, p95)", "runs", "failed", "writes lost", "driver, date",
 )  # fmt: skip
+NONE = "-"
 HEAD, RULE = f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"
 
 
@@ -50,11 +51,11 @@ def row(scenario: Scenario, runs: Sequence[Run], verdict: Verdict) -> str:
     """One scenario's figures over all of its runs."""
     cells = [
         f"{anchor(scenario.name)}[`{scenario.name}`](verify.md) {scenario.title}",
-        spread([run.outage_s for run in runs]),
+        spread(outages_of(runs)),
         f"{scenario.outage_s:g} s",
-        spread([run.silence_s for run in runs]),
-        f"{scenario.silence_s:g} s",
-        spread([run.whole_s for run in runs]),
+        spread(silences_of(runs)),
+        f"{scenario.silence_s:g} s" if silences_of(runs) else NONE,
+        spread(wholes_of(runs)),
         str(len(runs)),
         str(sum(bool(run.faults) for run in runs)),
         str(sum(run.lost for run in runs)),
@@ -64,5 +65,5 @@ def row(scenario: Scenario, runs: Sequence[Run], verdict: Verdict) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and 95th percentile, in seconds."""
-    return f"{median(values):.1f} s, {quantile(values, 0.95):.1f} s"
+    """Median and 95th percentile, in seconds; a dash where nothing was measured."""
+    return NONE if not values else f"{median(values):.1f} s, {quantile(values, 0.95):.1f} s"

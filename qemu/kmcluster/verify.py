@@ -72,7 +72,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     if scenario.before:
         scenario.before(scene)
     chosen, before, said = scenario.victims(scene), members(scene), consoles(scene)
-    pods = witness.place(scene.cluster)
+    pods, started = witness.place(scene.cluster), steady.restarts(scene.cluster)
     folder = stage.folder / f"{scenario.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     with oracles.observing(scene, scenario, chosen, before, folder) as logs:
@@ -85,17 +85,20 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     try:
         final = oracles.value(scene.cluster)
         placed = witness.where(scene.cluster)
+        faults += steady.crashed(started, steady.restarts(scene.cluster))
     except UserError as error:
         faults.append(f"the API does not answer in the end: {error}")
         final, placed = max((one.value for log in entries for one in log), default=0), pods
     count = judge(entries, final)
+    errors = [one.ended for log in entries for one in log if one.kind == "failed" and one.ended >= acts.begin]
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(acts.since_begin(at), what) for at, what in notes],
         outages=acts.longest(outages(entries, acts.begin, acts.whole), partial(reason, entries)),
         silences=[out for log in probes for out in acts.longest(prober.silences(log, acts.begin, acts.whole))],
         undone_s=acts.since_begin(acts.undone), whole_s=acts.since_begin(acts.whole), acked=count.acked,
         failed=count.failed, lost=len(count.lost), elections=watcher.elections(sights, acts.begin, acts.whole),
-        evicted=witness.evicted(pods, placed),
+        evicted=witness.evicted(pods, placed), probed=bool(probes),
+        errors=[acts.since_begin(at) for at in (min(errors), max(errors))] if errors else [],
         heals_alone=scenario.heals_alone, took_s=round(time.monotonic() - start, 2),
     )  # fmt: skip
     harmed = [scene.machine(number).name for number in chosen] if scenario.evicts else []
@@ -121,10 +124,10 @@ def act(scenario: Scenario, scene: Scene, chosen: list[int]) -> Acts:
     try:
         if scenario.undo:
             scenario.undo(scene, chosen)
-        steady.wait_steady(scene.cluster, scenario.whole_s)
+        acts.whole = steady.wait_steady(scene.cluster, scenario.whole_s, steady.STILL_S)
     except UserError as error:
         acts.faults.append(str(error))
-    acts.whole = time.monotonic()
+        acts.whole = time.monotonic()
     if not scenario.undo:
         # It has to mend by itself: all of the time counts.
         acts.undone = acts.whole
@@ -137,11 +140,14 @@ def unfulfilled(scenario: Scenario, played: Run, harmed: Sequence[str], *, chang
     if played.outage and played.outage_s > scenario.outage_s:
         faults.append(f"no write was acknowledged {stretch(played.outage)}, {scenario.outage_s:g} s are allowed")
     heals = scenario.heals_alone and scenario.driver == "nspawn"
-    late = [one for one in played.outages if heals and one.since_s >= played.undone_s]
     faults += [
-        f"no write was acknowledged {stretch(one)}, after the fault was undone: {UNDONE_S:g} s are allowed"
-        for one in late
-        if one.length_s > UNDONE_S
+        f"{what} {stretch(one)}, after the fault was undone: {UNDONE_S:g} s are allowed"
+        for what, outages in (
+            ("no write was acknowledged", played.outages),
+            ("a service did not answer", played.silences),
+        )
+        for one in outages
+        if heals and one.since_s >= played.undone_s and one.length_s > UNDONE_S
     ]
     if played.silence and played.silence_s > scenario.silence_s:
         faults.append(f"a service did not answer {stretch(played.silence)}, {scenario.silence_s:g} s are allowed")
@@ -151,6 +157,8 @@ def unfulfilled(scenario: Scenario, played: Run, harmed: Sequence[str], *, chang
         faults.append(f"{played.lost} acknowledged writes are lost")
     if wrongly := [name for name in played.evicted if name not in harmed]:
         faults.append(f"pods were evicted from {', '.join(wrongly)}")
+    if scenario.moves and (left := [name for name in harmed if name not in played.evicted]):
+        faults.append(f"pods were not made anew elsewhere: those of {', '.join(left)}")
     if played.elections and not scenario.elects:
         faults.append(f"elections of etcd: {played.elections}, none is allowed")
     if changed and scenario.replaced is False:

@@ -52,6 +52,8 @@ def run(**changes: object) -> Run:
         "faults": [],
         "marks": [Mark(0.0, "power cut: shop-1")],
         "acked": 90,
+        "took_s": 60.0,
+        "probed": True,
     }
     times = {"outages": [Outage(0.2, 3.2), Outage(10.5, 12.0)], "undone_s": 10.0, "whole_s": 31.0}
     return Run(**{**values, **times, **changes})  # type: ignore[arg-type]
@@ -93,8 +95,15 @@ def test_what_is_felt_after_the_fault_was_undone_is_told_apart() -> None:
         ("cable-cut", {"outages": [], "evicted": ["shop-1"]}, False, "pods were evicted from shop-1"),
         ("cable-cut", {"outages": [], "elections": 1}, False, "elections of etcd: 1, none is allowed"),
         ("power-leader", {"elections": 1}, False, None),
-        ("leader-gone", {}, True, None),
-        ("leader-gone", {}, False, "no voter was replaced"),
+        ("leader-gone", {"evicted": ["shop-1"]}, True, None),
+        ("leader-gone", {"evicted": ["shop-1"]}, False, "no voter was replaced"),
+        ("leader-gone", {}, True, "pods were not made anew elsewhere: those of shop-1"),
+        (
+            "power-leader",
+            {"silences": [Outage(0.2, 3.2), Outage(10.5, 40.0)]},
+            False,
+            "a service did not answer for 29.5 s from 10.5 s on, after the fault was undone: 15 s are allowed",
+        ),
     ],
 )
 def test_a_scenario_fails_when_a_promise_is_not_kept(
@@ -177,6 +186,11 @@ def test_the_page_needs_no_other_file_and_shows_every_run() -> None:
         ElementTree.fromstring(part)  # noqa: S314 - ours
 
 
+def test_the_page_says_when_writes_failed_and_that_nothing_was_measured() -> None:
+    text = verdict_page.page(verdict(run(failed=3, errors=[0.4, 3.1], probed=False)), ALL)
+    assert "3 failed (from 0.4 s to 3.1 s)" in text and 'class="failed"' in text and "<td>-</td>" in text
+
+
 def test_a_line_of_time_is_to_scale() -> None:
     drawn = verdict_page.timeline(run(outages=[Outage(10.0, 20.0)], whole_s=40.0))
     bars = {
@@ -214,6 +228,9 @@ def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
     assert "`leader-gone`" in gone and "| 1 | 1 | 1 |" in gone
     assert both.startswith("Before.") and both.endswith("After.\n")
     assert verdict_table.publish(both, verdict(), ALL) == both
+    # What was not measured is no figure, and what was not played none at all.
+    silent = verdict_table.publish(PAGE, verdict(run(probed=False), run(took_s=0, probed=False, outages=[])), ALL)
+    assert "| 3.0 s, 3.0 s | 5 s | - | - | 31.0 s, 31.0 s | 2 | 0 | 0 |" in silent
     with pytest.raises(UserError, match="no place for figures"):
         verdict_table.publish("Before.", verdict(), ALL)
 
@@ -342,7 +359,7 @@ def test_who_does_not_notice_sabotage_fails() -> None:
     assert noticed.faults == [] and noticed.noticed == ["not as before"]
     assert expect_noticed(run(took_s=60.0)).faults == ["everything held though what heals was undermined"]
     # What was not played has shown nothing.
-    assert expect_noticed(run(faults=["not played: no cluster"])).faults == ["not played: no cluster"]
+    assert expect_noticed(run(faults=["not played: no cluster"], took_s=0)).faults == ["not played: no cluster"]
 
 
 def test_a_line_is_run_before_the_agent_as_systemd_reads_it(tmp_path: Path) -> None:

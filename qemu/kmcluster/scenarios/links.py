@@ -6,47 +6,49 @@ from random import Random
 from typing import Any
 
 from kmcluster.cable import Cable
-from kmcluster.scenario import Scenario, Scene, follower, leader, nobody, worker
+from kmcluster.scenario import Scenario, Scene, follower, lead_who_is_asked, leader, nobody, worker
 from kmcluster.scenarios.nodes import power_on
 from kmcluster.topology import reach
 
 FLAPS, FLAP_S = 5, 1.5
 AWAY_S, BACK_S = 10.0, 5.0
+# How long one that has lost the others may announce the API.
+WITHDRAWN_S = 10.0
 SOAK_S, SOAK_LOSS, SOAK_DELAY_MS = 90.0, 1.0, 15.0
 SLOW_MS = 500.0
 
 
-def cut_one(scene: Scene, chosen: list[int]) -> None:
-    """Cut one cable of the victim."""
-    scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "cut")
+def crossed(scene: Scene, number: int) -> int:
+    """The machine at the other end of the cable by which a machine is joined to the oracles: they look from the first other."""
+    home = min(machine.number for machine in scene.cluster.machines if machine.number != number)
+    return scene.next_hop(number, scene.plan.node(home)) or scene.neighbours(number)[0]
 
 
-def lossy(scene: Scene, chosen: list[int]) -> None:
-    """One cable of the victim loses a third of all packets."""
-    scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "lossy", loss=30)
+def harm(action: str, **values: float) -> Callable[[Scene, list[int]], None]:
+    """Do something to the cable of the victim that is looked over."""
+
+    def do(scene: Scene, chosen: list[int]) -> None:
+        scene.cable(chosen[0], crossed(scene, chosen[0]), action, **values)
+
+    return do
 
 
-def silent(scene: Scene, chosen: list[int]) -> None:
-    """One cable of the victim loses everything, and keeps its carrier."""
-    scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "lossy", loss=100)
-
-
-def slow(scene: Scene, chosen: list[int]) -> None:
-    """One cable of the victim takes longer than anybody waits."""
-    scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "slow", delay=SLOW_MS)
-
-
-def one_way(scene: Scene, chosen: list[int]) -> None:
-    """One cable of the victim carries packets in one direction only."""
-    scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "one-way")
+cut_one = harm("cut")
+# It loses everything, and keeps its carrier.
+silent = harm("lossy", loss=100)
+lossy = harm("lossy", loss=30)
+# It takes longer than anybody waits.
+slow = harm("slow", delay=SLOW_MS)
+one_way = harm("one-way")
 
 
 def flap(scene: Scene, chosen: list[int]) -> None:
     """One cable of the victim comes and goes."""
+    other = crossed(scene, chosen[0])
     for _ in range(FLAPS):
-        scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "cut")
+        scene.cable(chosen[0], other, "cut")
         time.sleep(FLAP_S)
-        scene.cable(chosen[0], scene.neighbours(chosen[0])[0], "plug")
+        scene.cable(chosen[0], other, "plug")
         time.sleep(FLAP_S)
 
 
@@ -59,7 +61,8 @@ def come_back(scene: Scene, a: int, b: int) -> None:
 
 def one_after_another(scene: Scene, chosen: list[int]) -> None:
     """One cable of the victim is away for a while; soon after it is back, the other one is cut."""
-    near, far = scene.neighbours(chosen[0])[:2]
+    near = crossed(scene, chosen[0])
+    far = next(number for number in scene.neighbours(chosen[0]) if number != near)
     come_back(scene, chosen[0], far)
     time.sleep(BACK_S)
     scene.cable(chosen[0], near, "cut")
@@ -111,9 +114,17 @@ def plug_all(scene: Scene, _: list[int]) -> None:
 
 
 def cut_off(scene: Scene, chosen: list[int]) -> None:
-    """All cables of the victim are cut."""
+    """All cables of the victim are cut: it stops to announce the API, which it has alone and without a majority."""
     for other in scene.neighbours(chosen[0]):
         scene.cable(chosen[0], other, "cut")
+    name = scene.machine(chosen[0]).name
+    scene.wait(lambda: f"{name} still announces the API" if announces(scene, chosen[0]) else "", WITHDRAWN_S)
+    scene.tell(f"{name} announces the API no more")
+
+
+def announces(scene: Scene, number: int) -> bool:
+    """Whether a machine has the API's anycast address."""
+    return f"inet6 {scene.plan.api}/" in scene.run(number, ["ip", "-6", "address", "show", "dev", "lo"])
 
 
 def plug(scene: Scene, chosen: list[int]) -> None:
@@ -140,13 +151,13 @@ SCENARIOS = [
     link("cable-after-cable", "returns, and the other one is cut", one_after_another),
     Scenario("worker-after-cable", "a cable of the leading node returns, and the worker on its other one loses its power",
              ("link", "power"), worker, cut_and_power, power_on, before=lead_beside_worker, after_s=20, outage_s=3, silence_s=20,
-             evicts=True, elects=False),
+             evicts=True, moves=True, elects=False),
     Scenario("spanning-tree", "every cable that can be spared is cut", ("link",), nobody, cut_to_a_tree, plug_all, after_s=10,
              outage_s=3, elects=False, topology="mesh5"),
     Scenario("soak", f"all cables lose {SOAK_LOSS:g} % and take {SOAK_DELAY_MS:g} ms longer", ("link", "soak"), leader, soak,
              plug_all, after_s=SOAK_S, outage_s=5, elects=False),
     Scenario("leader-cut-off", "the leading node is cut off from all others", ("link", "partition"), leader, cut_off, plug,
-             after_s=12, outage_s=15, silence_s=30, evicts=True),
+             lead_who_is_asked, after_s=12, outage_s=15, silence_s=30, evicts=True),
     Scenario("voter-cut-off", "a voter that does not lead is cut off from all others", ("link", "partition"), follower, cut_off,
              plug, after_s=12, outage_s=10, silence_s=30, evicts=True),
 ]  # fmt: skip

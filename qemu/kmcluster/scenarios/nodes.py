@@ -1,7 +1,6 @@
 """Faults of machines: power, and what stands still."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from itertools import combinations
 
 from kmcluster import steady
 from kmcluster.cable import Cable
-from kmcluster.scenario import GRACE_S, Scenario, Scene, etcdctl, follower, leader, worker
+from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, lead_who_is_asked, leader, worker
 from kmcluster.topology import reach
 from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
@@ -164,6 +163,25 @@ def cut_until_replaced(scene: Scene, chosen: list[int]) -> None:
     wait_replaced(scene, before, GRACE_S)
 
 
+def cut_until_both_replaced(scene: Scene, chosen: list[int]) -> None:
+    """Cut the power of voters until others vote in the place of each; UserError when they do not in time after the grace."""
+    count = len(scene.with_role("voter"))
+    cut(scene, chosen)
+    missing = f"not all of {count} vote"
+    scene.wait(lambda: "" if len(scene.with_role("voter")) == count else missing, GRACE_S + len(chosen) * REPLACED_S)
+    scene.tell("both are replaced")
+
+
+def all_but_two(scene: Scene) -> list[int]:
+    """All machines but two voters with a cable to each other, one of which leads."""
+    voters = scene.with_role("voter")
+    pairs = [set(pair) for pair in combinations(voters, 2) if pair[1] in scene.neighbours(pair[0])]
+    kept = next((pair for pair in pairs if scene.leader() in pair), pairs[0])
+    if scene.leader() not in kept:
+        scene.lead(min(kept))
+    return sorted(others(scene, sorted(kept)))
+
+
 def fill_until_replaced(scene: Scene, chosen: list[int]) -> None:
     """Leave no byte free on a voter's disk until another one votes in its place: its etcd fails when it needs more room."""
     before = set(scene.with_role("voter"))
@@ -192,7 +210,7 @@ def lacking(scene: Scene) -> str:
     left = [one for one in scene.cluster.machines if scene.driver.power(one) == "on"]
     wanted = steady.wanted_roles(read_cluster(scene.cluster.directory).wanted_voters, len(left))
     try:
-        listed = json.loads(scene.run(scene.leader(), etcdctl("member", "list", "--write-out=json")))["members"]
+        listed = steady.list_members(scene.cluster, scene.machine(scene.leader()))
     except UserError as error:
         return str(error)
     learners = sum(bool(one.get("isLearner")) for one in listed)
@@ -249,15 +267,15 @@ def everyone(scene: Scene) -> list[int]:
 
 SCENARIOS = [
     Scenario("power-leader", "the leading node loses its power, and gets it back in time", ("power", "quick"), leader, cut,
-             power_on, outage_s=5, silence_s=30, evicts=True),
+             power_on, lead_who_is_asked, outage_s=5, silence_s=30, evicts=True),
     Scenario("power-follower", "another voter loses its power, and gets it back in time", ("power",), follower, cut, power_on,
              outage_s=2, silence_s=30, evicts=True),
     Scenario("power-worker", "a worker loses its power, and gets it back", ("power",), worker, cut, power_on, after_s=20,
-             outage_s=2, silence_s=20, evicts=True),
+             outage_s=2, silence_s=20, evicts=True, moves=True),
     Scenario("power-hub", "one of two machines that all others are cabled to loses its power, and gets it back", ("power",), hub,
              cut, power_on, after_s=10, outage_s=5, silence_s=30, evicts=True, topology="star"),
     Scenario("freeze-leader", "the leading node stands still for a quarter of a minute", ("power",), leader, freeze, thaw,
-             after_s=15, outage_s=10, silence_s=30, evicts=True),
+             lead_who_is_asked, after_s=15, outage_s=10, silence_s=30, evicts=True),
     Scenario("power-all", "all machines lose their power at once, and get it back in any order", ("power",), everyone, cut,
              power_on, after_s=1, outage_s=60, whole_s=240, evicts=True, heals_alone=False),
     Scenario("voter-disk-lost", "a voter gets an empty disk", ("power", "members"), follower, lose_disk, after_s=20, whole_s=180,
@@ -267,7 +285,8 @@ SCENARIOS = [
     Scenario("voter-disk-full", "the disk of a voter is full until it was replaced", ("disk", "members"), follower,
              fill_until_replaced, repair, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, silence_s=30, evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
-             leader, cut_until_replaced, power_on, after_s=20, outage_s=10, replaced=True, silence_s=20, evicts=True),
+             leader, cut_until_replaced, power_on, lead_who_is_asked, after_s=20, outage_s=10, replaced=True, silence_s=20,
+             evicts=True, moves=True),
     Scenario("voters-gone-in-turn", "one voter is gone for good, and when it was replaced another one", ("power", "members"),
              two("voter"), cut_in_turn, power_on, after_s=10, outage_s=10, whole_s=240, replaced=True, silence_s=75, evicts=True,
              topology="mesh5"),
@@ -286,10 +305,12 @@ SCENARIOS = [
              ("power", "members", "recover"), two_followers, cut_off, join_fenced, after_s=WITNESS_S + 60,
              outage_s=WITNESS_S + 45, silence_s=WITNESS_S + 90, whole_s=240, replaced=True, evicts=True, topology="mesh5",
              settings=(("auto_recover", "witness"), ("auto_recover_after_s", WITNESS_S))),
+    Scenario("most-nodes-off", "three of five nodes lose their power for more than a minute: the others give none of them up",
+             ("power",), all_but_two, cut, power_on, after_s=75, outage_s=10, silence_s=150, whole_s=180, replaced=None),
     # Two that are joined to each other are given up after a minute only (agent/kmagent/outages.py): their pods return with them.
     Scenario("two-workers", "two workers lose their power at once", ("power", "large"), two("worker"), cut, power_on, after_s=20,
              silence_s=45, evicts=True, topology="grid9"),
     Scenario("two-voters-gone", "two of five voters are gone for longer than is waited for a voter, and return",
-             ("power", "members", "large"), two("voter"), cut, power_on, after_s=GRACE_S + 60, outage_s=15, whole_s=240,
+             ("power", "members", "large"), two("voter"), cut_until_both_replaced, power_on, after_s=20, outage_s=15, whole_s=240,
              replaced=True, silence_s=90, evicts=True, topology="grid9"),
 ]  # fmt: skip

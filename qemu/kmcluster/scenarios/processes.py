@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kmcluster import inside
-from kmcluster.scenario import GRACE_S, Scenario, Scene, etcdctl, follower, leader, nobody, worker
+from kmcluster import inside, steady
+from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, lead_who_is_asked, leader, nobody, worker
+from kmcluster.steady import etcdctl
 from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
@@ -14,7 +16,10 @@ from kmplan.errors import UserError
 # The number of a node that nobody has, and how long its member of etcd may be there.
 PHANTOM, PHANTOM_S = 99, 60.0
 QUOTA_MIB, LARGE_BYTES = 48, 1_000_000
-SETTINGS, SAYS, SETTINGS_S = "kubermesh-control-plane", "kubermesh\\.io/state", 300.0
+SETTINGS, SAYS, SETTINGS_S = "kubermesh-control-plane", "kubermesh\\.io/state", 180.0
+BAD_SETTING = "no-such-argument"
+# How long kubelets may take to show pods anew that somebody deleted.
+MIRRORED_S = 60.0
 
 VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 
@@ -29,6 +34,7 @@ def kill(program: str, role: str, **more: Any) -> Scenario:
         tags=("process", "quick"),
         victims=VICTIMS[role],
         fault=lambda scene, chosen: scene.signal(chosen[0], program),
+        before=lead_who_is_asked if role == "leader" else None,
         outage_s=10,
         whole_s=90,
         **more,
@@ -57,10 +63,24 @@ def spoil(scene: Scene, chosen: list[int]) -> None:
 
 
 def delete_pods(scene: Scene, _: list[int]) -> None:
-    """Delete every mirror pod of the control plane, twice."""
+    """Delete every mirror pod of the control plane, and when they are back do it again."""
     for _again in range(2):
+        before = control_plane_pods(scene)
         scene.tell("kubectl delete pods of the control plane")
         scene.kubectl("-n", "kube-system", "delete", "pods", "-l", "tier=control-plane", "--wait=false")
+        scene.wait(lambda gone=before: missing_pods(gone, control_plane_pods(scene)), MIRRORED_S)  # type: ignore[misc]
+
+
+def control_plane_pods(scene: Scene) -> dict[str, str]:
+    """The UIDs of the control plane's mirror pods, by name."""
+    found = steady.items(scene.cluster, "pods", "--namespace=kube-system", "--selector=tier=control-plane")
+    return {item["metadata"]["name"]: item["metadata"]["uid"] for item in found}
+
+
+def missing_pods(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """The pods that were not made anew yet, in words."""
+    left = [name for name, uid in before.items() if now.get(name, uid) == uid]
+    return f"not made anew: {', '.join(left)}" if left else ""
 
 
 def delete_addons(scene: Scene, _: list[int]) -> None:
@@ -93,7 +113,7 @@ def drop_large(scene: Scene, _: list[int]) -> None:
 def set_badly_then_well(scene: Scene, _: list[int]) -> None:
     """Set an argument that the API server does not know, and when that was refused one that it does."""
     before = manifests(scene)
-    configure(scene, {"kube-apiserver.no-such-argument": "1"}, "refused by")
+    configure(scene, {f"kube-apiserver.{BAD_SETTING}": "1"}, "refused by")
     if manifests(scene) != before:
         raise UserError("what was refused is still in force somewhere")
     configure(scene, {"kube-apiserver.event-ttl": "2h0m0s", "etcd.snapshot-count": "20000"}, "applied")
@@ -132,6 +152,8 @@ def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
         with contextlib.suppress(UserError):
             output = f"--output=jsonpath={{.metadata.annotations.{SAYS}}}"
             said = scene.kubectl("-n", "kube-system", "get", "configmap", SETTINGS, output)
+        if len(tried := [name for name, text in manifests(scene).items() if BAD_SETTING in text]) > 1:
+            raise UserError(f"{', '.join(tried)}: with a setting that does not work")
         if wanted in (said, said.partition(" node ")[0]):
             return ""
         return f"the settings are {said or 'nothing'}, not {wanted},"

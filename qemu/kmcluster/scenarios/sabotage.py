@@ -35,11 +35,12 @@ systemctl daemon-reload && systemctl restart kmagent
 
 RECONCILER_OFF = "from kmagent import membership; membership.decide = lambda view: None"
 FENCE_OFF = "from kmagent import fence; fence.close = lambda *_: None"
-ANYCAST_STAYS = "from kmagent import anycast; anycast.BAD_TO_WITHDRAW = 10**9"
+ANYCAST_STAYS = "from kmagent import anycast; anycast.BAD_TO_WITHDRAW = anycast.GONE_TO_WITHDRAW = 10**9"
 SPACE_OFF = f"from kmagent import space; space.run = lambda *_: {NEVER}"
 ADDONS_ONCE = "from kmagent import addons; addons.REPEAT_S = 1e9"
 ROLLOUT_OFF = f"from kmagent import rollout; rollout.Rollout.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ADMITTED = f"from kmagent import joining; joining.run = lambda *_: {NEVER}"
+NONE_SPARED = "from kmagent import outages; outages.given_up = lambda lost, *_, **__: frozenset(lost)"
 OUTAGES_OFF = f"from kmagent import outages; outages.Outages.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ENROLLED = "from kmagent import follow; follow.Follower._enrol_is_due = lambda self: False"
 
@@ -122,9 +123,14 @@ def unsynced(scenario: Scenario) -> Scenario:
     return replace(scenario, tuning={"arguments": {"etcd": {"unsafe-no-fsync": "true"}}})
 
 
+def no_election(scenario: Scenario) -> Scenario:
+    """Voters wait for a leader for as long as etcd lets them."""
+    return replace(scenario, tuning={"arguments": {"etcd": {"election-timeout": "50000"}}})
+
+
 def longer(scenario: Scenario) -> Scenario:
     """It stands still for longer, and the address stays where it was."""
-    return agents_with(ANYCAST_STAYS)(replace(scenario, after_s=2 * scenario.after_s))
+    return anycast_stays(replace(scenario, after_s=2 * scenario.after_s))
 
 
 def verity_off(scenario: Scenario) -> Scenario:
@@ -141,12 +147,13 @@ def verity_off(scenario: Scenario) -> Scenario:
 kubelet_gone = masked("kubelet.service", stopped=True)
 routes_stay = ahead(without_routing)
 reconciler_off = agents_with(RECONCILER_OFF)
+anycast_stays = agents_with(ANYCAST_STAYS)
 
 SABOTAGE: dict[str, Sabotage] = {
     "kill-etcd-leader": kubelet_gone,
     "kill-etcd-follower": kubelet_gone,
     "kill-kube-apiserver-leader": kubelet_gone,
-    "stop-etcd-leader": kubelet_gone,
+    "stop-etcd-leader": no_election,
     "stop-kube-apiserver-leader": longer,
     "kill-kubelet-worker": masked("kubelet.service"),
     "kill-containerd-worker": masked("containerd.service"),
@@ -170,15 +177,15 @@ SABOTAGE: dict[str, Sabotage] = {
     "worker-after-cable": not_undone,
     "spanning-tree": routes_stay,
     "soak": ahead(evict),
-    "leader-cut-off": not_undone,
-    "voter-cut-off": not_undone,
+    "leader-cut-off": anycast_stays,
+    "voter-cut-off": anycast_stays,
     "certificates-expired": masked("kmagent.service"),
     "kubelet-expired": agents_with(NEVER_ENROLLED),
-    "power-leader": not_undone,
-    "power-follower": not_undone,
+    "power-leader": no_election,
+    "power-follower": routes_stay,
     "power-worker": agents_with(OUTAGES_OFF),
     "power-hub": not_undone,
-    "freeze-leader": not_undone,
+    "freeze-leader": no_election,
     "power-all": unsynced,
     "voter-disk-lost": reconciler_off,
     "worker-disk-lost": agents_with(NEVER_ADMITTED),
@@ -190,6 +197,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "quorum-lost": agents_with(FENCE_OFF),
     "all-but-one-lost": agents_with(NEVER_ADMITTED),
     "majority-cut-off": never_alone,
+    "most-nodes-off": agents_with(NONE_SPARED),
     "two-workers": not_undone,
     "two-voters-gone": reconciler_off,
     "vm-power-worker": not_undone,
