@@ -36,6 +36,8 @@ BUSY_S = 0.3
 SOON_S = 5.0
 # A neighbour that has not heard of us yet may be behind; only a lasting refusal is one.
 REFUSED_S = 10.0
+# Who still lacks the newest registry after so long asks where there is none newer.
+BEHIND_S = 3.0
 # A node says how it is after as long again as it is up, but neither more nor less often than after this.
 REPORT_S, SELDOM_S = 60.0, 300.0
 
@@ -53,6 +55,7 @@ class Follower:
         self._client = Client(facts.join, JOIN_PORT, tls=tls, timeout_s=10 * facts.probe_scale)
         self._enrol_at = time.monotonic() + SOON_S
         self._refused_since: float | None = None
+        self._behind_since: float | None = None
         self._reported: tuple[frozenset[int], dict[str, str]] = (frozenset(), {})
         self._report_at = 0.0
 
@@ -64,6 +67,7 @@ class Follower:
             if is_due and await self._reaches_join():
                 await self._catch_up()
                 await self._report_if_due()
+            self._note_behind()
             await self._check_refused()
             soon = self._behind() or self._enrol_is_due() or self._refused_since
             pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, self._enrol_at - time.monotonic()))
@@ -101,6 +105,13 @@ class Follower:
     def _behind(self) -> bool:
         newest = [one.hello.serial for _, one in self._mesh.neighbours() if one.authenticated]
         return max(newest, default=0) > self._mesh.me.serial
+
+    def _note_behind(self) -> None:
+        """Say so when this node is behind and stays it: the join API that it reaches, perhaps its own, is behind as well."""
+        now = time.monotonic()
+        self._behind_since = (self._behind_since or now) if self._behind() else None
+        lasts = self._behind_since is not None and now - self._behind_since > BEHIND_S * self._facts.probe_scale
+        self._state.leave_behind(behind=lasts)
 
     async def _catch_up(self) -> None:
         if self._behind():

@@ -1,5 +1,8 @@
 """Carries an order out: has it kept by a majority of all nodes, then begins the cluster anew here.
 
+A voter that others have left behind asks them for the order by which they did: it may have been cut off with a majority, and
+goes on in its own epoch otherwise, as what it reaches is itself.
+
 An order may be old: this node was off before a majority kept it, and the voters that were lost came back. The cluster has gone
 on then, and what it has written since would be lost: such an order is withdrawn.
 """
@@ -34,7 +37,13 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
         changed = state.change()
         order = orders.newest
         if order is None or order.epoch <= facts.epoch:
-            await changed.wait()
+            if state.left_behind and facts.controls:
+                await ask_for_order(
+                    facts, orders, await peers.states(registries.load_or_empty(paths.registry, facts.cluster))
+                )
+                await asyncio.sleep(AGAIN_S * facts.probe_scale)
+            else:
+                await changed.wait()
             continue
         registry = registries.load_or_empty(paths.registry, facts.cluster)
         states = await peers.states(registry)
@@ -63,6 +72,16 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
                 raise RestartError
             state.fail(f"epoch {order.epoch} does not begin: {answer['message']}")
         await asyncio.sleep(AGAIN_S * facts.probe_scale)
+
+
+async def ask_for_order(facts: Facts, orders: Orders, states: Mapping[int, Mapping[str, Any]]) -> None:
+    """Take the order by which nodes went on to a newer epoch than this node's; what is not signed by an admin is not taken."""
+    for number, said in states.items():
+        if said.get("own_epoch", 0) > facts.epoch and said.get("signed_order"):
+            with contextlib.suppress(ValueError):
+                if await orders.take(str(said["signed_order"])):
+                    log.warning("node %d is in epoch %d: this one was left behind", number, said["own_epoch"])
+                    return
 
 
 def is_over(order: Order, me: int, registry: Registry, states: Mapping[int, Mapping[str, Any]], *, begun: bool) -> bool:

@@ -35,7 +35,8 @@ class State:
     `on_change` are called after every change, in the event loop; they must not block. `asking` says how far a machine is
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
     the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
-    `fenced` says why the control plane must not run here, and is empty when it may; `aside` whether other nodes' API servers
+    `fenced` says why the control plane must not run here, and is empty when it may; `left_behind` whether neighbours have a newer
+    registry than can be had here; `aside` whether other nodes' API servers
     shall be asked though this one's is well, as it is about to be started anew. `disk` says what became of the stick that the
     machine was booted from.
     """
@@ -47,6 +48,7 @@ class State:
     serial: int = 0
     leads: bool = False
     fenced: str = ""
+    left_behind: bool = False
     aside: bool = False
     disk: str = ""
     mesh: Callable[[], list[dict[str, Any]]] = list
@@ -84,6 +86,12 @@ class State:
         """Note why the control plane must not run here; with an empty text it may."""
         before, self.fenced = self.fenced, why
         if before != why:
+            self.notify()
+
+    def leave_behind(self, *, behind: bool) -> None:
+        """Note whether neighbours have a newer registry than can be had here."""
+        before, self.left_behind = self.left_behind, behind
+        if before != behind:
             self.notify()
 
     def notify(self) -> None:

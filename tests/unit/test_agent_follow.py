@@ -125,6 +125,18 @@ def test_a_report_that_was_not_taken_is_sent_again(tmp_path: Path, monkeypatch: 
     assert node.reports_within(10) == 1
 
 
+def test_a_node_says_that_it_was_left_behind_when_it_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its neighbours have a newer registry, and the join API that it reaches, perhaps its own, has none."""
+    node = Reporting(tmp_path, monkeypatch, 86400)
+    seen = []
+    for serial in (7, 8, 8, 8, 8, 8, 8, 7):
+        node.mesh.serial = serial
+        node.follower._note_behind()
+        seen.append(node.follower._state.left_behind)
+        node.now += 1
+    assert seen == [False, False, False, False, False, True, True, False]
+
+
 def test_the_way_to_the_join_api_is_looked_for_when_there_is_something_to_ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

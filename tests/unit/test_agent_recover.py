@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from agent_fakes import FACTS
 from agent_recoveries import FakePeers, Node, registry_of
 
-from kmagent import keep_order, recover
+from kmagent import keep_order, orders, recover
 from kmagent.facts import Facts
 from kmagent.follow import RestartError
 from kmagent.orders import Orders
@@ -76,8 +77,8 @@ def carry_out(node: Node, states: dict[int, dict[str, Any]], **order: Any) -> Fa
 def test_an_order_of_long_ago_takes_nothing_from_a_cluster_that_has_gone_on(node: Node) -> None:
     with pytest.raises(RestartError):
         carry_out(node, {1: says(1, LEADS), 2: says(1, LEADS)})
-    orders = Orders(State(), node.paths, facts_of(node))
-    assert orders.newest is None and orders.withdrawn == 2 and not orders.overtaken
+    known = Orders(State(), node.paths, facts_of(node))
+    assert known.newest is None and known.withdrawn == 2 and not known.overtaken
     # It is not taken again, whoever gives it, and none has its number.
     with pytest.raises(UserError, match="epoch 2, and this node knows of 2"):
         keep_order.keep(node.paths, node.order())
@@ -122,6 +123,29 @@ def test_a_node_of_an_earlier_version_is_asked_as_well(node: Node) -> None:
     old = {key: value for key, value in says(1, None).items() if key not in ("withdrawn", "own_epoch")}
     assert carry_out(node, {1: old}, number=1).given == []
     assert node.paths.order.exists()
+
+
+@pytest.mark.parametrize(("behind", "own_epoch", "taken"), [(True, 2, True), (False, 2, False), (True, 1, False)])
+def test_a_voter_that_was_left_behind_asks_for_the_order(
+    node: Node, monkeypatch: pytest.MonkeyPatch, behind: bool, own_epoch: int, taken: bool
+) -> None:
+    """It was cut off with a majority and has not heard of it. Whose order did not begin yet says nothing."""
+    states = {1: says(2, LEADS, own_epoch=own_epoch, signed_order=node.order(number=1)), 2: says(1, LEADS)}
+
+    async def keep(argv: list[str], *, input: str, check: bool) -> tuple[int, str]:  # noqa: A002 - as it is called
+        return 0, json.dumps(keep_order.keep(node.paths, input))
+
+    monkeypatch.setattr(orders, "run_async", keep)
+
+    async def scenario() -> bool:
+        state = State(left_behind=behind)
+        known = Orders(state, node.paths, facts_of(node))
+        running = asyncio.create_task(recover.run(state, node.paths, facts_of(node), known, FakePeers(node, states)))
+        await asyncio.wait([running], timeout=0.2)
+        running.cancel()
+        return known.overtaken
+
+    assert asyncio.run(scenario()) is taken
 
 
 def test_another_order_that_came_meanwhile_stays(node: Node) -> None:

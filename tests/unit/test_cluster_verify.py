@@ -264,6 +264,7 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
         "leader-gone",
         "majority-cut-off",
         "phantom-member",
+        "quorum-frozen",
         "quorum-lost",
         "two-voters-gone",
         "voter-disk-full",

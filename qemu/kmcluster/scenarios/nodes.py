@@ -21,6 +21,8 @@ PRESSURE_S = 300.0
 FULL_S = 180.0
 # How long `kmbuild recover` may take, and the old majority is left alone: it must not start in that time.
 RECOVER_S, ALONE_S = 120.0, 20
+# How long a majority of the epoch before may take to hear that it is over, and to follow.
+OVERTAKEN_S = 60.0
 # After how long without the others a voter begins anew by itself where that is played.
 WITNESS_S = 60.0
 # How long agents are killed after the grace of a voter is over.
@@ -122,6 +124,20 @@ def recover(scene: Scene, chosen: list[int]) -> None:
     power_on(scene, chosen)
     stay_fenced(scene, chosen)
     scene.plug_all()
+
+
+def recover_beside(scene: Scene, chosen: list[int]) -> None:
+    """Begin anew without the victims, then let them go on: a majority of the epoch before, which has not heard of it."""
+    begin_anew(scene)
+    thaw(scene, chosen)
+
+    def missing() -> str:
+        epochs = {scene.machine(number).name: scene.status(number).get("epoch") for number in chosen}
+        old = [name for name, epoch in epochs.items() if epoch == 1]
+        return f"{', '.join(old)}: still in the epoch before" if old else ""
+
+    scene.wait(missing, OVERTAKEN_S)
+    scene.tell("the old majority has given up")
 
 
 def all_but_the_leader(scene: Scene) -> list[int]:
@@ -298,6 +314,9 @@ SCENARIOS = [
     Scenario("quorum-lost", "two of three voters are lost, the cluster is begun anew, and they return: alone, then joined",
              ("power", "members", "recover"), two_followers, cut, recover, after_s=15, outage_s=60, silence_s=120, whole_s=240,
              replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
+    Scenario("quorum-frozen", "two of three voters stand still, the cluster is begun anew, and they go on as if nothing had been",
+             ("power", "members", "recover"), two_followers, freeze, recover_beside, after_s=15, outage_s=60, silence_s=120,
+             whole_s=240, replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
     Scenario("all-but-one-lost", "all machines but one are lost, it begins the cluster anew, and they join it with empty disks",
              ("power", "members", "recover"), all_but_the_leader, cut_and_wipe, rebuild, after_s=5, outage_s=60, silence_s=180,
              whole_s=300, replaced=None, evicts=True, heals_alone=False),

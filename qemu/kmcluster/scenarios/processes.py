@@ -18,8 +18,8 @@ PHANTOM, PHANTOM_S = 99, 60.0
 QUOTA_MIB, LARGE_BYTES = 48, 1_000_000
 SETTINGS, SAYS, SETTINGS_S = "kubermesh-control-plane", "kubermesh\\.io/state", 180.0
 BAD_SETTING = "no-such-argument"
-# How long kubelets may take to show pods anew that somebody deleted.
-MIRRORED_S = 60.0
+# How long kubelets may take to show pods anew that somebody deleted: they look at each about once a minute.
+MIRRORED_S = 120.0
 
 VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 

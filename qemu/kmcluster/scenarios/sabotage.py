@@ -41,6 +41,7 @@ ADDONS_ONCE = "from kmagent import addons; addons.REPEAT_S = 1e9"
 ROLLOUT_OFF = f"from kmagent import rollout; rollout.Rollout.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ADMITTED = f"from kmagent import joining; joining.run = lambda *_: {NEVER}"
 NONE_SPARED = "from kmagent import outages; outages.given_up = lambda lost, *_, **__: frozenset(lost)"
+NEVER_LEFT_BEHIND = "from kmagent import follow; follow.BEHIND_S = 1e9"
 OUTAGES_OFF = f"from kmagent import outages; outages.Outages.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ENROLLED = "from kmagent import follow; follow.Follower._enrol_is_due = lambda self: False"
 
@@ -195,6 +196,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "agents-killed": reconciler_off,
     "link-and-voter": not_undone,
     "quorum-lost": agents_with(FENCE_OFF),
+    "quorum-frozen": agents_with(NEVER_LEFT_BEHIND),
     "all-but-one-lost": agents_with(NEVER_ADMITTED),
     "majority-cut-off": never_alone,
     "most-nodes-off": agents_with(NONE_SPARED),
