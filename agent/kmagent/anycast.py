@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 STARTING_S = 0.5
 PERIOD_S = 2.0
-# One that stands still is withdrawn after a period and three of these: 8 s at most.
-ANSWER_S = 2.0
+# One that stands still is withdrawn after a period and three of these: 6.5 s at most.
+ANSWER_S = 1.5
 GOOD_TO_ANNOUNCE = 2
 BAD_TO_WITHDRAW, GONE_TO_WITHDRAW = 3, 2
 # How long the mesh has to lead clients elsewhere.

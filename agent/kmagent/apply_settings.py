@@ -66,6 +66,11 @@ class Applier:
             await self._ledger.note_settings(self._facts.number, self._kept.report)
             self._told = self._kept.report
         plan = await self._ledger.settings_plan()
+        if self._kept.refused and plan.wanted != self._kept.refused:
+            # Nobody asks for them any more: whoever does again, means it.
+            self._kept = replace(self._kept, refused="", why="")
+            await asyncio.to_thread(settings.save, self._paths.settings, self._kept)
+            return False
         wanted = plan.target
         # None at all is what the image has, and has no id: that is never refused.
         refused = bool(wanted.id) and wanted.id == self._kept.refused

@@ -149,6 +149,10 @@ async def _set_up(state: State, paths: Paths) -> None:
     seeding = asyncio.create_task(asyncio.to_thread(containerd_seed.install, paths.containerd_seed, paths.containerd))
     state.facts = facts.load(paths.facts)
     await network.set_up(state.facts)
+    if not state.facts.controls:
+        # As one that votes no more it may have them still.
+        for address in (state.facts.api, state.facts.join):
+            await anycast.withdraw(paths, address)
     if await seeding:
         log.info("containerd was given this image's container images")
     state.set("configured", True)

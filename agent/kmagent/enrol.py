@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, http, identity, relay, removed_data, seed_credential
+from kmagent import certificates, clock, http, identity, relay, removed_data, seed_credential, settings
 from kmagent.identity import Identity
 from kmagent.join import check_registry
 from kmagent.paths import Paths
+from kmagent.settings import Kept, Settings
 from kmplan import pki, seal
 from kmplan.errors import UserError
 from kmplan.files import write, write_if_changed
@@ -105,6 +106,7 @@ def take_role(paths: Paths, me: Identity, role: str, answer: dict[str, Any]) -> 
         for name in SECRET_FILES:
             write(paths.state / name, str(files[name]), 0o600)
         initial_cluster = str(answer["initial_cluster"])
+        settings.save(paths.settings, Kept(Settings(answer.get("settings", {}))))
     elif me.role.role == "worker":
         # Files that are here all the same are of an answer that was not kept to its end.
         role = "worker"
@@ -147,6 +149,6 @@ def retire(paths: Paths) -> None:
     for name in set(SECRET_FILES) - set(PUBLIC_FILES):
         (paths.state / name).unlink(missing_ok=True)
     data = paths.state / "etcd"
-    if data.exists():
+    if data.exists() and any(data.iterdir()):
         data.rename(paths.state / f"etcd.removed-{int(time.time())}")
         removed_data.prune(paths.state)

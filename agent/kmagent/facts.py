@@ -14,10 +14,11 @@ class Facts:
     """A node's name, role and addresses, as text; `probe_scale` stretches every poll on slow machines.
 
     `cluster_id` is the SHA-256 (hex) of the cluster authority's certificate, `epoch` counts how often the cluster was begun
-    anew. `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity certificate; `voters` is how
-    many the cluster wants, 0 for as many as fit, `voter_grace_s` how long one may be away, `auto_recover_after_s` after how
-    long without most of them a voter begins anew by itself, 0 for never; `admission` and `allowlist` are its policy,
-    `gateways` this node's ports that lead outside; `provision` says whether machines without a system are offered one.
+    anew, `began` says that it did here. `fingerprint` and `certificate` are SHA-256 (hex) of the node's public key and identity
+    certificate; `voters` is how many the cluster wants, 0 for as many as fit, `voter_grace_s` how long one may be away,
+    `auto_recover_after_s` after how long without most of them a voter begins anew by itself, 0 for never; `admission` and
+    `allowlist` are its policy, `gateways` this node's ports that lead outside; `provision` says whether machines without a
+    system are offered one.
     """
 
     cluster: str
@@ -38,6 +39,7 @@ class Facts:
     image: str
     cluster_id: str = ""
     epoch: int = 1
+    began: bool = False
     probe_scale: float = 1.0
     ssh: bool = False
     fingerprint: str = ""

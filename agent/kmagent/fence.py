@@ -76,6 +76,12 @@ class Fence:
         facts = self._facts
         while not self._orders.overtaken:
             registry = self._registry()
+            if self._has_lost_data(registry):
+                self._state.fence(
+                    "etcd's data are gone from this disk: another node takes its place, or `kmbuild recover`"
+                )
+                await asyncio.sleep(AGAIN_S * facts.probe_scale)
+                continue
             heard = await self._peers.epochs(registry)
             if self._may_serve(registry, heard):
                 return
@@ -110,6 +116,10 @@ class Fence:
         me, epoch = self._facts.number, self._facts.epoch
         enough = has_majority if self._facts.auto_recover_after_s else is_current
         return not registry.nodes or self._begins(registry) or enough(me, epoch, registry, heard)
+
+    def _has_lost_data(self, registry: Registry) -> bool:
+        """Whether this node began the cluster, and has nothing of it: its etcd would begin another one."""
+        return self._facts.began and bool(registry.nodes) and not (self._paths.etcd / "member").exists()
 
     def _begins(self, registry: Registry) -> bool:
         """Whether somebody who did not wait for the others has the cluster begin here, and it has written nothing yet."""

@@ -210,6 +210,8 @@ class JoinApi:
         return {
             "sealed": await self._ledger.authority.seal(files, certificate),
             "initial_cluster": ",".join(f"{name}={url}" for url, name in sorted(named.items())),
+            # Its etcd has to have the others' quota from the first write on.
+            "settings": (await self._ledger.settings_plan()).good.arguments,
         }
 
     def _unknown(self, request: Request) -> Answer:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import random
 import time
 
 from kmagent import kubernetes_api, network, serving
@@ -30,6 +31,8 @@ PERIOD_S = 1.0
 # After so many turns without anything to do, turns come further apart, and what is watched is looked at without news after:
 SETTLED_TURNS, SETTLED_S, LOOK_S = 20, 6.0, 60.0
 OLD_KEY_S = 30.0
+# A leader whose own API server is away for so long lets a voter lead that has one, as without it it does nothing for the others.
+BLIND_S = 60.0
 
 
 class Leader:
@@ -45,9 +48,11 @@ class Leader:
         self._membership = Membership(ledger, facts, self._snapshots.take_before_change)
         self._outages = Outages(client)
         self._rollout = Rollout(client, ledger, paths, facts)
-        self._barred: frozenset[int] = frozenset()
+        # None until it is read what the leader before this one knew.
+        self._barred: frozenset[int] | None = None
         self._said: dict[str, str] = {}
         self._rolled = (0, 0.0)
+        self._blind_since: float | None = None
         # Until when the API's objects need not be looked at.
         self._look_at = 0.0
 
@@ -69,6 +74,7 @@ class Leader:
                 self._membership.stand_by(known, self._reachable(known), time.monotonic())
                 self._outages.forget()
                 self._nodes.forget()
+                self._barred = None
             else:
                 begun = begun or await self._try("registry", self._begin(first, mesh_key))
                 busy = begun and await self._turn(leader)
@@ -114,6 +120,7 @@ class Leader:
     async def _turn(self, leader: str) -> bool:
         busy = await self._try("members", self._members(leader))
         await self._try("mesh keys", self._end_old_keys())
+        await self._try("hand over", self._hand_over_if_blind(leader))
         if self._state.conditions["addons"] and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_S
             busy |= await self._try("nodes", self._objects())
@@ -121,6 +128,27 @@ class Leader:
             if not is_done or "nodes" in self._said or self._outages.expects_returns(time.monotonic()):
                 self._look_at = 0.0
         return busy
+
+    async def _hand_over_if_blind(self, leader: str) -> None:
+        """Have another voter lead when the API is served, but not here; if it is not there either, that one does the same."""
+        now = time.monotonic()
+        is_blind = not self._state.conditions["api"] and f"{self._facts.api}/128" in self._mesh.routes()
+        self._blind_since = (self._blind_since or now) if is_blind else None
+        if self._blind_since is None or now - self._blind_since < BLIND_S * self._facts.probe_scale:
+            return
+        self._blind_since = None
+        registry = self._membership.registry
+        voters = [node.number for node in registry.nodes if node.role == "voter" and node.number != self._facts.number]
+        urls = {network.peer_url(self._facts.prefix, number) for number in self._reachable(frozenset(voters))}
+        others = [
+            member
+            for member in await self._ledger.etcd.members()
+            if not member.learner and member.id != leader and urls & set(member.peer_urls)
+        ]
+        if others:
+            other = random.choice(others)  # noqa: S311 - no secret
+            log.warning("the API is not served here, but elsewhere: %s leads from now on", other.name)
+            await self._ledger.etcd.move_leader(other.id)
 
     async def _begin(self, first: Registry, mesh_key: str) -> bool:
         """Once, when this node has begun to lead: the cluster begins, or its epoch does."""
@@ -135,6 +163,8 @@ class Leader:
         reachable = self._reachable(self._mesh.me.registered | known.numbers)
         if known.nodes:
             self._snapshots.take_if_due(known, reachable)
+        if self._barred is None:
+            self._barred = await self._ledger.barred()
         return await self._membership.reconcile(Seen(reachable, self._barred, leader), time.monotonic())
 
     async def _end_old_keys(self) -> None:
@@ -154,7 +184,10 @@ class Leader:
         registry, _ = await self._ledger.registry()
         listed = await kubernetes_api.get(self._client, "/api/v1/nodes")
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
-        self._barred = frozenset(node.number for node in registry.nodes if is_barred(objects.get(node.name)))
+        barred = frozenset(node.number for node in registry.nodes if is_barred(objects.get(node.name)))
+        if barred != self._barred:
+            await self._ledger.note_barred(barred)
+            self._barred = barred
         for node in registry.nodes:
             if node.name in objects:
                 await self._complete(node, objects[node.name])

@@ -24,6 +24,7 @@ IDENTITIES = "/kubermesh/identities/"
 MESH_KEYS = "/kubermesh/mesh-keys"
 REPORTS = "/kubermesh/reports/"
 RESTING = "/kubermesh/resting/"
+BARRED = "/kubermesh/barred"
 SETTINGS_PLAN, SETTINGS = "/kubermesh/settings-plan", "/kubermesh/settings/"
 # So many machines may wait for a decision, and so many of them at one node: a stranger on its cable fills no more than that. One
 # that has not asked again for so long makes room; those that wait repeat it, which is written down every minute.
@@ -224,6 +225,14 @@ class Ledger:
     async def identity(self, fingerprint: str) -> str:
         """Return a node's identity certificate, PEM; empty when there is none."""
         return (await self.etcd.get(IDENTITIES + fingerprint)).text
+
+    async def barred(self) -> frozenset[int]:
+        """Return the numbers of the nodes that shall not be of the control plane, as their labels said last."""
+        return frozenset(json.loads((await self.etcd.get(BARRED)).text or "[]"))
+
+    async def note_barred(self, numbers: frozenset[int]) -> None:
+        """Say so: who leads next knows it before there is an API to ask."""
+        await self.etcd.put(BARRED, json.dumps(sorted(numbers)))
 
     async def note_report(self, number: int, report: Report) -> None:
         """Keep what a node says of itself."""

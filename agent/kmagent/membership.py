@@ -91,12 +91,14 @@ class Membership:
             if await self._prepare(view.registry, view.reachable):
                 # What was seen is not of this moment any more.
                 return True
-        self._prepared = ""
         note = json.dumps({"by": self._facts.number, "what": what})
         if not await self._ledger.etcd.commit({OPERATION: operation.revision}, {OPERATION: note}):
             return True
         try:
-            return await self._act(action, view, now)
+            done = await self._act(action, view, now)
+            if done:
+                self._prepared = ""
+            return done
         finally:
             # Unless it took so long that another node has gone on.
             claim = await self._ledger.etcd.get(OPERATION)

@@ -53,7 +53,9 @@ class NodeApi:
         self._state, self._paths, self._facts = state, paths, facts
         self._orders, self._peers, self._etcd = orders, peers, etcd
         self._bucket = Bucket(ORDERS_PER_S, ORDERS_BURST)
-        self._looked: tuple[int, int | None] = (0, None)  # when the database was written, and what revision it had then
+        # When the database was written, and what revision it had then: found by looking at a copy, one at a time.
+        self._looked: tuple[int, int | None] = (0, None)
+        self._looking = asyncio.Lock()
 
     async def handle(self, request: Request) -> Answer:
         """Answer one request."""
@@ -89,6 +91,7 @@ class NodeApi:
             "epoch": self._orders.epoch,
             "own_epoch": facts.epoch,
             "order": {"epoch": order.epoch, "number": order.number, "source": order.source} if order else None,
+            "signed_order": self._orders.packed,
             "withdrawn": self._orders.withdrawn,
             "fenced": self._state.fenced,
             "failure": self._state.failure,
@@ -105,9 +108,11 @@ class NodeApi:
         with contextlib.suppress(OSError):
             status = await self._etcd.status()
             return {"revision": status.revision, "has_leader": status.leader not in ("", "0")}
-        written = database.stat().st_mtime_ns
-        if written != self._looked[0]:
-            self._looked = (written, (await child("revision")).get("revision"))
+        async with self._looking:
+            written = database.stat().st_mtime_ns
+            # What could not be looked at, for want of room perhaps, is looked at again.
+            if written != self._looked[0] or self._looked[1] is None:
+                self._looked = (written, (await child("revision")).get("revision"))
         return {"revision": self._looked[1], "has_leader": False}
 
     async def _survey(self, registry: Registry) -> dict[str, Any]:

@@ -5,7 +5,7 @@ mesh knows within a second that no way leads to a node any more. What is conclud
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from kmagent import denied_pods, kubernetes_api, leases
@@ -43,6 +43,24 @@ def given_up(
         return before
     alone = {number: moment for number, moment in fresh.items() if not links.get(number, set()) & fresh.keys()}
     return before | longer_than(ALONE_S, alone, now) | longer_than(GROUP_S, fresh, now)
+
+
+def returning(
+    before: Set[int], lost: Set[int], nodes: int, links: Mapping[int, set[int]], known: frozenset[int]
+) -> frozenset[int]:
+    """Return those of the lost nodes that may be on their way back: some of those that they were lost with are there again.
+
+    How long they are lost counts from then on. With whom: the others of half or more of all, and otherwise those that they were
+    joined to, over others that were lost as well. Who is `known` to be lost is not waited for.
+    """
+    back = before - lost
+    if 2 * len(before - known) >= nodes - len(known & before):
+        together = set(before) if back else set()
+    else:
+        together, new = set(back), set(back)
+        while new := {other for number in new for other in links.get(number, set())} & before - together:
+            together |= new
+    return frozenset(together & lost - known)
 
 
 def is_tainted(item: Object) -> bool:
@@ -83,12 +101,15 @@ class Outages:
 
         Tells whether a decision is near.
         """
-        self._lost = since(self._lost, registry.numbers - reachable, now)
+        away, links = since(self._lost, registry.numbers - reachable, now), links_of(reports)
         # Who begins to lead does not know who has just returned.
         self._returned = now if self._returned is None else self._returned
         # Who has the taint keeps it until there is a way again, whoever leads and however long.
         known = frozenset(one.number for one in registry.nodes if one.name in objects and is_tainted(objects[one.name]))
-        gone = given_up(self._lost, len(registry.nodes), links_of(reports), now, known)
+        nodes = len(registry.nodes)
+        again = returning(self._lost.keys(), away.keys(), nodes, links, known)
+        self._lost = {number: now if number in again else moment for number, moment in away.items()}
+        gone = given_up(self._lost, nodes, links, now, known)
         for node in registry.nodes:
             item = objects.get(node.name)
             if item is None:

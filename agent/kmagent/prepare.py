@@ -5,6 +5,7 @@ import datetime
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def make_facts(me: Identity, tuning: Tuning, image: str) -> Facts:
         image=image,
         cluster_id=me.role.cluster_id,
         epoch=me.role.epoch,
+        began=me.role.role == "voter" and not me.role.initial_cluster,
         probe_scale=tuning.probe_scale,
         ssh=bool(me.cluster.ssh_authorized_keys),
         uuid=uuid,
@@ -141,6 +143,9 @@ def _make_folders(paths: Paths, node: Facts) -> None:
     if not node.controls:
         for path in paths.manifests.glob("*.yaml"):
             path.unlink()
+        # Keys that it was given while it was more than a worker.
+        for path in (paths.config, *(one for one in paths.pki.glob("*") if one.name != "kubelet")):
+            shutil.rmtree(path, ignore_errors=True)
         return
     for path, uid in ((paths.state / "etcd", UIDS["etcd"]), (paths.audit, UIDS["kube-apiserver"])):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def advance(
     if said_no:
         now = f"taken back on {count}" if waiting else "the settings before are in force"
         said = f"refused by node {said_no[0]}, {now}: {reports[said_no[0]].why}"
-    return Plan(target, tuple(sorted(done + turn)), good), said
+    return Plan(target, tuple(sorted(done + turn)), good, wanted.id), said
 
 
 class Rollout:

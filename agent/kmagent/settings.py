@@ -52,11 +52,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which settings these nodes shall have, and which all had last."""
+    """Which settings these nodes shall have, and which all had last; `wanted` is the id of those that people ask for."""
 
     target: Settings = Settings()
     nodes: tuple[int, ...] = ()
     good: Settings = Settings()
+    wanted: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def plan_from_text(text: str) -> Plan:
     data = json.loads(text or "{}")
     if not data:
         return Plan()
-    return Plan(Settings(data["target"]["arguments"]), tuple(data["nodes"]), Settings(data["good"]["arguments"]))
+    target, good = (Settings(data[name]["arguments"]) for name in ("target", "good"))
+    return Plan(target, tuple(data["nodes"]), good, data.get("wanted", ""))
 
 
 def load(path: Path) -> Kept:

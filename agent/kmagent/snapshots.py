@@ -27,7 +27,8 @@ class Snapshots:
     def __init__(self, paths: Paths, facts: Facts) -> None:
         self._paths, self._facts = paths, facts
         self._taking: asyncio.Task[None] | None = None
-        self._tried = float("-inf")
+        # When one was begun, and when a change was let go on with one, or without.
+        self._tried = self._taken = float("-inf")
         # How many other nodes have the newest one.
         self._kept_by = COPIES
 
@@ -45,13 +46,14 @@ class Snapshots:
         Tells whether it was waited for.
         """
         scale = self._facts.probe_scale
-        if time.monotonic() - self._tried < TOGETHER_S * scale:
+        is_under_way = self._taking is not None and not self._taking.done()
+        if not is_under_way and time.monotonic() - self._taken < TOGETHER_S * scale:
             return False
         self._begin(registry, reachable)
         assert self._taking  # noqa: S101 - begun
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._taking), PATIENCE_S * scale)
-        self._tried = time.monotonic()
+        self._taken = time.monotonic()
         return True
 
     def _begin(self, registry: Registry, reachable: frozenset[int]) -> None:

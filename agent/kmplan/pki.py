@@ -22,8 +22,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_YEARS = 20
-# Clocks of freshly booted machines differ: a certificate is valid from a little before it was made.
-SKEW = datetime.timedelta(minutes=5)
+# Clocks of freshly booted machines differ, where they have no battery by what was noted an hour ago: a certificate is valid from
+# before it was made.
+SKEW = datetime.timedelta(hours=2)
 USAGES = {"server": ExtendedKeyUsageOID.SERVER_AUTH, "client": ExtendedKeyUsageOID.CLIENT_AUTH}
 
 Usage = Literal["server", "client"]

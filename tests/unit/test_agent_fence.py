@@ -1,6 +1,7 @@
 """Who may still be served when the cluster may have been begun anew."""
 
 import asyncio
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from kmagent import control_plane, end_etcd, fence
 from kmagent.fence import Fence
 from kmagent.orders import Orders
 from kmagent.paths import Paths
+from kmagent.registry import Registry
 from kmagent.state import State
 
 
@@ -82,6 +84,22 @@ def test_the_last_machine_begins_without_the_others_when_somebody_says_so(
     state = State()
     keeper = Fence(state, node.paths, facts, Orders(state, node.paths, facts), FakePeers(node, {}))
     assert keeper._may_serve(replace(registry_of(5, {1, 2, 3}), epoch=epoch), {}) is serves
+
+
+def test_who_began_the_cluster_and_has_nothing_of_it_begins_no_other(tmp_path: Path) -> None:
+    """Its etcd alone was lost: with an empty folder it would be the first member of another cluster."""
+    node = Node(tmp_path)
+    facts = replace(FACTS, number=3, cluster_id=node.cluster_id, began=True)
+    state = State()
+    keeper = Fence(state, node.paths, facts, Orders(state, node.paths, facts), FakePeers(node, {}))
+    known, none = registry_of(3, {1, 2, 3}), Registry("shop")
+    assert not keeper._has_lost_data(known)
+    shutil.rmtree(node.paths.etcd / "member")
+    assert keeper._has_lost_data(known)
+    # It is the first boot of all; or it joins others, with their data.
+    assert not keeper._has_lost_data(none)
+    keeper._facts = replace(facts, began=False)
+    assert not keeper._has_lost_data(known)
 
 
 HOLD = """

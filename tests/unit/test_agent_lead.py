@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,7 @@ from kmagent import lead, mesh_nodes, network, outages, rollout
 from kmagent.facts import Facts
 from kmagent.http import Response
 from kmagent.lead import Leader
+from kmagent.membership import Membership
 from kmagent.mesh import Self
 from kmagent.registry import Registry
 from kmagent.snapshots import Snapshots
@@ -91,7 +92,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
 async def leading(shop: Shop, *, watches: bool) -> AsyncIterator[Led]:
     mesh = Whole(Self("shop", 1, "shop-1", {1: MESH_KEY}, registered=frozenset({1})))
     led = Led(shop, Counting(), mesh, Told(works=watches), State())
-    for condition in ("etcd", "addons"):
+    for condition in ("etcd", "api", "addons"):
         led.state.conditions[condition] = True
     parts: tuple[Any, ...] = (led.state, shop.paths, FACTS, shop.ledger, mesh, led.api, led.told)
     task = asyncio.create_task(Leader(*parts).run(Registry("shop").put(FIRST), MESH_KEY))
@@ -227,5 +228,47 @@ def test_a_node_that_leads_again_looks_at_once(shop: Shop) -> None:
             shop.etcd.leader = "1"
             await led.turns(3)
             assert led.state.leads and led.api.rounds() > before
+
+    live(scenario())
+
+
+def test_a_leader_without_an_api_server_has_another_voter_lead(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would be given up, admitted or approved meanwhile, though the API is served elsewhere."""
+    monkeypatch.setattr(lead, "BLIND_S", 0.0)
+    shop.etcd.members.append(EtcdMember("2", network.peer_url(FACTS.prefix, 2), "shop-2"))
+
+    async def scenario() -> None:
+        await shop.begin()
+        await shop.ledger.change(lambda old: old.put(replace(shop.node(2), role="voter")))
+        async with leading(shop, watches=True) as led:
+            led.state.conditions["api"] = False
+            await led.turns(20)
+            # Nobody else serves it either.
+            assert shop.etcd.leader == "1"
+            led.mesh.prefixes = frozenset({f"{FACTS.api}/128"})
+            await until(lambda: shop.etcd.leader != "1")
+
+    live(scenario())
+
+
+def test_who_begins_to_lead_knows_who_shall_not_vote_before_there_is_an_api(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[frozenset[int]] = []
+    monkeypatch.setattr(
+        Membership, "reconcile", lambda self, seen_now, now: asyncio.sleep(0, seen.append(seen_now.barred))
+    )
+    label = {"metadata": {"name": "shop-1", "labels": {"kubermesh.io/control-plane": "never"}}, "spec": {}}
+
+    async def scenario() -> None:
+        async with leading(shop, watches=True) as led:
+            led.api.collections.add("/api/v1/nodes")
+            led.api.objects["/api/v1/nodes/shop-1"] = label
+            led.told.tell()
+            await until(lambda: seen[-1] == frozenset({1}))
+        seen.clear()
+        async with leading(shop, watches=True) as led:
+            led.state.conditions["addons"] = False
+            assert seen[0] == frozenset({1})
 
     live(scenario())

@@ -279,6 +279,23 @@ def test_who_was_overtaken_between_looking_and_acting_does_nothing(
     assert "standby" in cluster.roles().values()
 
 
+def test_a_promotion_that_is_refused_again_and_again_takes_one_snapshot(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would push out those of the last two hours, while the learner still catches up."""
+    monkeypatch.setattr(cluster, "start", lambda: None)
+    cluster.turn()
+    for _ in range(10):
+        cluster.turn()
+    monkeypatch.undo()
+    cluster.start()
+    before = len(cluster.snapshots)
+    monkeypatch.setattr(cluster, "start", lambda: None)
+    for _ in range(10):
+        cluster.turn()
+    assert len(cluster.snapshots) <= before + 1
+
+
 def test_what_was_seen_before_a_snapshot_that_took_time_is_looked_at_again(cluster: Cluster) -> None:
     cluster.settle()
     cluster.up.remove(3)

@@ -5,11 +5,14 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from agent_fakes import FACTS, Shop
 from agent_recoveries import Node
 
-from kmagent import snapshot_files
+from kmagent import node_api, snapshot_files
+from kmagent.etcd import Etcd
 from kmagent.http_server import Answer, Request, Upload
 from kmagent.node_api import NodeApi
 from kmagent.orders import Orders
@@ -17,6 +20,13 @@ from kmagent.peers import Peers
 from kmagent.registry import Registry
 from kmagent.state import State
 from kmplan.recovery import Snapshot
+
+
+class NoEtcd:
+    """Where none runs."""
+
+    async def request(self, *_: object, **__: object) -> None:
+        raise OSError("refused")
 
 
 class Api:
@@ -82,3 +92,24 @@ def test_only_the_newest_snapshots_stay(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob(".*")] == [".new"]
     assert [one.name for one in snapshot_files.find(tmp_path)] == names[-snapshot_files.KEPT :]
     assert (tmp_path / "other").exists()
+
+
+def test_etcds_data_are_looked_at_by_one_at_a_time_and_again_when_that_failed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look takes a copy of the database: of many at once the disk would be full."""
+    api, looks = Api(node).api, list[int]()
+    api._etcd = Etcd(NoEtcd(), NoEtcd())  # type: ignore[arg-type]
+
+    async def child(_: str) -> dict[str, Any]:
+        looks.append(len(looks))
+        await asyncio.sleep(0.01)
+        return {"revision": 7} if len(looks) > 1 else {}
+
+    monkeypatch.setattr(node_api, "child", child)
+
+    async def scenario() -> list[Any]:
+        return await asyncio.gather(*(api._describe_etcd() for _ in range(5)))
+
+    found = asyncio.run(scenario())
+    assert [one["revision"] for one in found] == [None, 7, 7, 7, 7] and len(looks) == 2

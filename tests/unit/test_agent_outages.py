@@ -8,7 +8,7 @@ from agent_fakes import FIRST, KubernetesApi, Shop
 
 from kmagent.candidates import Report
 from kmagent.leases import LEASES
-from kmagent.outages import ALONE_S, GROUP_S, RETURN_S, TAINT, Outages, given_up, patch
+from kmagent.outages import ALONE_S, GROUP_S, RETURN_S, TAINT, Outages, given_up, patch, returning
 from kmagent.registry import Registry
 
 RING = {1: {2, 5}, 2: {1, 3}, 3: {2, 4}, 4: {3, 5}, 5: {4, 1}}
@@ -49,6 +49,28 @@ def test_who_is_dead_for_long_says_nothing_of_those_that_are_lost_now() -> None:
     assert given_up({3: 0.0, 1: 0.0, 2: 100.0, 5: 100.0}, 6, RING, 200.0, frozenset({1, 3})) == {1, 3}
     # One that is back is lost no more.
     assert given_up({}, 5, RING, 200.0, dead) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("before", "lost", "known", "again"),
+    [
+        ({3, 4}, {3, 4}, set(), set()),
+        # Joined to one that is back: perhaps the power is, or the cable between the two and the rest.
+        ({3, 4}, {4}, set(), {4}),
+        ({2, 4}, {4}, set(), set()),
+        ({2, 3, 4}, {4}, set(), {4}),
+        # Half or more, wherever they are.
+        ({1, 2, 4}, {4}, set(), {4}),
+        ({1, 2, 4}, {1, 2, 4}, set(), set()),
+        # One was given up long ago; the other two are half of those that were left.
+        ({3, 4}, {4}, {4}, set()),
+        ({1, 3, 4}, {3, 4}, {4}, {3}),
+    ],
+)
+def test_who_may_be_on_the_way_back_is_waited_for_anew(
+    before: set[int], lost: set[int], known: set[int], again: set[int]
+) -> None:
+    assert returning(before, lost, 5, RING, frozenset(known)) == again
 
 
 def test_who_was_lost_first_is_given_up_first() -> None:

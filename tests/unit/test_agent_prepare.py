@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from kmagent import clock, components, daemon, enrol, identity, identity_files, prepare, seed_credential
+from kmagent import clock, components, daemon, enrol, identity, identity_files, prepare, seed_credential, settings
 from kmagent.paths import Paths
 from kmbuild.init import create
-from kmplan import pki
+from kmplan import pki, seal
 from kmplan.cluster import ClusterFile
 from kmplan.errors import UserError
+from kmplan.secret_files import SECRET_FILES
 from kmplan.seed import make_bundle, parse_join
 
 TEMPLATES = Path(__file__).parents[2] / "overlays/node"
@@ -153,6 +154,38 @@ def test_a_seed_that_votes_no_more_is_not_given_the_secrets_again(machine: Machi
     left = {str(path.relative_to(machine.paths.state)) for path in machine.paths.state.rglob("*.key") if path.is_file()}
     assert left == {"identity.key"}
     assert (machine.paths.state / "pki/cluster-ca.crt").exists()
+    # Nor has it those that components and the agent were given in memory.
+    prepare.prepare(machine.paths)
+    kept = [path.relative_to(machine.paths.pki) for path in machine.paths.run.rglob("*.key") if path.is_file()]
+    assert kept == [Path("kubelet/client.key")]
+    assert not machine.paths.config.exists()
+
+
+def test_a_node_that_never_voted_puts_no_data_aside(machine: Machine) -> None:
+    """The folder is made at each boot: empty ones would take the place of those that are kept."""
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    (machine.paths.state / "etcd/member").mkdir()
+    for _ in range(3):
+        me = identity.Identity(cluster=me.cluster, role=enrol.take_role(machine.paths, me, "worker", {}))
+        (machine.paths.state / "etcd").mkdir(exist_ok=True)
+    (kept,) = machine.paths.state.glob("etcd.removed-*")
+    assert (kept / "member").exists()
+
+
+def test_a_new_voter_has_the_settings_of_the_others_from_the_first_moment_on(machine: Machine) -> None:
+    """Its etcd refuses to write, and with it all of them, when it has a smaller quota than there is data."""
+    prepare.prepare(machine.paths)
+    me = identity.load(machine.paths, time.time())
+    assert me is not None
+    me = identity.Identity(cluster=me.cluster, role=enrol.take_role(machine.paths, me, "worker", {}))
+    files = json.dumps(dict.fromkeys(SECRET_FILES, "secret"))
+    quota = {"etcd": {"quota-backend-bytes": "4294967296"}}
+    certificate = identity.read_secret(machine.paths, "identity.crt")
+    sealed = seal.seal(files.encode(), certificate)
+    enrol.take_role(machine.paths, me, "standby", {"sealed": sealed, "initial_cluster": "a=b", "settings": quota})
+    assert settings.load(machine.paths.settings).current.arguments == quota
 
 
 def test_a_seed_that_votes_no_more_leaves_no_key_where_it_boots_from(machine: Machine) -> None:
@@ -278,12 +311,12 @@ def test_a_clock_that_was_ahead_leaves_nothing_behind(machine: Machine, wall: Cl
     wall.ahead_s = YEAR
     prepare.prepare(machine.paths)
     # It has to be taken for right: its certificates are of that time.
-    assert last_seen(machine) > time.time() - 60 and begins(machine) > time.time() - 600
+    assert last_seen(machine) > time.time() - 60 and begins(machine) > time.time() - 3 * 3600
     assert not clock.may_follow(machine.paths)
     wall.ahead_s = 0.0
     prepare.prepare(machine.paths)
     assert wall.ahead_s == 0.0 and abs(last_seen(machine) - time.time()) < 60
-    assert time.time() - 600 < begins(machine) <= time.time()
+    assert time.time() - 3 * 3600 < begins(machine) <= time.time()
     reboot(machine)
     prepare.prepare(machine.paths)
     assert wall.ahead_s == 0.0 and begins(machine) <= time.time()

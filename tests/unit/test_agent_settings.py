@@ -78,7 +78,7 @@ def test_one_voter_after_the_other_takes_the_settings() -> None:
 
 def test_nobody_begins_while_a_voter_is_away() -> None:
     """Who has begun goes on. What one that is away has refused stays refused, and what it has not tried is not proven."""
-    plan = Plan(WANTED, (2,), BEFORE)
+    plan = Plan(WANTED, (2,), BEFORE, WANTED.id)
     waits = "applied to 1 of 3 voters, waits for node 3"
     assert advance(plan, WANTED, [2, 3, 1], {2: Report(WANTED.id)}, {3}) == (plan, waits)
     assert advance(plan, WANTED, [2, 3, 1], {}, {3})[0].nodes == (2,)
@@ -94,9 +94,9 @@ def test_what_one_node_refuses_is_taken_back_on_all() -> None:
     reports = {2: Report(WANTED.id), 3: Report(BEFORE.id, WANTED.id, "unknown flag"), 1: Report(BEFORE.id)}
     plan, said = advance(plan, WANTED, [2, 3, 1], reports)
     assert said == "refused by node 3, taken back on 2 of 3 voters: unknown flag"
-    assert (plan.target, plan.nodes, plan.good) == (BEFORE, (1, 2, 3), BEFORE)
+    assert (plan.target, plan.nodes, plan.good, plan.wanted) == (BEFORE, (1, 2, 3), BEFORE, WANTED.id)
     other = Settings({"kube-apiserver": {"event-ttl": "9h"}})
-    assert advance(plan, other, [2, 3, 1], {**reports, 2: Report(BEFORE.id)})[0] == Plan(other, (2,), BEFORE)
+    assert advance(plan, other, [2, 3, 1], {**reports, 2: Report(BEFORE.id)})[0] == Plan(other, (2,), BEFORE, other.id)
 
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
@@ -202,10 +202,16 @@ def test_a_node_takes_back_what_does_not_work_also_after_it_was_cut_off(
     voter.run_until(lambda: asyncio.sleep(0, bool(voter.prepared)))
     assert settings.load(voter.paths.settings) == Kept(BEFORE, None, WANTED.id, voter.complaint)
     voter.state.conditions["etcd"] = True
-    voter.want(Plan(WANTED, (1,)))
+    voter.want(Plan(WANTED, (1,), wanted=WANTED.id))
     voter.run_until(lambda: voter.has_said(Report(BEFORE.id, WANTED.id, voter.complaint)))
     voter.run_until(lambda: asyncio.sleep(0.1, True))
     assert voter.prepared == [BEFORE.id]
+    # Nobody asks for it any more, and then somebody does again, when what kept it from working is mended.
+    voter.want(Plan(BEFORE, (1,), wanted=BEFORE.id))
+    voter.run_until(lambda: voter.has_said(Report(BEFORE.id)))
+    voter.complaint = ""
+    voter.want(Plan(WANTED, (1,), wanted=WANTED.id))
+    voter.run_until(lambda: voter.has_said(Report(WANTED.id)))
 
 
 def test_the_words_of_a_component_that_does_not_start_are_found(tmp_path: Path) -> None:

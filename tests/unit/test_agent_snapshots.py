@@ -83,3 +83,14 @@ def test_a_change_waits_once_for_a_snapshot_that_is_not_older(keeping: Keeping) 
     keeping.now += snapshots.TOGETHER_S
     assert asyncio.run(scenario()) == [True, False, False]
     assert len(keeping.asked) == 2
+
+
+def test_a_change_waits_for_a_snapshot_that_is_under_way(keeping: Keeping) -> None:
+    """One that was begun in the same turn says nothing before it is there."""
+
+    async def scenario() -> bool:
+        three = registry_of("voter", "worker", "worker")
+        keeping.keeper.take_if_due(three, frozenset({1, 2, 3}))
+        return await keeping.keeper.take_before_change(three, frozenset({1, 2, 3}))
+
+    assert asyncio.run(scenario()) is True and len(keeping.asked) == 1
