@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 STARTING_S = 0.5
 PERIOD_S = 2.0
-# One that stands still is withdrawn after a period and three of these: 6.5 s at most.
+# One that stands still is withdrawn after a period and three of these: 6.5 s at most; so is one whose etcd has lost its leader.
 ANSWER_S = 1.5
 GOOD_TO_ANNOUNCE = 2
 BAD_TO_WITHDRAW, GONE_TO_WITHDRAW = 3, 2
@@ -59,14 +58,13 @@ def period_s(health: Health) -> float:
     return PERIOD_S if health.ready and not health.gone else STARTING_S
 
 
-async def look(api: Client, limit_s: float) -> Finding:
-    """Check the local API server once; where etcd does not run, it would take a while to say so."""
+async def look(etcd: Client, api: Client) -> Finding:
+    """Check once the local API server, and first its etcd, which says sooner that it has no leader."""
     try:
-        with socket.socket() as etcd:
-            etcd.setblocking(False)
-            async with asyncio.timeout(limit_s):
-                await asyncio.get_running_loop().sock_connect(etcd, ("127.0.0.1", METRICS_PORT))
-        return "good" if (await api.request("GET", "/readyz")).status == 200 else "bad"
+        for client in (etcd, api):
+            if (await client.request("GET", "/readyz")).status != 200:
+                return "bad"
+        return "good"
     except ConnectionRefusedError:
         return "gone"
     except OSError:
@@ -78,6 +76,7 @@ async def run(state: State, paths: Paths) -> None:
     facts = state.facts
     assert facts is not None  # noqa: S101 - configured
     limit_s = ANSWER_S * facts.probe_scale
+    etcd = Client("127.0.0.1", METRICS_PORT, timeout_s=limit_s)
     api = Client("::1", 6443, tls=Tls(paths.pki / "agent/cluster-ca.crt"), timeout_s=limit_s)
     # An agent that was killed left the address where it was: there it stays unless the checks say otherwise.
     health = Health(announced=await network.has_address(facts.api))
@@ -85,7 +84,7 @@ async def run(state: State, paths: Paths) -> None:
         await state.wait_for("etcd")
     while True:
         begun = time.monotonic()
-        found = await look(api, limit_s)
+        found = await look(etcd, api)
         health = Health(ready=found == "good") if state.aside else step(health, found)
         await _follow(state, paths, facts.api, health)
         await asyncio.sleep(begun + period_s(health) * facts.probe_scale - time.monotonic())

@@ -41,7 +41,13 @@ def plan(name: str) -> list[str]:
 def make(folders: list[str]) -> None:
     """Make the planned cgroups."""
     if is_unified():
-        delegate(ROOT)
+        try:
+            delegate(ROOT)
+        except OSError as error:
+            raise UserError(
+                f"{ROOT}: its children cannot be given {', '.join(NEEDED)}: {error.strerror}",
+                "are you root, and not in a container that has no cgroups of its own?",
+            ) from error
     for folder in map(Path, folders):
         try:
             folder.mkdir(exist_ok=True)

@@ -30,6 +30,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 h1 { margin-bottom: 0; } h2 { margin: 2.2rem 0 0; font-size: 1.15rem; } p { margin: .3rem 0; } .faint { color: var(--faint); }
 table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 td, th { text-align: right; padding: .2rem .5rem; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; }
 td:first-child, th:first-child { text-align: left; }
 .good { color: var(--good); } .bad { color: var(--bad); } .wrap { overflow-x: auto; }
 svg { width: 100%; min-width: 42rem; height: auto; display: block; }

@@ -47,11 +47,13 @@ class Count(msgspec.Struct, frozen=True):
     failed: int
 
 
-def judge(logs: Sequence[Sequence[Entry]], final: int) -> Count:
+def judge(logs: Sequence[Sequence[Entry]], final: int, split: tuple[float, float] = (0.0, 0.0)) -> Count:
     """Check that every acknowledged value is there, once: none was given to two writers, and nobody read a smaller one later.
 
-    `final` is what was read at the very end. A value whose write failed may be there or not.
+    `final` is what was read at the very end. A value whose write failed may be there or not. What was said between the moments
+    of `split` does not count: a majority that the cluster went on without may have said it.
     """
+    logs = [[entry for entry in log if not split[0] < entry.ended < split[1]] for log in logs]
     acked = sorted((entry.ended, entry.value) for log in logs for entry in log if entry.kind == "acked")
     values = [value for _, value in acked]
     twice = {value for value in values if values.count(value) > 1} if len(set(values)) < len(values) else set()

@@ -48,6 +48,13 @@ def test_a_write_that_is_gone_is_found(logs: list[list[Entry]], final: int, lost
     assert judge(logs, final).lost == lost
 
 
+def test_what_a_majority_says_that_the_cluster_went_on_without_does_not_count() -> None:
+    logs = [log(("acked", 1, 2), ("acked", 12, 3), ("acked", 13, 4), ("acked", 21, 3))]
+    assert judge(logs, 3).lost == (3, 4)
+    assert judge(logs, 3, (10.0, 20.0)) == Count(acked=2, lost=(), failed=0)
+    assert judge(logs, 1, (10.0, 20.0)).lost == (2, 3)
+
+
 def longest(found: list[tuple[float, float]]) -> tuple[float, float]:
     return max(found, key=lambda gap: gap[1] - gap[0])
 

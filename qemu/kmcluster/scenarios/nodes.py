@@ -316,7 +316,7 @@ SCENARIOS = [
              replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
     Scenario("quorum-frozen", "two of three voters stand still, the cluster is begun anew, and they go on as if nothing had been",
              ("power", "members", "recover"), two_followers, freeze, recover_beside, after_s=15, outage_s=60, silence_s=120,
-             whole_s=240, replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
+             whole_s=240, split_s=25, replaced=True, evicts=True, heals_alone=False, topology="mesh5"),
     Scenario("all-but-one-lost", "all machines but one are lost, it begins the cluster anew, and they join it with empty disks",
              ("power", "members", "recover"), all_but_the_leader, cut_and_wipe, rebuild, after_s=5, outage_s=60, silence_s=180,
              whole_s=300, replaced=None, evicts=True, heals_alone=False),
