@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 STARTING_S = 0.5
 PERIOD_S = 2.0
-# One that stands still is withdrawn after a period and three of these: 6.5 s at most; so is one whose etcd has lost its leader.
+# One that stands still, or whose etcd has lost its leader, is withdrawn after three periods and one of these: 7.5 s at most.
 ANSWER_S = 1.5
 GOOD_TO_ANNOUNCE = 2
 BAD_TO_WITHDRAW, GONE_TO_WITHDRAW = 3, 2

@@ -193,15 +193,17 @@ class MeshNodes:
         if not await self._leave_etcd(node):
             return False
         await self._ledger.rest(node, now)
-        await self._keep_out(now)
+        await self._keep_out(now, node.number)
         await kubernetes_api.delete(self._client, f"/api/v1/nodes/{node.name}")
         await self._ledger.remove(node.number)
         await self._delete(objects, node.fingerprint)
         return True
 
-    async def _keep_out(self, now: float) -> frozenset[str]:
-        """Have the API know the names that rest; returns them."""
-        names = frozenset(f"{self._cluster}-{number}" for number in await self._ledger.resting(now))
+    async def _keep_out(self, now: float, leaving: int = 0) -> frozenset[str]:
+        """Have the API know the names that rest, and that no node has; returns them."""
+        registry, _ = await self._ledger.registry()
+        resting = (await self._ledger.resting(now)).keys() - (registry.numbers - {leaving})
+        names = frozenset(f"{self._cluster}-{number}" for number in resting)
         if names != self._kept_out:
             await removed_nodes.keep_out(self._client, names)
             self._kept_out = names

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 import uuid
 from typing import Any
 
@@ -42,6 +43,7 @@ MAX_UPLOAD = 9 * 2**30
 MAX_CONNECTIONS = 24
 ORDERS_PER_S, ORDERS_BURST = 1.0, 10.0
 SNAPSHOTS = "/v1/snapshots/"
+LOOK_AGAIN_S = 60.0
 
 
 class NodeApi:
@@ -55,6 +57,7 @@ class NodeApi:
         self._bucket = Bucket(ORDERS_PER_S, ORDERS_BURST)
         # When the database was written, and what revision it had then: found by looking at a copy, one at a time.
         self._looked: tuple[int, int | None] = (0, None)
+        self._look_again = 0.0
         self._looking = asyncio.Lock()
 
     async def handle(self, request: Request) -> Answer:
@@ -111,7 +114,9 @@ class NodeApi:
         async with self._looking:
             written = database.stat().st_mtime_ns
             # What could not be looked at, for want of room perhaps, is looked at again.
-            if written != self._looked[0] or self._looked[1] is None:
+            is_due = self._looked[1] is None and time.monotonic() >= self._look_again
+            if written != self._looked[0] or is_due:
+                self._look_again = time.monotonic() + LOOK_AGAIN_S
                 self._looked = (written, (await child("revision")).get("revision"))
         return {"revision": self._looked[1], "has_leader": False}
 

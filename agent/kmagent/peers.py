@@ -27,7 +27,7 @@ class Peers:
     async def states(self, registry: Registry) -> dict[int, dict[str, Any]]:
         """Return what the other nodes say of themselves, by number."""
         answers = await self._ask_all(registry, "GET", "/v1/state", None)
-        return {number: answer for number, answer in answers.items() if isinstance(answer.get("epoch"), int)}
+        return {number: answer for number, answer in answers.items() if _is_sound(answer)}
 
     async def epochs(self, registry: Registry) -> dict[int, int]:
         """Return which epoch the other nodes know of, by number."""
@@ -58,3 +58,9 @@ class Peers:
         finally:
             client.close()
         return data if isinstance(data, dict) else None
+
+
+def _is_sound(answer: Mapping[str, Any]) -> bool:
+    """Whether what is counted with are numbers; a node of another version may not say all of it."""
+    counted = [answer[name] for name in ("own_epoch", "withdrawn") if name in answer]
+    return all(isinstance(value, int) for value in (answer.get("epoch"), *counted))

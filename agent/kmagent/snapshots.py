@@ -1,7 +1,6 @@
 """Has snapshots of etcd taken by the node that leads: every ten minutes, and before members change."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
@@ -27,6 +26,7 @@ class Snapshots:
     def __init__(self, paths: Paths, facts: Facts) -> None:
         self._paths, self._facts = paths, facts
         self._taking: asyncio.Task[None] | None = None
+        self._late: asyncio.Task[None] | None = None
         # When one was begun, and when a change was let go on with one, or without.
         self._tried = self._taken = float("-inf")
         # How many other nodes have the newest one.
@@ -46,13 +46,16 @@ class Snapshots:
         Tells whether it was waited for.
         """
         scale = self._facts.probe_scale
-        is_under_way = self._taking is not None and not self._taking.done()
+        # One that was waited for in vain is not waited for again.
+        is_under_way = self._taking is not None and not self._taking.done() and self._taking is not self._late
         if not is_under_way and time.monotonic() - self._taken < TOGETHER_S * scale:
             return False
         self._begin(registry, reachable)
         assert self._taking  # noqa: S101 - begun
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(asyncio.shield(self._taking), PATIENCE_S * scale)
+        except TimeoutError:
+            self._late = self._taking
         self._taken = time.monotonic()
         return True
 

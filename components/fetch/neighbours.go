@@ -73,7 +73,7 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 	}
 	finder.renew(due)
 	for _, address := range present {
-		if time.Now().Before(finder.avoided[address]) {
+		if finder.offers[address] == nil || time.Now().Before(finder.avoided[address]) {
 			continue
 		}
 		if reason := objection(finder.offers[address], root, pinned); reason != "" {

@@ -28,6 +28,8 @@ class Scene:
 
     def __init__(self, name: str, random: Random, tell: Callable[[str], None]) -> None:
         self.name, self.random, self.tell = name, random, tell
+        # From when to when a majority that the cluster went on without may acknowledge writes, which are lost.
+        self.split = (0.0, 0.0)
 
     @property
     def cluster(self) -> Cluster:
@@ -189,7 +191,6 @@ class Scenario:
     `fault` does it, `undo` is what a person does `after_s` later, if anything. There may be no time longer than
     `outage_s` without an answered write, nor than `silence_s` without a connection to a service whose pod is on a victim, if
     there is one: until `undo` where the cluster `heals_alone`. Everything has to be as before `whole_s` after that.
-    For `split_s` after that a majority that the cluster went on without may still acknowledge writes, which are lost.
     `replaced` says whether voters change, None that they may; `evicts` whether a node may be given up and its pods made anew
     elsewhere, `moves` that the victims' have to be, `elects` whether etcd may elect a leader.
     `driver` is what its machines take; `settings` are further keys of the cluster file, `tuning` is overridden on every node.
@@ -207,7 +208,6 @@ class Scenario:
     outage_s: float = 10.0
     silence_s: float = 5.0
     whole_s: float = 120.0
-    split_s: float = 0.0
     replaced: bool | None = False
     evicts: bool = False
     moves: bool = False

@@ -89,7 +89,7 @@ def play(scenario: Scenario, stage: Stage, seed: int) -> Run:
     except UserError as error:
         faults.append(f"the API does not answer in the end: {error}")
         final, placed = max((one.value for log in entries for one in log), default=0), pods
-    count = judge(entries, final, (acts.undone, acts.undone + scenario.split_s))
+    count = judge(entries, final, scene.split)
     errors = [one.ended for log in entries for one in log if one.kind == "failed" and one.ended >= acts.begin]
     played = Run(
         scenario=scenario.name, seed=seed, faults=faults, marks=[Mark(acts.since_begin(at), what) for at, what in notes],

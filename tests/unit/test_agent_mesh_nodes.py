@@ -309,6 +309,14 @@ def test_nobody_comes_back_with_the_certificate_of_a_removed_node(people: People
     assert policies(people) == {}
 
 
+def test_a_node_that_is_registered_is_not_kept_out_whatever_rests(people: People) -> None:
+    """It came back before its removal was done, or the cluster began anew from before it was let in again."""
+    node = people.join()
+    asyncio.run(people.shop.ledger.rest(node, 2000.0))
+    people.turn(**{node.name: True})
+    assert policies(people) == {} and f"/api/v1/nodes/{node.name}" in people.api.objects
+
+
 def test_what_another_leader_said_of_names_that_rest_is_not_taken_for_known(people: People) -> None:
     node = people.join()
     people.say(node.fingerprint, "Removed")

@@ -107,6 +107,7 @@ def test_etcds_data_are_looked_at_by_one_at_a_time_and_again_when_that_failed(
         return {"revision": 7} if len(looks) > 1 else {}
 
     monkeypatch.setattr(node_api, "child", child)
+    monkeypatch.setattr(node_api, "LOOK_AGAIN_S", 0.0)
 
     async def scenario() -> list[Any]:
         return await asyncio.gather(*(api._describe_etcd() for _ in range(5)))

@@ -15,6 +15,8 @@ from kmagent import keep_order, orders, recover
 from kmagent.facts import Facts
 from kmagent.follow import RestartError
 from kmagent.orders import Orders
+from kmagent.peers import Peers
+from kmagent.registry import Registry
 from kmagent.state import State
 from kmplan.errors import UserError
 
@@ -156,3 +158,11 @@ def test_another_order_that_came_meanwhile_stays(node: Node) -> None:
     node.paths.order.write_text(node.order(epoch=3, force=True))
     assert asyncio.run(orders.withdraw(old)) is False
     assert orders.newest is not None and orders.newest.epoch == 3
+
+
+def test_an_answer_that_cannot_be_counted_with_is_none(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that was admitted may lie, and must not end the agents of others."""
+    peers = Peers(node.paths, facts_of(node))
+    answers = {1: says(2), 2: says(2, own_epoch=None), 3: says(2, withdrawn="x"), 4: {"epoch": "2"}, 5: {"epoch": 2}}
+    monkeypatch.setattr(peers, "_ask_all", lambda *_: asyncio.sleep(0, answers))
+    assert asyncio.run(peers.states(Registry("shop"))).keys() == {1, 5}

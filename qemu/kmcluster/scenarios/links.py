@@ -157,7 +157,7 @@ SCENARIOS = [
     Scenario("soak", f"all cables lose {SOAK_LOSS:g} % and take {SOAK_DELAY_MS:g} ms longer", ("link", "soak"), leader, soak,
              plug_all, after_s=SOAK_S, outage_s=5, elects=False),
     Scenario("leader-cut-off", "the leading node is cut off from all others", ("link", "partition"), leader, cut_off, plug,
-             lead_who_is_asked, after_s=12, outage_s=15, silence_s=30, evicts=True),
+             lead_who_is_asked, after_s=4, outage_s=15, silence_s=30, evicts=True),
     Scenario("voter-cut-off", "a voter that does not lead is cut off from all others", ("link", "partition"), follower, cut_off,
-             plug, after_s=12, outage_s=10, silence_s=30, evicts=True),
+             plug, after_s=4, outage_s=10, silence_s=30, evicts=True),
 ]  # fmt: skip

@@ -16,7 +16,9 @@ from kmplan.errors import UserError
 # The number of a node that nobody has, and how long its member of etcd may be there.
 PHANTOM, PHANTOM_S = 99, 60.0
 QUOTA_MIB, LARGE_BYTES = 48, 1_000_000
-SETTINGS, SAYS, SETTINGS_S = "kubermesh-control-plane", "kubermesh\\.io/state", 180.0
+SETTINGS, SAYS = "kubermesh-control-plane", "kubermesh\\.io/state"
+# How long settings may take until they are refused, and on all voters in turn.
+REFUSED_S, APPLIED_S = 180.0, 300.0
 BAD_SETTING = "no-such-argument"
 # How long kubelets may take to show pods anew that somebody deleted: they look at each about once a minute.
 MIRRORED_S = 120.0
@@ -158,7 +160,7 @@ def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
             return ""
         return f"the settings are {said or 'nothing'}, not {wanted},"
 
-    scene.wait(missing, SETTINGS_S)
+    scene.wait(missing, APPLIED_S if wanted == "applied" else REFUSED_S)
     scene.tell(f"settings: {said}")
 
 
