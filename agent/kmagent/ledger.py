@@ -119,8 +119,8 @@ class Ledger:
             if known:
                 return known
             resting = await self.resting(now)
-            others = frozenset(number for number, uuid in resting.items() if not uuid or uuid != asked["uuid"])
-            number = old.free_number(asked["wish"], others)
+            own = {number for number, uuid in resting.items() if uuid and uuid == asked["uuid"]}
+            number = old.free_number(asked["wish"] or min(own, default=0), frozenset(resting.keys() - own))
             certificate, digest = await self.authority.identify(asked["csr"], name_of(number))
             node = Node(
                 number, name_of(number), "worker", asked["fingerprint"], digest, asked["uuid"], float(int(now)),

@@ -302,12 +302,12 @@ def test_a_removed_machine_is_a_new_one_when_it_asks_again(shop: Shop) -> None:
 
 def test_a_removed_nodes_number_rests_until_the_certificates_that_name_it_have_ended(shop: Shop) -> None:
     machine = Machine()
-    gone = asyncio.run(shop.admit(machine, wish=2))
+    gone = asyncio.run(shop.admit(machine, wish=3))
     asyncio.run(shop.ledger.rest(gone, 1000.0))
     asyncio.run(shop.ledger.remove(gone.number))
-    assert asyncio.run(shop.ledger.resting(1000.0 + 89 * 86400)) == {2: gone.uuid}
-    # Only the machine itself is given it again.
-    for one, wish, number in ((Machine(), 2, 3), (machine, 0, 2)):
+    assert asyncio.run(shop.ledger.resting(1000.0 + 89 * 86400)) == {3: gone.uuid}
+    # Only the machine itself is given it again, and that though a lower one is free.
+    for one, wish, number in ((Machine(), 3, 2), (machine, 0, 3)):
         asked = one.asked(wish=wish, uuid=gone.uuid if one is machine else "4c4d")
         assert asyncio.run(shop.ledger.admit(asked, "shop-{}".format, 2000.0)).number == number
     assert asyncio.run(shop.ledger.resting(2000.0)) == {}
