@@ -266,12 +266,15 @@ class World:
         self.up = {1}
         self.side: dict[int, int] = {}
         self.barred: set[int] = set()
-        self.now, self.leader, self.away = 0.0, 1, dict[int, float]()
+        self.now, self.leader, self.away, self.mute = 0.0, 1, dict[int, float](), dict[int, float]()
+        # Members whose etcd does not run, though their nodes do: its data are spoiled, or its disk is full.
+        self.silenced: set[int] = set()
         self.serial = 1
 
     def happen(self) -> None:
-        """Something happens: machines are admitted, go and return, cables part them, people decide, time passes."""
-        match self.fate.choice(["admit", "go", "return", "return", "part", "join", "bar", "start", "start", "time"]):
+        """Something happens: machines are admitted, go and return, cables part them, etcd fails, people decide, time passes."""
+        events = ["admit", "go", "return", "return", "part", "join", "silence", "speak", "bar", "start", "start", "time"]
+        match self.fate.choice(events):
             case "admit" if len(self.known.nodes) < 11:
                 number = self.known.free_number(self.fate.randint(0, 12))
                 self.known = self.known.put(replace(FIRST, number=number, role="worker", name=f"shop-{number}"))
@@ -284,6 +287,10 @@ class World:
                 self.side = {one.number: self.fate.choice((0, 0, 0, 1)) for one in self.known.nodes}
             case "join":
                 self.side = {}
+            case "silence":
+                self.silenced.add(number_of(self.fate.choice(self.members)))
+            case "speak":
+                self.silenced.discard(self.fate.choice(self.known.nodes).number)
             case "bar":
                 self.barred ^= {self.fate.choice(self.known.nodes).number}
                 self.barred = {number for number in self.barred if self.fate.random() < 0.5}
@@ -297,9 +304,13 @@ class World:
         here = self.side.get(number, 0)
         return {one for one in self.up if self.side.get(one, 0) == here} if number in self.up else set()
 
+    def talking(self, number: int) -> set[int]:
+        """Those of them whose etcd runs, if it does on this one."""
+        return set() if number in self.silenced else self.together(number) - self.silenced
+
     def connected(self, number: int) -> int:
         """How many voters a node is together with, itself included."""
-        return sum(int(one.peer_urls[0] == url(other)) for one in self.voters for other in self.together(number))
+        return sum(int(one.peer_urls[0] == url(other)) for one in self.voters for other in self.talking(number))
 
     def elect(self) -> bool:
         """Have a leader; tells whether there is a majority for one."""
@@ -307,13 +318,13 @@ class World:
         if not able:
             return False
         if self.leader not in able:
-            self.leader, self.away = self.fate.choice(able), {}
+            self.leader, self.away, self.mute = self.fate.choice(able), {}, {}
         return True
 
     def start(self) -> None:
         """A learner that the leader reaches starts."""
         if self.elect():
-            near = self.together(self.leader)
+            near = self.talking(self.leader)
             self.members = [
                 replace(one, name=f"shop-{number_of(one)}") if one.learner and number_of(one) in near else one
                 for one in self.members
@@ -321,11 +332,15 @@ class World:
 
     def view(self) -> View:
         near = frozenset(self.together(self.leader))
-        self.away = since(self.away, self.known.numbers - near, self.now)
+        quiet = near & self.silenced & {*map(number_of, self.members)}
+        self.away = since(self.away, self.known.numbers - (near - quiet), self.now)
+        self.mute = since(self.mute, quiet, self.now)
         leader = next(one.id for one in self.voters if number_of(one) == self.leader)
-        gone_ = longer_than(GRACE_S, self.away, self.now)
+        gone_, silent = (longer_than(GRACE_S, one, self.now) for one in (self.away, self.mute))
         barred = frozenset(self.barred)
-        return View(self.known, self.members, near, PREFIX, self.wanted, gone_, barred=barred, leader=leader)
+        return View(
+            self.known, self.members, near - quiet, PREFIX, self.wanted, gone_, silent, barred=barred, leader=leader
+        )
 
     def turn(self) -> bool:
         """Do what is due; tells whether anything was. The rules of etcd and of the house hold at every moment."""
@@ -341,12 +356,14 @@ class World:
                 self.add(chosen)
             case Promote(learner):
                 assert learner.learner and learner.name
-                if number_of(learner) in self.together(self.leader) and self.fate.random() < 0.7:
+                if number_of(learner) in self.talking(self.leader) and self.fate.random() < 0.7:
                     self.members[self.members.index(learner)] = replace(learner, learner=False)
             case Remove(one, _):
                 unwanted = bool(view.fault(one)) or len(self.voters) > view.most
                 assert one.learner or unwanted
                 self.members.remove(one)
+                # Its node puts the data aside.
+                self.silenced.discard(number_of(one))
         self.check(view)
         return action is not None
 
@@ -402,7 +419,7 @@ def end_well(world: World, dead: set[int]) -> None:
             break
     assert quiet, world.members
     view = world.view()
-    living = [one for one in world.voters if number_of(one) in world.up]
+    living = [one for one in world.voters if number_of(one) in world.up - world.silenced]
     assert len(living) >= voters_of(view.most, len(world.up)), (world.members, world.up)
     # Nobody dead is kept who makes it harder to be a majority.
     assert majority(len(living)) == majority(len(world.voters)), (world.members, world.up)
