@@ -261,7 +261,7 @@ class World:
 
     def __init__(self, seed: int, wanted: int) -> None:
         self.fate, self.wanted = random.Random(seed), wanted  # noqa: S311 - no secret
-        self.known = nodes("v")
+        self.known, self.size = nodes("v"), self.fate.choice((3, 5, 11))
         self.members = [member(1, "voter")]
         self.up = {1}
         self.side: dict[int, int] = {}
@@ -272,10 +272,9 @@ class World:
         self.serial = 1
 
     def happen(self) -> None:
-        """Something happens: machines are admitted, go and return, cables part them, etcd fails, people decide, time passes."""
-        events = ["admit", "go", "return", "return", "part", "join", "silence", "speak", "bar", "start", "start", "time"]
-        match self.fate.choice(events):
-            case "admit" if len(self.known.nodes) < 11:
+        """Something happens: machines are admitted, go and return, cables part them, people decide, time passes."""
+        match self.fate.choice(["admit", "go", "return", "return", "part", "join", "bar", "start", "start", "time"]):
+            case "admit" if len(self.known.nodes) < self.size:
                 number = self.known.free_number(self.fate.randint(0, 12))
                 self.known = self.known.put(replace(FIRST, number=number, role="worker", name=f"shop-{number}"))
                 self.up.add(number)
@@ -287,10 +286,6 @@ class World:
                 self.side = {one.number: self.fate.choice((0, 0, 0, 1)) for one in self.known.nodes}
             case "join":
                 self.side = {}
-            case "silence":
-                self.silenced.add(number_of(self.fate.choice(self.members)))
-            case "speak":
-                self.silenced.discard(self.fate.choice(self.known.nodes).number)
             case "bar":
                 self.barred ^= {self.fate.choice(self.known.nodes).number}
                 self.barred = {number for number in self.barred if self.fate.random() < 0.5}
@@ -298,6 +293,13 @@ class World:
                 self.start()
             case "time":
                 self.now += self.fate.choice((1, 5, 30, 70))
+
+    def falter(self) -> None:
+        """Now and then an etcd falls silent while its node is well, and sometimes it speaks again."""
+        if self.fate.random() < 0.1:
+            self.silenced.add(number_of(self.fate.choice(self.members)))
+        if self.fate.random() < 0.1:
+            self.silenced.discard(self.fate.choice(self.known.nodes).number)
 
     def together(self, number: int) -> set[int]:
         """The nodes on the same side as one of them, if that is up."""
@@ -398,6 +400,7 @@ def test_whatever_happens_the_members_become_what_they_shall_be(start: int, want
         world = World(seed, wanted)
         for _ in range(120):
             world.happen()
+            world.falter()
             if world.fate.random() < 0.7:
                 world.turn()
         dead = {one.number for one in world.known.nodes if world.fate.random() < 0.2}
