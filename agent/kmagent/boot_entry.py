@@ -10,7 +10,9 @@ log = logging.getLogger(__name__)
 
 LABEL = "Kubermesh"
 LOADER = r"\EFI\systemd\systemd-bootx64.efi"
-ENTRY = re.compile(r"Boot([0-9A-F]{4})\*? .*HD\([0-9]+,GPT,([0-9a-f-]{36}),", re.IGNORECASE)
+# One that names nothing but the partition (UEFI, 3.1.2: a short-form device path). What firmware makes for a stick goes on after
+# the way to its port, and the disk that is installed from that has the same partition.
+ENTRY = re.compile(r"Boot([0-9A-F]{4})\*? [^\t\n]*\tHD\([0-9]+,GPT,([0-9a-f-]{36}),", re.IGNORECASE)
 
 
 def put_first(esp: Path) -> None:

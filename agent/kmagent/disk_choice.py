@@ -65,7 +65,7 @@ def refusal(one: Found, wish: Install, *, force: bool = False) -> str:
     if force:
         return ""
     if one.holds == "broken":
-        return f"has a Kubermesh, and {one.what}"
+        return f"has a Kubermesh, and {one.what}; take it out, or erase it, to have another one taken"
     if one.holds == "theirs" and not wish.wipe_clusters:
         return f"has a node of cluster {one.what}; `install.wipe_clusters: true` in the cluster file lets it be wiped"
     if one.holds == "data" and not wish.wipe:

@@ -56,7 +56,11 @@ def main(permission: str = "") -> int:
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
     stick = None if from_network else find_stick(verity.table())
     if chosen is None or not (stick or from_network):
-        text = refusals(found, wish, is_asked=not used.exists()) if stick or from_network else "the stick is not in"
+        text = (
+            refusals(found, wish, is_asked=not used.exists(), stick=bool(stick))
+            if stick or from_network
+            else "the stick is not in"
+        )
         if text != disk_state.read(paths)[1]:
             say(paths, None, text, state="blocked")
         print(json.dumps({"state": "blocked", "message": text}))
@@ -119,7 +123,9 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
                 return memory_disk.make_var()
             time.sleep(FAILED_AGAIN_S)
         elif chosen is None and agreed:
-            if (text := refusals(found, wish, is_asked=not is_seed(paths))) != disk_state.read(paths)[1]:
+            if (text := refusals(found, wish, is_asked=not is_seed(paths), stick=bool(stick))) != disk_state.read(
+                paths
+            )[1]:
                 say(paths, None, text, state="blocked")
             if not is_seed(paths):
                 return memory_disk.make_var()
@@ -184,14 +190,14 @@ def wishes(paths: Paths) -> tuple[Install, str]:
     return Install(), ""
 
 
-def refusals(found: list[Found], wish: Install, *, is_asked: bool) -> str:
+def refusals(found: list[Found], wish: Install, *, is_asked: bool, stick: bool = False) -> str:
     """Return why there is no disk to live on; where a person is asked, what `--wipe` would take comes first."""
     if not found:
         return "waiting for a disk to install to; `install.to` in the cluster file can be `stick` or `ram` instead"
     why = [f"{describe(one.drive)} {disk_choice.refusal(one, wish)}" for one in found if disk_choice.refusal(one, wish)]
     wiped = disk_choice.choose(found, wish, force=True) if is_asked else None
     offer = f", `--wipe` would take {describe(wiped.drive)}" if wiped else ""
-    return f"no disk to install to{offer}: {'; '.join(why)}"
+    return f"no disk to install to{', leave the stick in' if stick else ''}{offer}: {'; '.join(why)}"
 
 
 def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str:

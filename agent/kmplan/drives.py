@@ -63,6 +63,8 @@ def listed(devices: list[dict[str, Any]]) -> list[Drive]:
 def drive_of(one: dict[str, Any]) -> Drive:
     """A drive as lsblk describes it."""
     parts = [one, *below(one)]
+    # Of an eMMC lsblk said that it is hot-pluggable, as memory cards are on its bus, too; from util-linux 2.39 on of neither.
+    kind = kind_of_card(one["path"])
     names = [part.get("label") or part.get("partlabel") or part.get("fstype") or "" for part in parts]
     return Drive(
         path=Path(one["path"]),
@@ -73,7 +75,7 @@ def drive_of(one: dict[str, Any]) -> Drive:
         bus=one["tran"] or "",
         spins=bool(one.get("rota")),
         sector=int(one.get("log-sec") or 512),
-        removable=bool(one["rm"] or (one["hotplug"] and not is_soldered(one["path"])) or one["tran"] == "usb"),
+        removable=bool(one["rm"] or one["hotplug"] or one["tran"] == "usb" or kind == "SD") and kind != "MMC",
         read_only=bool(one["ro"]),
         content=[name for name in names if name] or [name for name in [one.get("pttype")] if name],
         mounts=[place for part in parts for place in part["mountpoints"] if place],
@@ -81,12 +83,12 @@ def drive_of(one: dict[str, Any]) -> Drive:
     )
 
 
-def is_soldered(path: str) -> bool:
-    """Tell whether a device is an eMMC: lsblk takes all of its bus for hot-pluggable, as memory cards are there, too."""
+def kind_of_card(path: str) -> str:
+    """Return `SD` for a memory card, `MMC` for one that is soldered in, and nothing for what is neither."""
     try:
-        return (BLOCK / Path(path).name / "device/type").read_text().strip() == "MMC"
+        return (BLOCK / Path(path).name / "device/type").read_text().strip()
     except OSError:
-        return False
+        return ""
 
 
 def partition_of(one: dict[str, Any]) -> Partition:

@@ -2,10 +2,13 @@
 
 import stat
 from pathlib import Path
+from typing import Any
 
 from kmplan.drives import Drive, listed, lsblk
 from kmplan.errors import UserError
 
+# The image's partition table is for these.
+SECTOR = 512
 SYSTEM = ("/", "/boot", "/boot/efi", "/efi", "/usr", "/var", "/home", "[SWAP]")
 
 
@@ -27,10 +30,21 @@ def find(path: Path) -> Drive:
     if not stat.S_ISBLK(status.st_mode):
         raise UserError(f"{path}: neither a drive nor a file")
     real = path.resolve()
-    found = next((drive for drive in listed(lsblk(real)) if drive.path == real), None)
+    devices = lsblk(real)
+    found = next((drive for drive in listed(devices) if drive.path == real), None)
     if found is None:
-        raise UserError(f"{path}: a part of a drive", "name the whole drive")
+        raise UserError(*what_it_is(path, next((one for one in devices if one["path"] == str(real)), {})))
     return found
+
+
+def what_it_is(path: Path, device: dict[str, Any]) -> tuple[str, str]:
+    """Say what a device is that is no drive, and what to do about it."""
+    kind = device.get("type", "part")
+    if kind == "disk":
+        return f"{path}: there is no medium in it", "put one in"
+    if kind == "part":
+        return f"{path}: a part of a drive", "name the whole drive"
+    return f"{path}: no drive, but {kind}", "name a drive that can be pulled out"
 
 
 def check(drive: Drive, size: int, serial: str = "") -> None:
@@ -43,6 +57,10 @@ def check(drive: Drive, size: int, serial: str = "") -> None:
         raise UserError(f"{drive.path}: this machine runs from it ({', '.join(system)})", "choose another drive")
     if drive.mounts:
         raise UserError(f"{drive.path}: in use at {', '.join(drive.mounts)}", f"unmount it: umount {drive.mounts[0]}")
+    if drive.sector != SECTOR:
+        raise UserError(
+            f"{drive.path}: sectors of {drive.sector} bytes: nothing boots from it", f"take one with {SECTOR}"
+        )
     if drive.read_only:
         raise UserError(f"{drive.path}: read-only", "is there a switch on it?")
     if drive.size < size:

@@ -97,6 +97,7 @@ def test_who_may_not_be_taken_is_said_with_the_way_out() -> None:
     assert "`install.disks`" in refusal(found("sda"), wish(disks=[{"bus": "nvme"}]))
     text = install.refusals(disks[:1], Install(), is_asked=False)
     assert text.startswith("no disk to install to: /dev/sda (sata, 500 GB) holds ntfs, Photos")
+    assert "leave the stick in" in install.refusals(disks[:1], Install(), is_asked=False, stick=True)
     # Who may allow it is told first which one it would be.
     larger = found("sdd", "data", "ext4, Backup", size_gb=900)
     text = install.refusals([*disks, larger], Install(), is_asked=True)

@@ -138,6 +138,14 @@ def test_the_disk_comes_first_and_has_one_entry(firmware: Firmware) -> None:
     assert firmware.calls == ["--bootorder 0004,0001,0003,0000"]
 
 
+def test_the_entry_of_the_stick_is_not_taken_for_the_disks(firmware: Firmware) -> None:
+    """As AMI's firmware makes it: the disk has the stick's partitions, their UUIDs as well."""
+    path = f"PciRoot(0x0)/Pci(0x14,0x0)/USB(7,0)/HD(1,GPT,{ESP},0x800,0x100000)..BO"
+    firmware.listing += f"Boot0005* UEFI: SanDisk, Partition 1\t{path}\n"
+    boot_entry.put_first(Path("/dev/vda1"))
+    assert "--create" in firmware.calls[0] and firmware.calls[1] == "--bootorder 0004,0001,0003,0000"
+
+
 def test_a_disk_is_booted_once(firmware: Firmware) -> None:
     firmware.listing += OURS
     assert boot_entry.next_time(Path("/dev/vda1"))

@@ -237,9 +237,33 @@ def test_what_is_soldered_in_is_no_stick(tmp_path: Path, monkeypatch: pytest.Mon
     for name, kind in (("mmcblk0", "MMC"), ("mmcblk1", "SD")):
         (tmp_path / name / "device").mkdir(parents=True)
         (tmp_path / name / "device/type").write_text(f"{kind}\n")
-    devices = [device(f"/dev/{name}", "disk", 64 << 30, hotplug=True) for name in ("mmcblk0", "mmcblk1", "sdb")]
-    monkeypatch.setattr(drives, "lsblk", lambda: devices)
-    assert [drive.path.name for drive in drives.removable()] == ["mmcblk1", "sdb"]
+    for hotplug in (True, False):
+        devices = [device(f"/dev/{name}", "disk", 64 << 30, hotplug=hotplug) for name in ("mmcblk0", "mmcblk1")]
+        monkeypatch.setattr(drives, "lsblk", lambda devices=devices: devices)
+        assert [drive.path.name for drive in drives.removable()] == ["mmcblk1"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "said"),
+    [
+        ("disk", 0, "/dev/null: there is no medium in it"),
+        ("part", 1 << 30, "/dev/null: a part of a drive"),
+        ("rom", 1 << 30, "/dev/null: no drive, but rom"),
+    ],
+)
+def test_what_is_no_drive_is_called_what_it_is(
+    kind: str, size: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drives.stat, "S_ISBLK", lambda _: True)
+    monkeypatch.setattr(drives, "lsblk", lambda _: [device("/dev/null", kind, size)])
+    with pytest.raises(UserError, match=said):
+        drives.find(Path("/dev/null"))
+
+
+def test_a_drive_with_large_sectors_is_refused() -> None:
+    """The partition table would be where no firmware looks for it."""
+    with pytest.raises(UserError, match="sectors of 4096 bytes"):
+        drives.check(Drive(path=Path("/dev/sdb"), size=64 << 30, removable=True, sector=4096), 1 << 30)
 
 
 def test_drives_are_told_apart_as_lsblk_shows_them() -> None:
