@@ -32,6 +32,8 @@ def main() -> int:
         # What it takes to install is not loaded at every boot.
         var = importlib.import_module("kmagent.install").settle_on(paths)
     else:
+        if len([name for name in machine.fixed_disks() if machine.partition(name, VAR)]) > 1:
+            drive = importlib.import_module("kmagent.install").own_of(paths, drive)
         var = complete(drive)
     paths.var_device.unlink(missing_ok=True)
     paths.var_device.symlink_to(f"/dev/{var}")

@@ -132,6 +132,15 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
         time.sleep(AGAIN_S)
 
 
+def own_of(paths: Paths, drive: str) -> str:
+    """Return which of several disks that a node could live on is this machine's, by the cluster that it was started for.
+
+    Where they have the same image, partitions have the same UUIDs (disk_copy.define), and the root may be read from either.
+    """
+    ours = [one.drive.path.name for one in look_around(paths, wishes(paths)[1]) if one.holds == "ours"]
+    return drive if drive in ours or not ours else ours[0]
+
+
 def the_stick(paths: Paths) -> Drive | None:
     """Return the one stick that has the root that runs; where there are several, wait until somebody has left one in."""
     told = ""
@@ -253,6 +262,8 @@ def keep(paths: Paths, stick: Drive | None, target: Drive, words: list[str]) -> 
         else:
             memory_root.leave(words, moved)
             run(["systemctl", "daemon-reload"], check=False)
+            # The power may have been cut before it had an entry, or the firmware has forgotten it.
+            boot_first(target)
     say(paths, target, text, state="kept")
     return home_disk.complete(target.path.name)
 

@@ -53,6 +53,11 @@ def removable_disks() -> list[str]:
     return sorted(path.name for path in (SYS / "block").iterdir() if is_removable(path.name))
 
 
+def fixed_disks() -> list[str]:
+    """Return the names of the others."""
+    return sorted({path.name for path in (SYS / "block").iterdir()} - {*removable_disks()})
+
+
 def partition(name: str, label: str) -> str | None:
     """Return the name of the partition of a disk that has this label.
 

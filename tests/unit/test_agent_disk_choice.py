@@ -233,6 +233,7 @@ def sys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_can_be_pulled_out_is_never_a_home(sys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("nvme0n1", "sda", "sdb", "mmcblk0", "mmcblk1")
     assert [name for name in names if not machine.is_removable(name)] == ["nvme0n1", "sda", "mmcblk0"]
+    assert machine.fixed_disks() == ["mmcblk0", "nvme0n1", "sda"]
     homes = [drive(name) for name in (*names, "mmcblk0boot0", "zram0", "loop0")]
     assert [one.path.name for one in homes if disk_look.may_be_home(one)] == ["nvme0n1", "sda", "mmcblk0"]
     # A disk that is mounted is in use. The root may be read from the disk though the machine was booted from the stick.

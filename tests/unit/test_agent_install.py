@@ -71,7 +71,10 @@ class Disks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.drives: list[Drive] = []
         self.moved: list[str] = []
+        # Which the firmware was told to boot from.
+        self.first: list[str] = []
         self.readable = True
+        monkeypatch.setattr(install, "boot_first", lambda target: self.first.append(target.path.name))
         for module in (install, disk_copy):
             monkeypatch.setattr(module, "lsblk", lambda path=None: path)
             monkeypatch.setattr(module, "listed", self.listed)
@@ -124,6 +127,8 @@ def test_a_disk_that_was_the_machines_own_is_kept(paths: Paths, disks: Disks) ->
     assert install.keep(paths, stick, disk, TABLE) == "nvme0n16"
     assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")]
     assert "may be pulled out" in json.loads(paths.disk.read_text())["message"]
+    # The power may have been cut before the firmware knew.
+    assert disks.first == ["nvme0n1"]
     # One half of it comes from the disk already.
     half = verity.elsewhere(TABLE, "8:18", "259:19").split()
     install.keep(paths, stick, disk, half)
@@ -139,7 +144,26 @@ def test_a_disk_whose_system_is_of_no_use_is_kept_and_not_run(paths: Paths, disk
     stick = with_root("sdb", "8")
     disks.drives, disks.readable = [stick, disk], other
     assert install.keep(paths, stick, disk, TABLE) == "nvme0n16"
-    assert disks.moved == [] and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
+    assert disks.moved == disks.first == [] and "leave the stick in" in json.loads(paths.disk.read_text())["message"]
+
+
+@pytest.mark.parametrize(
+    ("sda", "sdd", "own"),
+    [
+        # Both have the image, and the root was found on the first: the other is the one of this cluster.
+        ("theirs", "ours", "sdd"),
+        ("ours", "theirs", "sda"),
+        ("ours", "ours", "sda"),
+        # Nobody said which cluster, or neither is a node yet.
+        ("theirs", "nothing", "sda"),
+    ],
+)
+def test_of_several_disks_with_a_node_that_of_this_cluster_is_the_machines(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, sda: str, sdd: str, own: str
+) -> None:
+    monkeypatch.setattr(install, "wishes", lambda _: (wish(), OURS))
+    monkeypatch.setattr(install, "look_around", lambda *_: [found("sda", sda), found("sdd", sdd)])
+    assert install.own_of(paths, "sda") == own
 
 
 def test_of_two_sticks_nobody_knows_which_one_was_booted(disks: Disks) -> None:
@@ -276,13 +300,12 @@ def test_a_disk_that_returns_something_else_than_was_written_is_given_up(
     monkeypatch.setattr(disk_copy, "check_esp", lambda *_: None)
     monkeypatch.setattr(disk_copy, "clear", cleared.append)
     monkeypatch.setattr(home_disk, "var_of", lambda name: f"{name}6")
-    monkeypatch.setattr(install, "boot_first", lambda _: None)
     var = new_var(paths, tmp_path, monkeypatch)
     if readable:
         assert install.take(paths, stick, disk) == "nvme0n16"
         assert (var / "lib/kubermesh/join.json").exists()
         assert disks.moved == [verity.elsewhere(TABLE, "259:18", "259:19")] and cleared == []
-        assert disk_state.read(paths)[0] == "installed"
+        assert disk_state.read(paths)[0] == "installed" and disks.first == ["nvme0n1"]
         return
     with pytest.raises(UserError, match="not what the root hash says"):
         install.take(paths, stick, disk)
