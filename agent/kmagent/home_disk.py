@@ -14,15 +14,37 @@ from kmplan.errors import UserError
 from kmplan.run import run
 
 DEFINITIONS = Path("/usr/lib/kubermesh/repart.d")
-APPEARS_S = 20.0
+APPEARS_S, AGAIN_S = 20.0, 30.0
 ESP, VAR = "kubermesh-esp", "kubermesh-var"
 MEMORY = "zram"
 
 
 def main() -> int:
-    """Find the disk, complete its partitions, and say where `/var` is."""
+    """Say where `/var` is, as soon as that is found; what is in the way is told on the consoles, and looked at again."""
     paths = Paths()
     paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    told = ""
+    while True:
+        try:
+            var = find(paths)
+        except (UserError, OSError) as error:
+            # A unit that fails ends the boot, where nobody can log in and nothing is said.
+            if told != str(error):
+                told = str(error)
+                importlib.import_module("kmagent.install").say(
+                    paths, None, f"no disk to live on: {told}", state="blocked"
+                )
+            time.sleep(AGAIN_S)
+            paths.disk.unlink(missing_ok=True)
+        else:
+            break
+    paths.var_device.unlink(missing_ok=True)
+    paths.var_device.symlink_to(f"/dev/{var}")
+    return 0
+
+
+def find(paths: Paths) -> str:
+    """Return the partition for `/var`, of a disk that is installed first where that is due, and completed."""
     drive = root_drive()
     if (
         drive.startswith(MEMORY)
@@ -30,14 +52,10 @@ def main() -> int:
         or any(machine.partition(name, ESP) for name in machine.removable_disks())
     ):
         # What it takes to install is not loaded at every boot.
-        var = importlib.import_module("kmagent.install").settle_on(paths)
-    else:
-        if len([name for name in machine.fixed_disks() if machine.partition(name, VAR)]) > 1:
-            drive = importlib.import_module("kmagent.install").own_of(paths, drive)
-        var = complete(drive)
-    paths.var_device.unlink(missing_ok=True)
-    paths.var_device.symlink_to(f"/dev/{var}")
-    return 0
+        return str(importlib.import_module("kmagent.install").settle_on(paths))
+    if len([name for name in machine.fixed_disks() if machine.partition(name, VAR)]) > 1:
+        drive = importlib.import_module("kmagent.install").own_of(paths, drive)
+    return complete(drive)
 
 
 def root_drive() -> str:

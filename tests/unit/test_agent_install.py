@@ -283,6 +283,28 @@ def test_where_a_machine_lives(
     assert disk_state.read(paths)[0] == said
 
 
+def test_a_machine_that_finds_no_disk_says_why_and_looks_again(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a unit that failed it would stand still in an emergency shell that nobody can use."""
+    errors: list[Exception] = [UserError("/dev/vda: no partition kubermesh-var"), OSError("Input/output error")]
+    said: list[str] = []
+
+    def look(_: Paths) -> str:
+        if errors:
+            raise errors.pop(0)
+        return "vda6"
+
+    monkeypatch.setattr(home_disk, "Paths", lambda: paths)
+    monkeypatch.setattr(home_disk, "find", look)
+    monkeypatch.setattr(home_disk.time, "sleep", lambda _: said.append(disk_state.blocked(paths)))
+    assert home_disk.main() == 0
+    assert paths.var_device.readlink() == Path("/dev/vda6")
+    assert said == [
+        "no disk to live on: /dev/vda: no partition kubermesh-var",
+        "no disk to live on: Input/output error",
+    ]
+    assert disk_state.blocked(paths) == ""
+
+
 @pytest.mark.parametrize("readable", [True, False])
 def test_a_disk_that_returns_something_else_than_was_written_is_given_up(
     paths: Paths, disks: Disks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool
