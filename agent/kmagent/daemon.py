@@ -93,9 +93,9 @@ async def _main(paths: Paths) -> int:
         # Whoever reads the file later is not told that all is well because it was.
         state.stopped = True
         write_status(paths.status, state)
-    if state.facts and stop.is_set():
-        await anycast.withdraw(paths, state.facts.api)
-        await anycast.withdraw(paths, state.facts.join)
+        if state.facts:
+            await anycast.withdraw(paths, state.facts.api)
+            await anycast.withdraw(paths, state.facts.join)
     server.close()
     stopping.cancel()
     if work.done():

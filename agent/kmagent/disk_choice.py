@@ -6,13 +6,10 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from kmplan.cluster import DiskRule, Install
-from kmplan.drives import Drive
+from kmplan.drives import SECTOR, Drive
 
 # What systemd-repart asks for (/usr/lib/kubermesh/repart.d), and some room for /var.
 SMALLEST_BYTES = 4_000_000_000
-
-# The EFI system partition is copied from a stick, with the file system's sectors as they are.
-SECTOR = 512
 
 Holds = Literal["nothing", "ours", "theirs", "data", "broken"]
 

@@ -123,9 +123,8 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
                 return memory_disk.make_var()
             time.sleep(FAILED_AGAIN_S)
         elif chosen is None and agreed:
-            if (text := refusals(found, wish, is_asked=not is_seed(paths), stick=bool(stick))) != disk_state.read(
-                paths
-            )[1]:
+            text = refusals(found, wish, is_asked=not is_seed(paths), stick=bool(stick))
+            if text != disk_state.read(paths)[1]:
                 say(paths, None, text, state="blocked")
             if not is_seed(paths):
                 return memory_disk.make_var()

@@ -9,6 +9,8 @@ import msgspec
 
 from kmplan.run import run
 
+# The image's partition table is for sectors of so many bytes, and so is the file system of its EFI system partition.
+SECTOR = 512
 BLOCK = Path("/sys/block")
 COLUMNS = (
     "PATH,TYPE,MAJ:MIN,LOG-SEC,SIZE,RO,RM,HOTPLUG,ROTA,TRAN,MODEL,SERIAL,WWN,PTTYPE,FSTYPE,LABEL,PARTLABEL,PARTUUID,"

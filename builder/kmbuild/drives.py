@@ -4,11 +4,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from kmplan.drives import Drive, listed, lsblk
+from kmplan.drives import SECTOR, Drive, listed, lsblk
 from kmplan.errors import UserError
 
-# The image's partition table is for these.
-SECTOR = 512
 SYSTEM = ("/", "/boot", "/boot/efi", "/efi", "/usr", "/var", "/home", "[SWAP]")
 
 

@@ -98,7 +98,9 @@ def wanted_roles(wanted_voters: int, nodes: int) -> dict[str, int]:
 def wrong_members(cluster: Cluster, nodes: Sequence[report.Described]) -> list[str]:
     """Members of etcd that are not the voters and the standby, or never started."""
     wanted = {
-        peer_url(cluster, node): node["role"] == "standby" for node in nodes if node["role"] in ("voter", "standby")
+        peer_url(cluster, int(node["node"].rpartition("-")[2])): node["role"] == "standby"
+        for node in nodes
+        if node["role"] in ("voter", "standby")
     }
     voter = next(node["name"] for node in nodes if node["role"] == "voter")
     members = list_members(cluster, cluster.machine(voter))
@@ -109,9 +111,8 @@ def wrong_members(cluster: Cluster, nodes: Sequence[report.Described]) -> list[s
     return [f"etcd's members are {', '.join(shown)}, not the voters and the standby"]
 
 
-def peer_url(cluster: Cluster, node: report.Described) -> str:
+def peer_url(cluster: Cluster, number: int) -> str:
     """Where a node's etcd is known to the others."""
-    number = int(node["node"].rpartition("-")[2])
     return f"https://[{read_cluster(cluster.directory).plan.node(number)}]:2380"
 
 

@@ -130,12 +130,12 @@ def recover(scene: Scene, chosen: list[int]) -> None:
 def recover_beside(scene: Scene, chosen: list[int]) -> None:
     """Begin anew without the victims, then let them go on: a majority of the epoch before, which has not heard of it."""
     begin_anew(scene)
-    before = min(epoch for number in others(scene, chosen) if (epoch := epoch_of(scene, number))) - 1
+    begun = max(epoch_of(scene, number) for number in others(scene, chosen))
     scene.split = (time.monotonic(), float("inf"))
     thaw(scene, chosen)
 
     def missing() -> str:
-        old = [scene.machine(number).name for number in chosen if epoch_of(scene, number) <= before]
+        old = [scene.machine(number).name for number in chosen if epoch_of(scene, number) < begun]
         return f"{', '.join(old)}: still in the epoch before" if old else ""
 
     scene.wait(missing, OVERTAKEN_S)

@@ -9,7 +9,6 @@ from typing import Any
 from kmcluster import inside, steady
 from kmcluster.scenario import GRACE_S, Scenario, Scene, follower, lead_who_is_asked, leader, nobody, worker
 from kmcluster.steady import etcdctl
-from kmplan.cluster import read_cluster
 from kmplan.errors import UserError
 
 # etcd's quota where it is reached on purpose; an object of the API server may have 1 MiB.
@@ -167,7 +166,7 @@ def configure(scene: Scene, data: dict[str, str], wanted: str) -> None:
 def add_phantom(scene: Scene, _: list[int]) -> None:
     """Add a member to etcd that never comes; UserError when it is still there after a while."""
     lead = scene.leader()
-    phantom = f"https://[{read_cluster(scene.cluster.directory).plan.node(PHANTOM)}]:2380"
+    phantom = steady.peer_url(scene.cluster, PHANTOM)
     scene.tell(f"etcdctl member add phantom --learner: {scene.machine(lead).name}")
     scene.run(lead, etcdctl("member", "add", "phantom", "--learner", f"--peer-urls={phantom}"))
 
