@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmagent import home_disk, machine
+from kmagent import boot_image, home_disk, machine
 from kmagent.disk_look import FIRST_BYTES, mounted
 from kmagent.paths import Paths
 from kmagent.programs import run_async
+from kmplan import esp
 from kmplan.drives import Drive, Partition, listed, lsblk
 from kmplan.errors import UserError
 from kmplan.files import sync_folder
@@ -94,12 +95,12 @@ def partition(target: Drive, uuid: str) -> Partition:
     raise UserError(f"{target.path}: no partition {uuid} after it was written")
 
 
-def check_esp(paths: Paths, parts: Parts, target: Drive) -> None:
-    """Read the EFI system partition back; UserError when it has something else than was written."""
+def check_esp(paths: Paths, parts: Parts, target: Drive, roothash: str) -> None:
+    """Read the EFI system partition back; UserError when it has something else than was written, or than the root asks for."""
     if parts.esp:
         there = partition(target, parts.esp.uuid).path
         compare(parts.esp.path, there)
-        bless(paths, there)
+        bless(paths, there, roothash)
         return
     with mounted(paths, esp_of(target), "ro", "vfat") as folder:
         for path in sorted(one for one in parts.files.rglob("*") if one.is_file()):
@@ -122,12 +123,16 @@ def compare(source: Path, target: Path) -> None:
                 raise UserError(f"{target}: keeps something else than was written to it")
 
 
-def bless(paths: Paths, esp: Path) -> None:
+def bless(paths: Paths, there: Path, roothash: str, top: Path = Path("/")) -> None:
     """Take the boot counter off the disk's entry: the stick's goes on counting, and the two would no longer be the same.
 
-    systemd-bless-boot(8) is content with an entry that is good already. There is no other slot yet to fall back to.
+    systemd-bless-boot(8) is content with an entry that is good already. There is no other slot yet to fall back to. Raises
+    UserError when it starts something else than the system that runs: nothing else has read what a stick has outside the root.
     """
-    with mounted(paths, esp, "rw", "vfat") as folder:
-        for path in (folder / "EFI/Linux").glob("*+*.efi"):
+    with mounted(paths, there, "rw", "vfat") as folder:
+        for path in (folder / esp.ENTRIES).glob("*+*.efi"):
             path.rename(path.with_name(f"{path.name.partition('+')[0]}.efi"))
             sync_folder(path.parent)
+        if not any(boot_image.is_of(path, roothash, top) for path in (folder / esp.ENTRIES).glob("*.efi")):
+            raise UserError("the stick's boot image is not that of the system on it", "flash the stick again")
+        compare(top / esp.LOADER, folder / esp.FIRST)

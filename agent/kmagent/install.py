@@ -35,6 +35,7 @@ from kmplan.seed import parse_bundle, parse_join
 
 IN_MEMORY = "this machine runs in memory: it forgets all when it is switched off"
 AGAIN_S, FAILED_AGAIN_S, RESTART_S = 5.0, 60.0, 600.0
+FAILED = "install-failed"
 # Disks may come late: one is taken when as many looks in a row found the same.
 LOOKS = 3
 # Where systemd-gpt-auto-generator(8) shows the EFI system partition.
@@ -51,8 +52,13 @@ def main(permission: str = "") -> int:
     wish, authority = wishes(paths)
     used = paths.run / "wiped"
     force = permission == "wipe" and not used.exists()
+    if failed_lately(paths):
+        print(json.dumps({"state": "blocked", "message": disk_state.read(paths)[1]}))
+        return 0
     found = look_around(paths, authority)
     chosen = disk_choice.choose(found, wish, force=force)
+    if chosen and not force:
+        found, chosen = look_until_agreed(paths, wish, authority)
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
     stick = None if from_network else find_stick(verity.table())
     if chosen is None or not (stick or from_network):
@@ -73,6 +79,7 @@ def main(permission: str = "") -> int:
         take(paths, stick, chosen, key=join.own_key(paths))
     except (UserError, OSError) as error:
         say(paths, chosen.drive, f"cannot be used: {reason(error)}", state="blocked")
+        (paths.run / FAILED).write_text(str(time.monotonic()))
         raise UserError(f"{chosen.drive.path}: {reason(error)}") from error
     print(json.dumps({"state": "installed"}))
     return 0
@@ -107,28 +114,44 @@ def settle_on(paths: Paths) -> str:
 
 def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) -> str:
     """Take a disk as soon as there is one to take; returns the device of `/var`."""
-    seen: list[str] = []
     while True:
-        found = look_around(paths, authority)
-        chosen = disk_choice.choose(found, wish)
-        seen = [*seen, str(chosen.drive.path) if chosen else ""][-LOOKS:]
-        agreed = len(seen) == LOOKS and len(set(seen)) == 1
-        if chosen and (agreed or chosen.holds == "ours"):
+        found, chosen = look_until_agreed(paths, wish, authority)
+        if chosen:
             try:
                 return take(paths, stick, chosen)
             except (UserError, OSError) as error:
                 # Not the next one: what is wrong may be the stick.
                 say(paths, chosen.drive, f"cannot be used: {reason(error)}", state="blocked")
-            if not is_seed(paths):
-                return memory_disk.make_var()
-            time.sleep(FAILED_AGAIN_S)
-        elif chosen is None and agreed:
+                (paths.run / FAILED).write_text(str(time.monotonic()))
+        else:
             text = refusals(found, wish, is_asked=not is_seed(paths), stick=bool(stick))
             if text != disk_state.read(paths)[1]:
                 say(paths, None, text, state="blocked")
-            if not is_seed(paths):
-                return memory_disk.make_var()
+        if not is_seed(paths):
+            return memory_disk.make_var()
+        time.sleep(FAILED_AGAIN_S if chosen else AGAIN_S)
+
+
+def look_until_agreed(paths: Paths, wish: Install, authority: str) -> tuple[list[Found], Found | None]:
+    """Return what is on the disks, and the one to take, or none, as soon as several looks have found the same.
+
+    The machine's own is taken at sight.
+    """
+    seen: list[str] = []
+    while True:
+        found = look_around(paths, authority)
+        chosen = disk_choice.choose(found, wish)
+        seen = [*seen, str(chosen.drive.path) if chosen else ""][-LOOKS:]
+        if (chosen and chosen.holds == "ours") or seen == LOOKS * seen[:1]:
+            return found, chosen
         time.sleep(AGAIN_S)
+
+
+def failed_lately(paths: Paths) -> bool:
+    """Tell whether a disk could not be used a moment ago: it is not written to again and again."""
+    with contextlib.suppress(OSError, ValueError):
+        return time.monotonic() < float((paths.run / FAILED).read_text()) + FAILED_AGAIN_S
+    return False
 
 
 def own_of(paths: Paths, drive: str) -> str:
@@ -229,7 +252,7 @@ def take(paths: Paths, stick: Drive | None, chosen: Found, key: str = "") -> str
     try:
         moved = table_on(target, words)
         verity.check(moved)
-        disk_copy.check_esp(paths, parts, target)
+        disk_copy.check_esp(paths, parts, target, words[verity.ROOT_HASH])
         var = home_disk.var_of(target.path.name)
         claim(paths, var, key)
     except (UserError, OSError):

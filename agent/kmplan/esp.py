@@ -3,13 +3,15 @@
 from pathlib import Path
 
 LOADER = Path("usr/lib/systemd/boot/efi/systemd-bootx64.efi")
+# What firmware starts when nothing else is said, and where that looks for boot images.
+FIRST, ENTRIES = "EFI/BOOT/BOOTX64.EFI", "EFI/Linux"
 
 
 def layout(loader: Path, boot_image: Path, entry: str) -> dict[str, Path | str]:
     """Return what is at which path: a file to copy, or text; `entry` is the boot image's name, which says version and tries."""
     return {
-        "EFI/BOOT/BOOTX64.EFI": loader,
-        f"EFI/Linux/{entry}.efi": boot_image,
+        FIRST: loader,
+        f"{ENTRIES}/{entry}.efi": boot_image,
         "EFI/systemd/systemd-bootx64.efi": loader,
         "loader/entries.srel": "type1\n",
         "loader/loader.conf": "timeout 0\neditor no\n",

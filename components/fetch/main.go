@@ -176,11 +176,11 @@ func (here *machine) keepBoot(source *source) error {
 	return os.WriteFile(filepath.Join(credentials, "kubermesh.join"), source.offer.Join, 0o600)
 }
 
-// onDisk tells whether a disk has the root already; at first it gives disks a moment.
+// onDisk tells whether this machine lives on a disk that has the root already; at first it gives disks a moment.
 func onDisk(root rootHash) bool {
 	deadline := started.Add(disksFirst)
 	for {
-		if exists(filepath.Join(byUUID, root.dataUUID())) && exists(filepath.Join(byUUID, root.hashUUID())) {
+		if exists(filepath.Join(byUUID, root.hashUUID())) && disks.isHome(filepath.Join(byUUID, root.dataUUID())) {
 			return true
 		}
 		if time.Now().After(deadline) {

@@ -111,7 +111,9 @@ func (kept *store) show() error {
 	uuids := []string{kept.root.hashUUID(), kept.root.dataUUID()}
 	rules := ""
 	for place, device := range kept.names {
-		rules += fmt.Sprintf("SUBSYSTEM==\"block\", KERNEL==\"%s\", SYMLINK+=\"disk/by-partuuid/%s\", TAG+=\"systemd\"\n", device, uuids[place])
+		// A stick or a disk that is not completed may have the same, and is not what was checked.
+		rules += fmt.Sprintf("SUBSYSTEM==\"block\", KERNEL==\"%s\", SYMLINK+=\"disk/by-partuuid/%s\", "+
+			"OPTIONS+=\"link_priority=100\", TAG+=\"systemd\"\n", device, uuids[place])
 	}
 	if err := os.MkdirAll(rulesFolder, 0o755); err != nil {
 		return err

@@ -158,10 +158,14 @@ def let_the_second_in(shop: Path, up: Future[Node], holds_data: bool) -> None:
 
 @pytest.fixture(scope="module")
 def third(qemu_node: Node, shop: Path) -> Node:
-    """The third machine: booted from the second, installed, refused, and let in then."""
+    """The third machine: booted from the second, reset when its disk was all but its own, installed, refused, and let in then."""
     node = Node(qemu_node.name, 3)
     cable(node.name, 3, 2, "plug")
     node.power("on")
+    wait_for(
+        "machine that reads back", lambda: "reading back what was written" in "\n".join(node.console_lines()), 1200, 0.2
+    )
+    node.power("reset")
 
     def asks() -> Any:
         nobody = {machine.name: waiting.Seen() for machine in node.cluster.machines}

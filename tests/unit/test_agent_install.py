@@ -1,8 +1,10 @@
 """A machine that moves to a disk or to memory while it runs: what is copied, what is checked, and what it says."""
 
 import contextlib
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from kmagent import (
     memory_root,
     verity,
 )
+from kmagent.disk_choice import Found
 from kmagent.paths import Paths
+from kmplan import boot_images
 from kmplan.drives import Drive, Partition
 from kmplan.errors import UserError
 from kmplan.seed import JoinBundle
@@ -380,14 +384,95 @@ def test_what_was_written_is_compared(tmp_path: Path) -> None:
         disk_copy.compare(one, other)
 
 
-def test_the_disks_boot_entry_counts_no_tries(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = tmp_path / "esp/EFI/Linux"
-    entries.mkdir(parents=True)
-    (entries / "kubermesh_0.1.0+2-1.efi").write_bytes(b"kernel")
+@pytest.fixture
+def esp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A disk's EFI system partition as it came from a stick, and the root that runs."""
+    files = {
+        disk_copy.esp.FIRST: b"loader",
+        "EFI/Linux/kubermesh_0.1.0+2-1.efi": b"kernel roothash=" + ROOT_HASH.encode(),
+    }
+    digest = hashlib.sha256(b"kernel roothash=" + 64 * b"0").hexdigest()
+    of_root = {str(disk_copy.esp.LOADER): b"loader", boot_images.DIGEST: digest.encode() + b"\n"}
+    for top, all_of in (("esp", files), ("root", of_root)):
+        for name, content in all_of.items():
+            path = tmp_path / top / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
     monkeypatch.setattr(disk_copy, "mounted", lambda *_: contextlib.nullcontext(tmp_path / "esp"))
-    disk_copy.bless(paths, Path("/dev/sda1"))
-    disk_copy.bless(paths, Path("/dev/sda1"))
-    assert [path.name for path in entries.iterdir()] == ["kubermesh_0.1.0.efi"]
+    return tmp_path / "esp"
+
+
+def test_the_disks_boot_entry_counts_no_tries(paths: Paths, tmp_path: Path, esp: Path) -> None:
+    for _ in range(2):
+        disk_copy.bless(paths, Path("/dev/sda1"), ROOT_HASH, tmp_path / "root")
+    assert [path.name for path in (esp / "EFI/Linux").iterdir()] == ["kubermesh_0.1.0.efi"]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("EFI/Linux/kubermesh_0.1.0+2-1.efi", "the stick's boot image is not that of the system on it"),
+        ("EFI/BOOT/BOOTX64.EFI", "keeps something else"),
+    ],
+)
+def test_what_a_stick_has_outside_the_root_is_what_the_root_says(
+    paths: Paths, tmp_path: Path, esp: Path, name: str, says: str
+) -> None:
+    (esp / name).write_bytes(b"another")
+    with pytest.raises(UserError, match=says):
+        disk_copy.bless(paths, Path("/dev/sda1"), ROOT_HASH, tmp_path / "root")
+
+
+@pytest.fixture
+def stick_booted(paths: Paths, disks: Disks, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A machine that runs from a stick with nothing to live on yet; what each look finds is given, the last one for ever."""
+    looks: list[list[Found]] = []
+    disks.drives = [with_root("sdb", "8")]
+    monkeypatch.setattr(install, "Paths", lambda: paths)
+    monkeypatch.setattr(install, "wishes", lambda _: (wish(), OURS))
+    monkeypatch.setattr(install, "look_around", lambda *_: looks.pop(0) if len(looks) > 1 else looks[0])
+    monkeypatch.setattr(install.home_disk, "root_drive", lambda: "sdb")
+    monkeypatch.setattr(install.join, "own_key", lambda _: "its key")
+    monkeypatch.setattr(install.time, "sleep", lambda _: None)
+    monkeypatch.setattr(verity, "table", lambda: TABLE)
+    return looks.extend
+
+
+def test_a_disk_that_shows_up_first_is_not_the_one_to_take(
+    paths: Paths, stick_booted: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's own may be a slow one: an array, or a disk that has to spin up."""
+    taken: list[str] = []
+    monkeypatch.setattr(install, "take", lambda _, __, chosen, key="": taken.append(chosen.drive.path.name) or "var")
+    empty, own = found("sda"), found("sdd", "ours")
+    stick_booted([[empty], [empty], [empty, own]])
+    assert install.main() == 0 and taken == ["sdd"]
+    # Nor where the machine starts.
+    stick_booted([[empty], [own, empty]])
+    assert install.find_home(paths, None, wish(), OURS) == "var" and taken == ["sdd", "sdd"]
+
+
+def test_a_disk_that_fails_is_not_written_again_and_again(
+    stick_booted: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries: list[str] = []
+
+    def fail(*_: object, **__: object) -> str:
+        tries.append("written")
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(install, "take", fail)
+    stick_booted([[found("sda")]])
+    with pytest.raises(UserError, match="Input/output error"):
+        install.main()
+    capsys.readouterr()
+    assert install.main() == 0 and len(tries) == 1
+    assert "cannot be used: Input/output error" in json.loads(capsys.readouterr().out)["message"]
+    later = install.time.monotonic() + install.FAILED_AGAIN_S
+    monkeypatch.setattr(install.time, "monotonic", lambda: later)
+    with pytest.raises(UserError, match="Input/output error"):
+        install.main()
+    assert len(tries) == 2
 
 
 def test_a_machine_says_that_it_has_no_disk(paths: Paths) -> None:

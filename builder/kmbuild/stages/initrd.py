@@ -19,9 +19,10 @@ DRIVERS = (
     "sdhci-pci smartpqi uas uhci-hcd usb-storage virtio_blk virtio_pci virtio_scsi vmd vmw_pvscsi xen-blkfront xhci-pci"
 )
 
-# What it takes to fetch the root from a neighbour: cards that firmware boots from, disks in memory, the firmware's variables.
+# What it takes to fetch the root from a neighbour: cards that firmware boots from, disks in memory, the firmware's variables,
+# and the file system of what a node remembers, as one that has a home fetches nothing.
 NETWORK_DRIVERS = (
-    "=drivers/net/ethernet =drivers/net/mdio =drivers/net/pcs =drivers/net/phy =drivers/net/usb efivarfs hv_netvsc "
+    "=drivers/net/ethernet =drivers/net/mdio =drivers/net/pcs =drivers/net/phy =drivers/net/usb efivarfs ext4 hv_netvsc "
     "virtio_net vmxnet3 xen-netfront zram"
 )
 
