@@ -23,6 +23,7 @@ from kmagent import (
     fence,
     join_api,
     joining,
+    majority,
     network,
     node,
     node_api,
@@ -178,6 +179,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         _prepare_again(state, paths, renew_in_s),
         node_api.run(paths, own_api, me.probe_scale),
         recover.run(state, paths, me, orders, peers),
+        majority.run(state, paths, mesh, me),
     ]
     if me.controls:
         fence.close(state, paths, orders)

@@ -36,7 +36,7 @@ class State:
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
     the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
     `fenced` says why the control plane must not run here, and is empty when it may; `left_behind` whether neighbours have a newer
-    registry than can be had here; `aside` whether other nodes' API servers
+    registry than can be had here; `alarm` what only a person can mend; `aside` whether other nodes' API servers
     shall be asked though this one's is well, as it is about to be started anew. `disk` says what became of the stick that the
     machine was booted from.
     """
@@ -49,6 +49,7 @@ class State:
     leads: bool = False
     fenced: str = ""
     left_behind: bool = False
+    alarm: str = ""
     aside: bool = False
     disk: str = ""
     mesh: Callable[[], list[dict[str, Any]]] = list
@@ -86,6 +87,14 @@ class State:
         """Note why the control plane must not run here; with an empty text it may."""
         before, self.fenced = self.fenced, why
         if before != why:
+            self.notify()
+
+    def warn(self, what: str) -> None:
+        """Note what only a person can mend, or with an empty text that all is well."""
+        known, self.alarm = self.alarm, what
+        if bool(known) != bool(what):
+            self.record("alarm" if what else "alarm-lost")
+        elif known != what:
             self.notify()
 
     def leave_behind(self, *, behind: bool) -> None:
@@ -136,7 +145,8 @@ class State:
             return EXPLANATIONS["stopped"]
         if self.asking and not self.failure:
             return self.asking.get("message") or f"{EXPLANATIONS['asking']}: {self.asking['state']}"
-        return self.failure or (self.phase == "configured" and self.fenced) or EXPLANATIONS[self.phase]
+        why = self.phase == "configured" and self.fenced
+        return self.failure or why or self.alarm or EXPLANATIONS[self.phase]
 
     def document(self) -> dict[str, Any]:
         """Return everything as plain data: what status.json and /status show."""
@@ -155,6 +165,7 @@ class State:
             "leads": self.leads,
             "epoch": facts.epoch if facts else None,
             "fenced": self.fenced,
+            "alarm": self.alarm,
             "disk": self.disk,
             "ports": self.mesh(),
             "routes": self.routes(),

@@ -36,6 +36,9 @@ def status(name: str | None, svg: Path | None, as_json: bool) -> None:
     click.echo(table([NODE_HEADER, *map(node_row, described["nodes"])]))
     if described["cables"]:
         click.echo("\n" + table([CABLE_HEADER, *map(cable_row, described["cables"])]))
+    alarms = [f"{node['name']}: {node['alarm']}" for node in described["nodes"] if node["alarm"]]
+    if alarms:
+        click.echo("\n" + "\n".join(alarms))
 
 
 def save(path: Path, text: str) -> None:

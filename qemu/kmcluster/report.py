@@ -63,6 +63,7 @@ def describe_machine(driver: Driver, machine: Machine) -> Described:
         "power": power,
         "state": status.get("state", "unknown" if power == "on" else power),
         "message": status.get("message", ""),
+        "alarm": status.get("alarm", ""),
         "conditions": status.get("conditions", {}),
         "addresses": node.get("addresses", []),
         "api": f"https://127.0.0.1:{machine.api_port}",
