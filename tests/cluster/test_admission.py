@@ -18,7 +18,7 @@ from kmplan import pki
 from kmplan.errors import UserError
 from kmplan.fingerprint import compared
 
-pytestmark = pytest.mark.turn(2, 4)
+pytestmark = pytest.mark.turn(2)
 
 LINE = Path(__file__).parent / "line.yaml"
 

@@ -17,7 +17,7 @@ from kmbuild.cluster import make_directory
 from kmbuild.locate import locate_image
 from kmplan.run import spawn
 
-pytestmark = pytest.mark.turn(2, 4)
+pytestmark = pytest.mark.turn(3)
 
 WORLD6, WORLD4 = "2001:db8:ffff::1", "198.51.100.1"
 

@@ -10,7 +10,7 @@ from rings import Ring
 
 from kmbuild.cluster import make_directory
 
-pytestmark = pytest.mark.turn(2, 4)
+pytestmark = pytest.mark.turn(3)
 
 GRACE_S = 20
 TAINT = "kubermesh.io/lost"

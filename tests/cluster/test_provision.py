@@ -20,7 +20,7 @@ from kmplan import pki, seed
 from kmplan.cluster import read_cluster
 from kmplan.run import run, spawn
 
-pytestmark = pytest.mark.turn(2, 4)
+pytestmark = pytest.mark.turn(2)
 
 BOOT_IMAGE = "/kubermesh.efi"
 MANIFEST: dict[str, Any] = json.loads((IMAGE / "manifest.json").read_text())

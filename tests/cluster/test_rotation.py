@@ -72,7 +72,7 @@ def starts(node: Node) -> dict[str, int]:
     }
 
 
-@pytest.mark.turn(4)
+@pytest.mark.turn(3)
 def test_certificates_are_renewed_and_nothing_is_started_anew(pair: dict[int, Node]) -> None:
     watched = [
         (1, f"{PKI}/etcd/server.crt"),
@@ -111,7 +111,7 @@ def metrics(node: Node, address: str) -> list[int]:
     return [route.metric for route in node.babel().routes if route.prefix == f"{address}/128"]
 
 
-@pytest.mark.turn(4)
+@pytest.mark.turn(3)
 def test_neighbours_hear_that_an_address_is_withdrawn_also_where_there_is_no_other(pair: dict[int, Node]) -> None:
     """The only API server's: babeld by itself tells nobody. What is worse than any other way leaves the choice to them."""
     api = str(read_cluster(pair[1].cluster.directory).plan.api)

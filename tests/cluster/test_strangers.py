@@ -15,7 +15,7 @@ from kmplan import pki
 from kmplan.cluster import read_cluster
 from kmplan.run import spawn
 
-pytestmark = pytest.mark.turn(2, 4)
+pytestmark = pytest.mark.turn(3)
 
 RELAY, JOIN, NODE, HELLO, PROVIDE = 9442, 9443, 9444, 9441, 9445
 # What a node gives itself on a port where it offers a system.

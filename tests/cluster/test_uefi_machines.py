@@ -12,7 +12,7 @@ from kmplan import pki
 from kmplan.fingerprint import compared
 
 GIB = 1 << 30
-pytestmark = pytest.mark.turn(1, 3)
+pytestmark = pytest.mark.turn(1)
 
 
 def in_order(text: str, *pieces: str) -> bool:
@@ -40,7 +40,6 @@ def test_a_machine_installs_itself_and_the_stick_may_be_pulled_out(qemu_node: No
     assert qemu_node.output("sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/* | wc -c")
 
 
-@pytest.mark.turn(1)
 def test_an_install_that_was_cut_off_begins_anew(qemu_node: Node) -> None:
     """It was reset at some per cent."""
     text = "\n".join(qemu_node.console_lines())
@@ -52,15 +51,15 @@ def test_a_blank_machine_boots_from_its_neighbour(qemu_node: Node) -> None:
     worker = Node(qemu_node.name, 2)
     first = qemu_node.machine.name
     console = "\n".join(worker.console_lines())
-    begins = {Boot.HTTP: "Start HTTP Boot over IPv4", Boot.PXE6: "Start PXE over IPv6"}[worker.machine.node.boot]
     found = f"{first} on eth0 has this system"
-    assert in_order(console, begins, found, "fetching, 50 %", "each block checked", "installed;"), console
+    assert in_order(
+        console, "Start HTTP Boot over IPv4", found, "fetching, 50 %", "each block checked", "installed;"
+    ), console
     shown = compared(pki.fingerprint((qemu_node.cluster.directory / "pki/node-ca.crt").read_text()))
     assert f"cluster {qemu_node.name}, fingerprint {shown}" in console
     assert qemu_node.cluster.roothash in worker.output("cat", "/proc/cmdline")
 
 
-@pytest.mark.turn(3)
 def test_a_disk_that_held_something_was_wiped_when_that_was_allowed(qemu_node: Node) -> None:
     """It was started anew then, and boots from the partitions that it has made itself."""
     worker = Node(qemu_node.name, 2)
@@ -140,12 +139,12 @@ def test_the_console_says_who_the_node_is(qemu_node: Node) -> None:
     assert [address for address in qemu_node.status()["node"]["addresses"] if address in text]
 
 
-@pytest.mark.turn(1)
 def test_a_machine_boots_from_one_that_has_booted_from_another(third: Node) -> None:
     """By PXE, in three steps: firmware, iPXE, boot image; twice, as the power was cut when the disk had all but a cluster."""
     console = "\n".join(third.console_lines())
     second = Node(third.name, 2).machine.name
-    boot = ("Start PXE", "iPXE", f"{second} on eth0 has this system")
+    begins = {Boot.PXE: "Start PXE over IPv4", Boot.PXE6: "Start PXE over IPv6"}[third.machine.node.boot]
+    boot = (begins, "iPXE", f"{second} on eth0 has this system")
     assert in_order(console, *boot, "reading back what was written", *boot, "installed;"), console
     assert below_root(third) == {"vda2", "vda3"}
     # What it came with is given back: the root is on the disk now.
@@ -154,7 +153,6 @@ def test_a_machine_boots_from_one_that_has_booted_from_another(third: Node) -> N
     wait_for("neighbour", lambda: third.neighbour("eth0") == second, 120, 1)
 
 
-@pytest.mark.turn(1)
 def test_a_root_whose_links_are_lost_stays(third: Node) -> None:
     """As while a disk with the same root gets its partitions: systemd stops the unit that is bound to them."""
     unit = "systemd-veritysetup@root.service"
@@ -167,7 +165,6 @@ def test_a_root_whose_links_are_lost_stays(third: Node) -> None:
     assert below_root(third) == {"vda2", "vda3"}
 
 
-@pytest.mark.turn(1)
 def test_it_goes_as_the_page_says(qemu_node: Node, third: Node) -> None:
     """What is on the screens, and in the lists, from the stick to the ring (docs/five-machines.md)."""
     assert walkthrough.missing(walkthrough.step(2)[0], qemu_node.console_lines()) == []
@@ -183,7 +180,6 @@ def test_it_goes_as_the_page_says(qemu_node: Node, third: Node) -> None:
         assert walkthrough.missing(table[: len(shown)], shown) == [], shown
 
 
-@pytest.mark.turn(1)
 def test_a_ring_is_closed_and_any_cable_may_break(qemu_node: Node, third: Node) -> None:
     """The seed's way to the second machine leads over the third then."""
     first, second = (Node(qemu_node.name, number) for number in (1, 2))
@@ -209,7 +205,6 @@ def pinged(node: Node, address: str, count: int, *options: str) -> tuple[float, 
     return float(lost.group(1)) / 100, float(least.group(1)) if least else 0.0
 
 
-@pytest.mark.turn(3)
 def test_a_cable_between_virtual_machines_is_slow_lossy_and_one_way(qemu_node: Node) -> None:
     worker = Node(qemu_node.name, 2)
 
@@ -218,7 +213,7 @@ def test_a_cable_between_virtual_machines_is_slow_lossy_and_one_way(qemu_node: N
 
     wait_for("neighbours", neighbours, 120, 1)
     cable(qemu_node.name, 1, 2, "slow", delay=100)
-    lost, least_ms = pinged(qemu_node, worker.address, 5)
+    lost, least_ms = pinged(qemu_node, f"{worker.link_local('eth0')}%eth0", 5)
     assert lost < 1 and 200 <= least_ms < 2000
     cable(qemu_node.name, 1, 2, "lossy", loss=30)
     lost, _ = pinged(qemu_node, f"{worker.link_local('eth0')}%eth0", 60, "-i", "0.2")
@@ -238,7 +233,6 @@ def test_no_machine_has_told_of_a_fault(qemu_node: Node) -> None:
 MARK = "/var/lib/bench-mark"
 
 
-@pytest.mark.turn(3)
 def test_a_disk_of_a_virtual_machine_is_filled_freed_and_corrupted(qemu_node: Node) -> None:
     worker = Node(qemu_node.name, 2)
     write = ("sh", "-c", f"yes | head -c 1M > {MARK} && sync {MARK}")
@@ -252,7 +246,6 @@ def test_a_disk_of_a_virtual_machine_is_filled_freed_and_corrupted(qemu_node: No
     assert worker.output("sh", "-c", f"tr -d 'y\\n' < {MARK} | wc -c").strip() != "0"
 
 
-@pytest.mark.turn(3)
 def test_a_frozen_machine_goes_on_and_one_with_a_bad_disk_writes_nothing(qemu_node: Node) -> None:
     worker = Node(qemu_node.name, 2)
     for _ in range(2):
@@ -269,7 +262,6 @@ def test_a_frozen_machine_goes_on_and_one_with_a_bad_disk_writes_nothing(qemu_no
     assert kmbuild("cluster", "disk", "2", "repair").returncode == 0
 
 
-@pytest.mark.turn(3)
 def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     # The others have shown what they can, and take its processors.
     for number in (2, 3):
@@ -282,7 +274,6 @@ def test_a_reboot_keeps_the_data(qemu_node: Node) -> None:
     assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"
 
 
-@pytest.mark.turn(3)
 def test_a_stick_boots_the_machine_that_is_installed_already(qemu_node: Node) -> None:
     """Whoever leaves the stick in, or plugs it in again, has the same node."""
     serial = qemu_node.status()["registry"]
@@ -297,6 +288,5 @@ def test_a_stick_boots_the_machine_that_is_installed_already(qemu_node: Node) ->
     assert qemu_node.kubectl("get", "configmap", "kept", "-o", "jsonpath={.data.kept}") == "yes"
 
 
-@pytest.mark.turn(3)
 def test_the_machine_has_told_of_no_fault_when_it_was_started_again(qemu_node: Node) -> None:
     assert bad_words(qemu_node.name).get(qemu_node.machine.name) is None

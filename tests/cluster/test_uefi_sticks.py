@@ -9,7 +9,7 @@ from machines import Node, bad_words, below_root, boot, wait_for
 from kmbuild.cluster import make_directory
 from kmcluster.qemu_stick import LEFT
 
-pytestmark = pytest.mark.turn(3)
+pytestmark = pytest.mark.turn(2)
 
 # The partitions of a stick that has been booted.
 STICK = ["kubermesh-esp", "kubermesh-a", "kubermesh-a-verity", "_empty", "_empty", "kubermesh-var"]

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from machines import IMAGE, kmbuild
 
-from kmcluster.scenarios import ALL
+from kmcluster.scenarios import ALL, choose, part_of
 
-# What is played: these few; or, at its turn, a half of all, for as long as the environment says (seconds since 1970).
-PLAYED = ("kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker")
+# What is played: these few; or, by turns, all, for as long as the environment says (seconds since 1970).
+PLAYED = ["kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker"]
 TURN = os.environ.get("KUBERMESH_TURN", "")
-HALF = {"2": "1/2", "4": "2/2"}.get(TURN)
+PARTS = {"1": ("1/5",), "2": ("2/5", "3/5"), "3": ("4/5", "5/5")}.get(TURN)
+CHOSEN = [one.name for part in PARTS for one in part_of(choose([], [], "nspawn"), part)] if PARTS else PLAYED
 # Of virtual machines, which take minutes to start. The other two are for `make verify`: each takes a boot of its own, or more.
-VIRTUAL = {"1": ("vm-power-worker", "vm-root-spoiled"), "3": ("vm-power-voter", "vm-clock-ahead")}
+VIRTUAL = ["vm-power-worker", "vm-root-spoiled", "vm-power-voter", "vm-clock-ahead"]
 UNTIL = os.environ.get("KUBERMESH_UNTIL")
 # Another one each day: who is harmed, and in which order.
-SEED = str(datetime.now(UTC).toordinal()) if HALF else "1"
-pytestmark = pytest.mark.turn(2, 4)
+SEED = str(datetime.now(UTC).toordinal()) if PARTS else "1"
 # What a machine that does other work as well may be the reason of.
 LATE = re.compile(
     r"no write .* are allowed|a service .* are allowed|not as before after (?!.*different data).*|elections of etcd: .*"
@@ -61,13 +61,14 @@ def faults(verdict: dict[str, Any]) -> dict[str, list[str]]:
     return {run["scenario"]: run["faults"] for run in verdict["runs"] if run["faults"]}
 
 
+@pytest.mark.turn(2, 3)
 def test_sabotage_is_noticed(alone: None, tmp_path: Path) -> None:
     """Of one scenario, at their turns another one each day."""
     seconds_left()
     containers = sorted(
         name for name, one in ALL.items() if one.driver == "nspawn" and not {"large", "settings"} & {*one.tags}
     )
-    chosen = containers[datetime.now(UTC).toordinal() // 2 % len(containers)] if HALF else "kill-kubelet-worker"
+    chosen = containers[datetime.now(UTC).toordinal() % len(containers)] if PARTS else "kill-kubelet-worker"
     verdict = outcome(played(tmp_path, chosen, "--sabotage", "--seed", SEED), tmp_path)
     (run,) = verdict["runs"]
     assert run["noticed"] and not run["faults"]
@@ -77,10 +78,9 @@ def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
     """One or two that were late are played once more: a busy machine is late now and then, but not twice."""
     left = seconds_left()
     within = ["--within", f"{math.ceil(left)}s"] if UNTIL else []
-    chosen = ["--part", HALF, *within] if HALF else PLAYED
-    verdict = outcome(played(tmp_path / "first", *chosen, "--seed", SEED), tmp_path / "first")
+    verdict = outcome(played(tmp_path / "first", *CHOSEN, *within, "--seed", SEED), tmp_path / "first")
     names = [run["scenario"] for run in verdict["runs"]]
-    assert names and (HALF or sorted(names) == sorted(PLAYED))
+    assert names and sorted([*names, *verdict["left_out"]]) == sorted(CHOSEN)
     late = faults(verdict)
     assert all(LATE.match(fault) for found in late.values() for fault in found), f"seed {SEED}: {late}"
     assert len(late) <= 2, f"seed {SEED}: {late}"
@@ -92,10 +92,9 @@ def test_scenarios_hold(alone: None, tmp_path: Path) -> None:
     assert all(run["lost"] == 0 and (run["acked"] > 20 or run["faults"]) for run in verdict["runs"])
 
 
-@pytest.mark.turn(1, 3)
+@pytest.mark.turn(3)
 def test_scenarios_of_virtual_machines_hold(alone: None, tmp_path: Path) -> None:
     seconds_left()
-    chosen = VIRTUAL.get(TURN) or [name for names in VIRTUAL.values() for name in names]
-    verdict = outcome(played(tmp_path, *chosen, "--driver", "qemu", "--seed", "1"), tmp_path)
+    verdict = outcome(played(tmp_path, *VIRTUAL, "--driver", "qemu", "--seed", "1"), tmp_path)
     assert not faults(verdict), faults(verdict)
-    assert sorted(run["scenario"] for run in verdict["runs"]) == sorted(chosen)
+    assert sorted(run["scenario"] for run in verdict["runs"]) == sorted(VIRTUAL)

@@ -225,7 +225,7 @@ def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
         "`power-leader`" in leader
         and "| 4.0 s, 5.0 s | 5 s | 1.5 s, 3.0 s | 30 s | 35.5 s, 40.0 s | 2 | 0 | 0 |" in leader
     )
-    assert "`leader-gone`" in gone and "| 1 | 1 | 1 |" in gone
+    assert "`leader-gone`" in gone and "| 1 | 1 | 1 | nspawn, 2 cores, 2026-11-25 |" in gone
     assert both.startswith("Before.") and both.endswith("After.\n")
     assert verdict_table.publish(both, verdict(), ALL) == both
     # What was not measured is no figure, and what was not played none at all.
@@ -260,6 +260,7 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
         "agents-killed",
         "all-but-one-lost",
         "corrupt-etcd",
+        "corrupt-etcd-database",
         "corrupt-etcd-of-three",
         "leader-gone",
         "majority-cut-off",
@@ -304,7 +305,7 @@ def test_the_list_says_what_happens() -> None:
     result = CliRunner().invoke(kmbuild, ["verify", "--list", "--driver", "qemu", "--tag", "clock", "--json"])
     assert json.loads(result.output) == ["vm-clock-ahead", "vm-clock-lost"]
     result = CliRunner().invoke(kmbuild, ["verify", "--list", "--tag", "partition", "--json"])
-    assert json.loads(result.output) == ["leader-cut-off", "voter-cut-off"]
+    assert json.loads(result.output) == ["leader-cut-off", "voter-cut-off", "minority-cut-off"]
 
 
 def cables_of(pairs: list[tuple[int, int]]) -> list[Cable]:
