@@ -109,6 +109,12 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
+def describe_host() -> str:
+    """What the figures of a verdict depend on, of this machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB, Linux {platform.release()}"
+
+
 class Session:
     """One call of `kmbuild verify`: its cluster, and where results go."""
 
@@ -209,7 +215,7 @@ class Session:
     def write(self, runs: list[Run], left_out: Sequence[str] = ()) -> Verdict:
         """Write the reports."""
         verdict = Verdict(
-            date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", machine=f"{os.cpu_count()} cores, Linux {platform.release()}",
+            date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", machine=describe_host(),
             driver=self.driver, roothash=self.roothash, seed=self.seed, runs=runs, left_out=[*left_out],
         )  # fmt: skip
         document.write(self.output / "verdict.json", msgspec.json.format(msgspec.json.encode(verdict)) + b"\n")

@@ -10,7 +10,7 @@ from kmplan.errors import UserError
 BEGIN, END = "<!-- figures of kmbuild verify -->", "<!-- end of figures -->"
 COLUMNS = (
     "scenario", "no write for (median, p95)", "allowed", "no service for (median, p95)", "allowed",
-    "as before after (median, p95)", "runs", "failed", "writes lost", "driver, date",
+    "as before after (median, p95)", "runs", "failed", "writes lost", "driver, machine, date",
 )  # fmt: skip
 NONE = "-"
 HEAD, RULE = f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"
@@ -25,7 +25,7 @@ def publish(page: str, verdict: Verdict, known: dict[str, Scenario]) -> str:
     rows = {name_of(line): line for line in old.splitlines() if line.startswith("| <a id=")}
     rows |= {name: row(known[name], runs, verdict) for name, runs in verdict.by_scenario.items() if name in known}
     kept = [rows[name] for name in known if name in rows]
-    return f"{before}{BEGIN}\n\n{verdict.machine}:\n\n" + "\n".join([HEAD, RULE, *kept]) + f"\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n" + "\n".join([HEAD, RULE, *kept]) + f"\n\n{END}{after}"
 
 
 def split(page: str) -> tuple[str, str, str]:
@@ -59,7 +59,7 @@ def row(scenario: Scenario, runs: Sequence[Run], verdict: Verdict) -> str:
         str(len(runs)),
         str(sum(bool(run.faults) for run in runs)),
         str(sum(run.lost for run in runs)),
-        f"{verdict.driver}, {verdict.date.split()[0]}",
+        f"{verdict.driver}, {verdict.machine}, {verdict.date.split()[0]}",
     ]
     return f"| {' | '.join(cells)} |"
 

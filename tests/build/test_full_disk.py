@@ -7,7 +7,7 @@ import builds
 import pytest
 from builds import Project
 
-pytestmark = pytest.mark.turn(4)
+pytestmark = pytest.mark.turn(3)
 
 # On a small file system of its own at $2, filled from $2.seed; what is left there afterwards goes to left.txt.
 SMALL_DISK = """\

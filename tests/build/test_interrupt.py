@@ -10,7 +10,7 @@ import builds
 import pytest
 from builds import Project
 
-pytestmark = pytest.mark.turn(4)
+pytestmark = pytest.mark.turn(3)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from test_cluster_state import make_cluster
 
 from kmcluster import disk_faults, inside, qemu, state, var_disk
 from kmcluster.driver import Result
-from kmcluster.guest import corrupt, fill
+from kmcluster.guest import alter, corrupt, fill
 from kmcluster.qemu import FAULTY_DISK, QemuDriver
 from kmcluster.state import Machine
 from kmcluster.topology import Node
@@ -184,6 +184,14 @@ def test_an_empty_file_cannot_be_spoiled(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(bytes(5000))
     with pytest.raises(SystemExit, match="has no content"):
         corrupt.spoil(str(tmp_path / "empty"))
+
+
+def test_a_bit_is_changed_wherever_a_text_is(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    path.write_bytes(b"a lease, a leas, lease")
+    assert alter.alter(str(path), b"lease") == [2, 17]
+    assert path.read_bytes() == b"a leasd, a leas, leasd"
+    assert alter.alter(str(path), b"lease") == []
 
 
 def test_a_ballast_takes_all_but_less_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

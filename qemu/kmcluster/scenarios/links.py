@@ -7,7 +7,7 @@ from typing import Any
 
 from kmcluster.cable import Cable
 from kmcluster.scenario import Scenario, Scene, follower, lead_who_is_asked, leader, nobody, worker
-from kmcluster.scenarios.nodes import power_on
+from kmcluster.scenarios.nodes import all_but_two, cut_off, power_on
 from kmcluster.topology import reach
 
 FLAPS, FLAP_S = 5, 1.5
@@ -113,13 +113,17 @@ def plug_all(scene: Scene, _: list[int]) -> None:
     scene.plug_all()
 
 
-def cut_off(scene: Scene, chosen: list[int]) -> None:
-    """All cables of the victim are cut: it stops to announce the API, which it has alone and without a majority."""
-    for other in scene.neighbours(chosen[0]):
-        scene.cable(chosen[0], other, "cut")
-    name = scene.machine(chosen[0]).name
-    scene.wait(lambda: f"{name} still announces the API" if announces(scene, chosen[0]) else "", WITHDRAWN_S)
-    scene.tell(f"{name} announces the API no more")
+def part(scene: Scene, chosen: list[int]) -> None:
+    """The victims are cut off from all others: their voters stop to announce the API, which they have without a majority."""
+    voters = [number for number in scene.with_role("voter") if number in chosen]
+    cut_off(scene, chosen)
+
+    def announcing() -> str:
+        left = [scene.machine(number).name for number in voters if announces(scene, number)]
+        return f"{', '.join(left)} still announces the API" if left else ""
+
+    scene.wait(announcing, WITHDRAWN_S)
+    scene.tell("they announce the API no more")
 
 
 def announces(scene: Scene, number: int) -> bool:
@@ -156,8 +160,11 @@ SCENARIOS = [
              outage_s=3, elects=False, topology="mesh5"),
     Scenario("soak", f"all cables lose {SOAK_LOSS:g} % and take {SOAK_DELAY_MS:g} ms longer", ("link", "soak"), leader, soak,
              plug_all, after_s=SOAK_S, outage_s=5, elects=False),
-    Scenario("leader-cut-off", "the leading node is cut off from all others", ("link", "partition"), leader, cut_off, plug,
+    Scenario("leader-cut-off", "the leading node is cut off from all others", ("link", "partition"), leader, part, plug,
              lead_who_is_asked, after_s=4, outage_s=15, silence_s=30, evicts=True),
-    Scenario("voter-cut-off", "a voter that does not lead is cut off from all others", ("link", "partition"), follower, cut_off,
+    Scenario("voter-cut-off", "a voter that does not lead is cut off from all others", ("link", "partition"), follower, part,
              plug, after_s=4, outage_s=10, silence_s=30, evicts=True),
+    # They are most of the nodes: nobody gives them up (agent/kmagent/outages.py).
+    Scenario("minority-cut-off", "a voter and all nodes that do not vote are cut off from the two other voters",
+             ("link", "partition"), all_but_two, part, plug_all, after_s=45, outage_s=10, silence_s=75),
 ]  # fmt: skip

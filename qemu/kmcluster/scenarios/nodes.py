@@ -17,10 +17,14 @@ from kmplan.run import run
 STAGGER_S = 3.0
 # Kubelet says for as long after its disk was full that it is (evictionPressureTransitionPeriod).
 PRESSURE_S = 300.0
+# What containerd knows images by that kubelet must not collect.
+PINNED = '"io.cri-containerd.pinned"==pinned'
 # How long etcd may have enough in what it has taken of the disk before.
 FULL_S = 180.0
 # How long `kmbuild recover` may take, and the old majority is left alone: it must not start in that time.
 RECOVER_S, ALONE_S = 120.0, 20
+# How long the others may take to say that most voters are lost.
+ALARM_S = 15.0
 # How long a majority of the epoch before may take to hear that it is over, and to follow.
 OVERTAKEN_S = 60.0
 # After how long without the others a voter begins anew by itself where that is played.
@@ -119,7 +123,10 @@ def begin_anew(scene: Scene, *options: str) -> None:
 
 
 def recover(scene: Scene, chosen: list[int]) -> None:
-    """Begin anew without the victims; let them come back alone, where nothing of theirs may be served; then join all again."""
+    """Begin anew without the victims, as those that are left ask for; let them come back alone, where nothing of theirs may be
+    served; then join all again."""
+    scene.wait(lambda: quiet(scene, others(scene, chosen)), ALARM_S)
+    scene.tell("all that are left say that most voters are away")
     begin_anew(scene)
     cut_off(scene, chosen)
     power_on(scene, chosen)
@@ -141,6 +148,12 @@ def recover_beside(scene: Scene, chosen: list[int]) -> None:
     scene.wait(missing, OVERTAKEN_S)
     scene.split = (scene.split[0], time.monotonic())
     scene.tell("the old majority has given up")
+
+
+def quiet(scene: Scene, numbers: set[int]) -> str:
+    """The machines that do not say that something has to be mended by a person, in words."""
+    left = [scene.machine(number).name for number in sorted(numbers) if not scene.status(number).get("alarm")]
+    return f"{', '.join(left)}: no alarm" if left else ""
 
 
 def epoch_of(scene: Scene, number: int) -> int:
@@ -212,6 +225,21 @@ def fill_until_replaced(scene: Scene, chosen: list[int]) -> None:
     before = set(scene.with_role("voter"))
     fill(scene, chosen)
     wait_replaced(scene, before, FULL_S + GRACE_S)
+
+
+def repair_and_look(scene: Scene, chosen: list[int]) -> None:
+    """Free the disk again; UserError when kubelet has made room with container images that this node cannot fetch again."""
+    repair(scene, chosen)
+    has, wanted = (images(scene, number) for number in (chosen[0], scene.leader()))
+    if lost := wanted - has:
+        raise UserError(f"{scene.machine(chosen[0]).name} has lost the images {', '.join(sorted(lost))}")
+    scene.tell(f"all {len(wanted)} images are there")
+
+
+def images(scene: Scene, number: int) -> set[str]:
+    """The container images of a machine that are not to be deleted, as they came with the system."""
+    listed = scene.run(number, ["ctr", "--namespace=k8s.io", "images", "list", f"labels.{PINNED}"])
+    return {line.split()[0] for line in listed.splitlines()[1:]}
 
 
 def wait_replaced(scene: Scene, before: set[int], grace_s: float) -> None:
@@ -308,7 +336,8 @@ SCENARIOS = [
     Scenario("worker-disk-lost", "a worker gets an empty disk", ("power",), worker, lose_disk, after_s=20, whole_s=180,
              silence_s=30, evicts=True),
     Scenario("voter-disk-full", "the disk of a voter is full until it was replaced", ("disk", "members"), follower,
-             fill_until_replaced, repair, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, silence_s=30, evicts=True),
+             fill_until_replaced, repair_and_look, outage_s=10, whole_s=PRESSURE_S + 120, replaced=True, silence_s=30,
+             evicts=True),
     Scenario("leader-gone", "the leading node is gone for longer than is waited for a voter, and returns", ("power", "members"),
              leader, cut_until_replaced, power_on, lead_who_is_asked, after_s=20, outage_s=10, replaced=True, silence_s=20,
              evicts=True, moves=True),

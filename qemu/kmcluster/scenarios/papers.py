@@ -59,9 +59,13 @@ def starts(scene: Scene, number: int) -> str:
 
 
 def expire_servers(scene: Scene, chosen: list[int]) -> None:
-    """Have the certificates of etcd and the API server end; the agent, which was away, renews them, and starts neither anew."""
+    """Have the certificates of etcd and the API server end while the agent stands still; one that is started renews them.
+
+    UserError when it starts a server anew for that.
+    """
     number = chosen[0]
     before = starts(scene, number)
+    scene.signal(number, "kmagent", "STOP")
     for path, authority in SERVERS.items():
         expire(scene, number, path, authority)
     over = {path: scene.run(number, ["cat", path]) for path in SERVERS}

@@ -22,6 +22,9 @@ BAD_SETTING = "no-such-argument"
 # How long kubelets may take to show pods anew that somebody deleted: they look at each about once a minute.
 MIRRORED_S = 120.0
 
+# Where nodes' Leases are.
+DATABASE, OBJECT = "/var/lib/kubermesh/etcd/member/snap/db", "kube-node-lease"
+
 VICTIMS = {"leader": leader, "follower": follower, "worker": worker}
 
 
@@ -60,6 +63,15 @@ def stop(program: str) -> Scenario:
 def spoil(scene: Scene, chosen: list[int]) -> None:
     """Spoil what etcd has written, and have it read that: it does not start again."""
     scene.disk(chosen[0], "corrupt")
+    scene.signal(chosen[0], "etcd")
+
+
+def alter(scene: Scene, chosen: list[int]) -> None:
+    """Change a bit of an object, as often as it is in etcd's database, and have etcd read that: to itself it looks well."""
+    changed = inside.run_script(scene.driver, scene.machine(chosen[0]), "alter", DATABASE, OBJECT)
+    scene.tell(
+        f"changed: {OBJECT} in etcd's database of {scene.machine(chosen[0]).name}, {len(changed['offsets'])} times"
+    )
     scene.signal(chosen[0], "etcd")
 
 
@@ -223,6 +235,12 @@ SCENARIOS = [
         whole_s=120,
     ),
     CORRUPT,
+    replace(
+        CORRUPT,
+        name="corrupt-etcd-database",
+        title="bits of what etcd has stored on a voter are changed: the others' data say so, and the node begins anew",
+        fault=alter,
+    ),
     replace(
         CORRUPT,
         name="corrupt-etcd-of-three",

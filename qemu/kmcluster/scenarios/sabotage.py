@@ -124,6 +124,11 @@ def unsynced(scenario: Scenario) -> Scenario:
     return replace(scenario, tuning={"arguments": {"etcd": {"unsafe-no-fsync": "true"}}})
 
 
+def unchecked(scenario: Scenario) -> Scenario:
+    """No etcd asks the others whether they have the same."""
+    return replace(scenario, tuning={"arguments": {"etcd": {"feature-gates": "InitialCorruptCheck=false"}}})
+
+
 def no_election(scenario: Scenario) -> Scenario:
     """Voters wait for a leader for as long as etcd lets them."""
     return replace(scenario, tuning={"arguments": {"etcd": {"election-timeout": "50000"}}})
@@ -164,6 +169,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "delete-mirror-pods": kubelet_gone,
     "delete-addons": agents_with(ADDONS_ONCE),
     "corrupt-etcd": reconciler_off,
+    "corrupt-etcd-database": unchecked,
     "corrupt-etcd-of-three": reconciler_off,
     "phantom-member": reconciler_off,
     "settings": agents_with(ROLLOUT_OFF),
@@ -180,6 +186,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "soak": ahead(evict),
     "leader-cut-off": anycast_stays,
     "voter-cut-off": anycast_stays,
+    "minority-cut-off": anycast_stays,
     "certificates-expired": masked("kmagent.service"),
     "kubelet-expired": agents_with(NEVER_ENROLLED),
     "power-leader": no_election,
