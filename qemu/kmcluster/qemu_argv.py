@@ -14,6 +14,8 @@ API_PORT, NODE_PORT = 6443, 9444
 OVMF = "usr/share/OVMF"
 # A stick's file in the machine's folder, its block device, and the port and device that the machine sees.
 STICK_FILE, STICK, USB = "stick.img", "stick-image", "usb"
+# What is booted from, the lowest first; a machine that boots from the network does at every power on.
+DISK, FIRST_PORT, LAST = 1, 2, 99
 STICK_DEVICE = {"id": "stick-device", "bus": f"{USB}.0", "drive": STICK, "removable": "on", "bootindex": "0"}
 
 # Halve the cost of everything under TCG, where every timer is MMIO and every switch flushes the TLB.
@@ -79,8 +81,8 @@ def mac_address(machine: Machine) -> str:
 
 
 def port_arguments(port: Port, mtu: int, boot: Boot) -> list[str]:
-    """A network port whose cable is a pair of datagram sockets in the machine's folder; it may be booted from after the disk."""
-    order = f",bootindex={2 + port.index}" if boot.is_from_network else ""
+    """A network port whose cable is a pair of datagram sockets in the machine's folder; it may be booted from."""
+    order = f",bootindex={FIRST_PORT + port.index}" if boot.is_from_network else ""
     local = f"local.type=unix,local.path={port.name}.sock"
     remote = f"remote.type=unix,remote.path={port.name}.cable"
     return [
@@ -123,7 +125,7 @@ def qemu_arguments(
         "-smp", str(machine.node.cpus), "-m", f"{machine.node.memory_mib}M",
         *firmware_arguments(tools, "vars.fd"),
         "-drive", "if=none,id=disk,node-name=disk-image,format=qcow2,cache=unsafe,discard=unmap,file=disk.qcow2",
-        "-device", "virtio-blk-pci,id=disk-device,drive=disk,bootindex=1",
+        "-device", f"virtio-blk-pci,id=disk-device,drive=disk,bootindex={LAST if machine.node.boot.is_from_network else DISK}",
         *stick_arguments(machine),
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
         "-display", "none", "-vga", "none",

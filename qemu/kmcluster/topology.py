@@ -29,7 +29,7 @@ class Role(Enum):
 
 
 class Boot(Enum):
-    """What a machine boots from at its first power on: all but `disk` and `stick` are a neighbour.
+    """What a machine boots from: all but `disk` and `stick` are a neighbour, which is asked at every power on.
 
     By UEFI HTTP Boot or by PXE; firmware of `pxe6` knows IPv6 alone.
     """

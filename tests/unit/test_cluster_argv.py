@@ -1,6 +1,7 @@
 """Command lines that the drivers build."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,16 @@ def test_tools_run_by_the_trees_own_loader(tmp_path: Path) -> None:
 def test_a_missing_tool_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"usr/bin/fsck.erofs: missing in the tools tree; `make image`"):
         tools.tool(tmp_path, "fsck.erofs")
+
+
+@pytest.mark.parametrize("boot", [Boot.HTTP, Boot.PXE, Boot.PXE6])
+def test_a_machine_that_boots_from_the_network_does_when_it_has_a_system_too(boot: Boot) -> None:
+    machine = Machine(name="one-2", number=2, node=Node(role=Role.BLANK, boot=boot), ports=1)
+    words = " ".join(qemu_arguments("one", machine, Path("/tools"), "tcg", [], dict.fromkeys(machine.port_list, 1400)))
+    port, disk = (
+        int(re.findall(rf"{device},[^ ]*bootindex=(\d+)", words)[0]) for device in ("virtio-net-pci", "virtio-blk-pci")
+    )
+    assert port < disk
 
 
 def test_a_stick_is_booted_from_first_and_may_be_out() -> None:

@@ -195,7 +195,6 @@ def test_qemu_ports() -> None:
         "-device",
         "virtio-net-pci,netdev=eth1,mac=52:54:00:6c:02:01,host_mtu=1400,romfile=",
     ]
-    # The disk has 1.
     assert port_arguments(Port(2, 1), 1400, Boot.HTTP)[-1].endswith(",bootindex=3")
 
 
