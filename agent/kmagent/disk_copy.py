@@ -133,6 +133,8 @@ def bless(paths: Paths, there: Path, roothash: str, top: Path = Path("/")) -> No
         for path in (folder / esp.ENTRIES).glob("*+*.efi"):
             path.rename(path.with_name(f"{path.name.partition('+')[0]}.efi"))
             sync_folder(path.parent)
-        if not any(boot_image.is_of(path, roothash, top) for path in (folder / esp.ENTRIES).glob("*.efi")):
+        images = [*(folder / esp.ENTRIES).glob("*.efi")]
+        if not images or not all(boot_image.is_of(path, roothash, top) for path in images):
             raise UserError("the stick's boot image is not that of the system on it", "flash the stick again")
-        compare(top / esp.LOADER, folder / esp.FIRST)
+        for name in esp.LOADERS:
+            compare(top / esp.LOADER, folder / name)

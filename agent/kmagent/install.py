@@ -57,8 +57,8 @@ def main(permission: str = "") -> int:
         return 0
     found = look_around(paths, authority)
     chosen = disk_choice.choose(found, wish, force=force)
-    if chosen and not force:
-        found, chosen = look_until_agreed(paths, wish, authority)
+    if chosen:
+        found, chosen = look_until_agreed(paths, wish, authority, force=force)
     from_network = network_boot.was_booted(paths, home_disk.root_drive())
     stick = None if from_network else find_stick(verity.table())
     if chosen is None or not (stick or from_network):
@@ -98,6 +98,9 @@ def settle_on(paths: Paths) -> str:
         # What is plugged in is another version's: the machine was booted from its disk.
         return home_disk.complete(home_disk.root_drive())
     wish, authority = wishes(paths)
+    if stick and not authority and (home := home_with(paths, verity.root_uuids(verity.table()))):
+        # It was booted from the network, or from its disk, with a stick that was left in.
+        return keep(paths, stick, home, verity.table())
     if stick is None and not authority:
         return memory_disk.make_var()
     if stick is None and wish.to == "ram":
@@ -132,15 +135,17 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
         time.sleep(FAILED_AGAIN_S if chosen else AGAIN_S)
 
 
-def look_until_agreed(paths: Paths, wish: Install, authority: str) -> tuple[list[Found], Found | None]:
+def look_until_agreed(
+    paths: Paths, wish: Install, authority: str, *, force: bool = False
+) -> tuple[list[Found], Found | None]:
     """Return what is on the disks, and the one to take, or none, as soon as several looks have found the same.
 
-    The machine's own is taken at sight.
+    The machine's own is taken at sight; with `force` it does not matter what is on them.
     """
     seen: list[str] = []
     while True:
         found = look_around(paths, authority)
-        chosen = disk_choice.choose(found, wish)
+        chosen = disk_choice.choose(found, wish, force=force)
         seen = [*seen, str(chosen.drive.path) if chosen else ""][-LOOKS:]
         if (chosen and chosen.holds == "ours") or seen == LOOKS * seen[:1]:
             return found, chosen
@@ -161,6 +166,12 @@ def own_of(paths: Paths, drive: str) -> str:
     """
     ours = [one.drive.path.name for one in look_around(paths, wishes(paths)[1]) if one.holds == "ours"]
     return drive if drive in ours or not ours else ours[0]
+
+
+def home_with(paths: Paths, uuids: tuple[str, str]) -> Drive | None:
+    """Return the disk that a node of whichever cluster lives on and that has this root, if there is one."""
+    homes = [one.drive for one in look_around(paths, "") if one.holds == "theirs"]
+    return next((drive for drive in homes if {*uuids} <= {part.uuid for part in drive.partitions}), None)
 
 
 def the_stick(paths: Paths) -> Drive | None:

@@ -3,16 +3,15 @@
 from pathlib import Path
 
 LOADER = Path("usr/lib/systemd/boot/efi/systemd-bootx64.efi")
-# What firmware starts when nothing else is said, and where that looks for boot images.
-FIRST, ENTRIES = "EFI/BOOT/BOOTX64.EFI", "EFI/Linux"
+# What firmware starts, when nothing else is said and by its boot entry, and where that looks for boot images.
+LOADERS, ENTRIES = ("EFI/BOOT/BOOTX64.EFI", "EFI/systemd/systemd-bootx64.efi"), "EFI/Linux"
 
 
 def layout(loader: Path, boot_image: Path, entry: str) -> dict[str, Path | str]:
     """Return what is at which path: a file to copy, or text; `entry` is the boot image's name, which says version and tries."""
     return {
-        FIRST: loader,
+        **dict.fromkeys(LOADERS, loader),
         f"{ENTRIES}/{entry}.efi": boot_image,
-        "EFI/systemd/systemd-bootx64.efi": loader,
         "loader/entries.srel": "type1\n",
         "loader/loader.conf": "timeout 0\neditor no\n",
     }

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
@@ -52,7 +53,9 @@ func (one *cluster) offers(t *testing.T, version, root string) *source {
 	t.Helper()
 	found := &source{address: version + one.name + "%eth0", nonce: rand.Text(), join: join{one.name, one.authority}}
 	found.offer = offer{Node: one.name + "-1", Version: version, RootHash: root, Certificate: one.certificate}
-	said, _ := json.Marshal(system{version, root, "", found.nonce})
+	found.offer.Join, _ = json.Marshal(found.join)
+	joined := sha256.Sum256(found.offer.Join)
+	said, _ := json.Marshal(system{version, root, "", hex.EncodeToString(joined[:]), found.nonce})
 	found.offer.Statement = statementHead + string(said)
 	sum := sha256.Sum256([]byte(found.offer.Statement))
 	signature, err := ecdsa.SignASN1(rand.Reader, one.key, sum[:])
@@ -77,6 +80,8 @@ func TestBetter(t *testing.T) {
 	recorded.nonce = rand.Text()
 	altered := shop.offers(t, "1.1", theirs)
 	altered.offer.Version = "9.0"
+	wiping := shop.offers(t, "9.0", theirs)
+	wiping.offer.Join = json.RawMessage(`{"install": {"wipe": true}}`)
 	foreign := stranger.offers(t, "9.0", theirs)
 	foreign.join = same.join
 	both := func(sources ...*source) []*source { return sources }
@@ -98,6 +103,7 @@ func TestBetter(t *testing.T) {
 		"nothing signed":                           {both(same, unsigned), nil, false, nil, ""},
 		"an old signature":                         {both(same, recorded), nil, false, nil, ""},
 		"another version than signed":              {both(same, altered), nil, false, nil, ""},
+		"another credential than signed":           {both(same, wiping), nil, false, nil, ""},
 		"a stranger that claims the cluster":       {both(same, foreign), pinned, false, nil, ""},
 		"a stranger's":                             {both(same, stranger.offers(t, "9.0", theirs)), pinned, true, nil, ""},
 		"two clusters, pinned":                     {both(same, newer, stranger.offers(t, "9.0", theirs)), pinned, false, newer, ""},

@@ -16,23 +16,33 @@ const (
 
 // blockDevices knows which partitions are no home; nobody else writes to them while this program runs.
 type blockDevices struct {
-	sys     string
+	sys     string // by major:minor
+	udev    string // what udev knows of each (systemd-udevd.service(8), by blkid)
 	mount   func(device string) (folder string, release func(), err error)
 	unknown map[string]bool
 }
 
-var disks = &blockDevices{"/sys/class/block", mountVar, map[string]bool{}}
+var disks = &blockDevices{"/sys/dev/block", "/run/udev/data", mountVar, map[string]bool{}}
 
-// isHome tells whether the disk that has the root, on the partition with this path, is one that a machine lives on.
+// hasHome tells whether a disk with the root, on a partition with this UUID, is one that a machine lives on. Several may have it.
 //
 // A disk whose install was cut off is none yet: its system knows no cluster, and would never be told. Nor is a stick that
 // was flashed and left in. What cannot be read may be the home of somebody.
-func (known *blockDevices) isHome(root string) bool {
-	device, err := filepath.EvalSymlinks(root)
-	if err != nil {
-		return false
+func (known *blockDevices) hasHome(uuid string) bool {
+	records, _ := filepath.Glob(filepath.Join(known.udev, "b*"))
+	for _, path := range records {
+		text, _ := os.ReadFile(path)
+		number := strings.TrimPrefix(filepath.Base(path), "b")
+		if strings.Contains(string(text), "E:ID_PART_ENTRY_UUID="+uuid+"\n") && known.isHome(number) {
+			return true
+		}
 	}
-	partition, err := filepath.EvalSymlinks(filepath.Join(known.sys, filepath.Base(device)))
+	return false
+}
+
+// isHome tells whether the disk of a partition, `major:minor`, has what a machine remembers.
+func (known *blockDevices) isHome(number string) bool {
+	partition, err := filepath.EvalSymlinks(filepath.Join(known.sys, number))
 	if err != nil {
 		return false
 	}

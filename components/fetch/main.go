@@ -104,7 +104,7 @@ func (here *machine) turn() (bool, error) {
 		say("the system is on a disk of this machine")
 		return true, nil
 	}
-	same := here.finder.look(here.root, here.pinned)
+	same := here.finder.keepTo(here.taken.of, here.finder.look(here.root, here.pinned))
 	here.finder.complain(here.root, same)
 	if !here.finder.settled() {
 		return false, nil
@@ -180,7 +180,7 @@ func (here *machine) keepBoot(source *source) error {
 func onDisk(root rootHash) bool {
 	deadline := started.Add(disksFirst)
 	for {
-		if exists(filepath.Join(byUUID, root.hashUUID())) && disks.isHome(filepath.Join(byUUID, root.dataUUID())) {
+		if disks.hasHome(root.dataUUID()) && exists(filepath.Join(byUUID, root.hashUUID())) {
 			return true
 		}
 		if time.Now().After(deadline) {

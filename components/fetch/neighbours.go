@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -87,9 +88,18 @@ func (finder *finder) look(root rootHash, pinned *join) []*source {
 	return found
 }
 
+// keepTo leaves those of other clusters out for as long as the one that is fetched from may help: which cluster it is was shown.
+func (finder *finder) keepTo(shown *join, same []*source) []*source {
+	kept := slices.DeleteFunc(slices.Clone(same), func(one *source) bool { return isOfAnother(one, shown) })
+	if len(kept) == 0 && time.Since(finder.helpedAt) > alone {
+		return same
+	}
+	return kept
+}
+
 // renew asks neighbours what they offer, all at once: it takes no longer than the slowest of them.
 func (finder *finder) renew(addresses []string) {
-	answers := make([]*source, len(addresses))
+	answers, begin := make([]*source, len(addresses)), time.Now()
 	var asking sync.WaitGroup
 	for place, address := range addresses {
 		asking.Go(func() {
@@ -102,8 +112,8 @@ func (finder *finder) renew(addresses []string) {
 	for place, address := range addresses {
 		finder.asked[address] = now
 		if answers[place] == nil {
-			// Of which cluster it is was said before.
-			finder.avoided[address] = now.Add(askAgain)
+			// Of which cluster it is was said before. One that hangs is not waited for each time.
+			finder.avoided[address] = now.Add(max(askAgain, min(avoidFor, now.Sub(begin))))
 			continue
 		}
 		finder.offers[address] = answers[place]
@@ -145,6 +155,9 @@ func objection(offered *source, root rootHash, pinned *join) string {
 	}
 	if offered.offer.RootHash != root.text {
 		return "has another system, version " + printable(offered.offer.Version)
+	}
+	if _, err := offered.proven(); err != nil {
+		return err.Error()
 	}
 	return ""
 }

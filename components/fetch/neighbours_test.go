@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,29 @@ func TestWhoCannotBeAskedIsAvoidedFromThenOn(t *testing.T) {
 	for _, address := range []string{"::1%lo", "::1%none"} {
 		if finder.avoided[address].Before(begin.Add(askAgain)) || finder.offers[address] != nil {
 			t.Errorf("%s: %v", address, finder.avoided[address])
+		}
+	}
+}
+
+func TestTheClusterThatWasShownIsKeptTo(t *testing.T) {
+	finder := newFinder()
+	shop, lab := newCluster(t, "shop").offers(t, "1.0", "aa"), newCluster(t, "lab").offers(t, "1.0", "aa")
+	both := []*source{lab, shop}
+	for name, one := range map[string]struct {
+		shown  *join
+		same   []*source
+		helped time.Duration
+		wanted []*source
+	}{
+		"nothing is shown":         {nil, both, 0, both},
+		"both are there":           {&shop.join, both, 2 * alone, both[1:]},
+		"it is gone for a moment":  {&shop.join, both[:1], 0, nil},
+		"it did not help for long": {&shop.join, both[:1], 2 * alone, both[:1]},
+		"nobody is there":          {&shop.join, nil, 2 * alone, nil},
+	} {
+		finder.helpedAt = time.Now().Add(-one.helped)
+		if found := finder.keepTo(one.shown, one.same); !slices.Equal(found, one.wanted) {
+			t.Errorf("%s: %v", name, found)
 		}
 	}
 }

@@ -43,6 +43,7 @@ type system struct {
 	Version   string `json:"version"`
 	RootHash  string `json:"roothash"`
 	BootImage string `json:"boot_image"` // SHA-256
+	Join      string `json:"join"`       // SHA-256 of the credential that is offered
 	Nonce     string `json:"nonce"`      // what it was asked with
 }
 
@@ -73,8 +74,9 @@ func (from *source) proven() (*system, error) {
 		return nil, bad
 	}
 	said := &system{}
+	joined := sha256.Sum256(offered.Join)
 	if json.Unmarshal([]byte(text), said) != nil || said.Nonce != from.nonce || said.RootHash != offered.RootHash ||
-		said.Version != offered.Version {
+		said.Version != offered.Version || said.Join != hex.EncodeToString(joined[:]) {
 		return nil, bad
 	}
 	return said, nil

@@ -13,6 +13,8 @@ type transfer struct {
 	root  rootHash
 	store *store
 	begun bool
+	// Which cluster the last one is of that something was asked of.
+	of    *join
 	tree  *tree
 	done  int64
 	shown int64
@@ -22,12 +24,16 @@ type transfer struct {
 func (taken *transfer) from(source *source) error {
 	if !taken.begun {
 		say("%s has this system, version %s: fetching %d MB", source, printable(source.offer.Version), source.offer.RootBytes>>20)
-		say("cluster %s, fingerprint %s", source.cluster(), source.fingerprint())
 		taken.begun = true
 	} else {
 		say("going on from %s, at %d MB", source, taken.done>>20)
 	}
-	if taken.tree == nil {
+	if taken.of == nil || isOfAnother(source, taken.of) {
+		say("cluster %s, fingerprint %s", source.cluster(), source.fingerprint())
+		taken.of = &source.join
+	}
+	// A tree that is too short is one of the same root hash: the root itself shows whether it is whole.
+	if taken.done == 0 {
 		hashes, err := source.read("/v1/hashes", source.offer.HashBytes)
 		if err != nil {
 			return err
@@ -56,9 +62,14 @@ func (taken *transfer) from(source *source) error {
 	return taken.follow(stream, end)
 }
 
-// isFileSystem tells whether this is how erofs begins (fs/erofs/erofs_fs.h): a false number of levels shows hashes in its place.
-func isFileSystem(data []byte) bool {
-	return binary.LittleEndian.Uint32(data[1024:]) == 0xE0F5E1E2
+// isFileSystem tells whether this is how erofs begins (fs/erofs/erofs_fs.h), and has so many bytes: a false number of levels shows
+// hashes in its place, and a false number of blocks leaves its end out.
+func isFileSystem(data []byte, size int64) bool {
+	const magic, blockBits, blocks = 1024, 1024 + 12, 1024 + 36
+	if binary.LittleEndian.Uint32(data[magic:]) != 0xE0F5E1E2 {
+		return false
+	}
+	return int64(binary.LittleEndian.Uint32(data[blocks:]))<<(data[blockBits]&31) == size
 }
 
 // follow writes what comes, a MiB at a time, and no block that is not what the tree says.
@@ -72,8 +83,8 @@ func (taken *transfer) follow(stream io.Reader, end int64) error {
 				return errFalse
 			}
 		}
-		if taken.done == 0 && count >= block && !isFileSystem(piece) {
-			return fmt.Errorf("%w: no file system", errFalse)
+		if taken.done == 0 && count >= block && !isFileSystem(piece, end) {
+			return fmt.Errorf("%w: no whole file system", errFalse)
 		}
 		whole := count / block * block
 		if _, failed := taken.store.write(piece[:whole], taken.done); failed != nil {

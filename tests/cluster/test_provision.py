@@ -321,18 +321,43 @@ def liar(ring: Ring, stranger: Stranger, authority: Path, spoil: str, name: str 
             plug(ring, "up")
 
 
-@pytest.mark.parametrize("spoil", ["data", "hashes"])
-def test_what_is_false_is_not_taken(
-    ring: Ring, stranger: Stranger, fetch: Callable[..., Fetch], tmp_path: Path, spoil: str
-) -> None:
-    authority = tmp_path / "authority"
+def stolen(ring: Ring, folder: Path, *, key: bool = True) -> Path:
+    """The cluster's authority, which everybody may have, and beside it a node's key."""
+    authority = folder / "authority"
     authority.write_bytes((ring.first.cluster.directory / "pki/node-ca.crt").read_bytes())
-    with liar(ring, stranger, authority, spoil):
+    for kind in ("key", "crt") if key else ():
+        (folder / f"identity.{kind}").write_text(ring[2].output("cat", f"/var/lib/kubermesh/identity.{kind}"))
+    return authority
+
+
+FALSE = "evil?[2J on liar0: what it sends is not what the root hash says"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"), [("data", FALSE), ("hashes", FALSE), ("flat", "evil?[2J on liar0: /v1/root: status 503")]
+)
+def test_what_is_false_is_not_taken(
+    ring: Ring, stranger: Stranger, fetch: Callable[..., Fetch], tmp_path: Path, spoil: str, says: str
+) -> None:
+    """Neither from a node whose disk or memory is bad, nor from somebody who has its key; who is next is asked for all of it."""
+    with liar(ring, stranger, stolen(ring, tmp_path), spoil):
         one = fetch()
-        one.wait_said("evil?[2J on liar0: what it sends is not what the root hash says")
+        one.wait_said(says)
         plug(ring, "up")
         one.wait_done()
     assert "\x1b" not in one.said
+
+
+def test_nothing_is_taken_from_who_is_no_node_of_the_cluster_that_he_names(
+    ring: Ring, stranger: Stranger, fetch: Callable[..., Fetch], tmp_path: Path
+) -> None:
+    """Not even this very system: with it comes what the machine does with its disks."""
+    with liar(ring, stranger, stolen(ring, tmp_path, key=False), "nothing"):
+        one = fetch()
+        one.wait_said("evil?[2J on liar0 does not prove that it is a node of its cluster")
+        plug(ring, "up")
+        one.wait_done()
+    assert "evil?[2J on liar0 has this system" not in one.said
 
 
 def test_a_machine_that_knows_its_cluster_takes_nothing_from_another(
@@ -373,11 +398,7 @@ def started(one: Fetch) -> list[str]:
 def test_the_newest_system_wins_when_its_node_proves_that_it_is_one(
     ring: Ring, stranger: Stranger, fetch: Callable[..., Fetch], tmp_path: Path, proves: bool
 ) -> None:
-    authority = tmp_path / "authority"
-    authority.write_bytes((ring.first.cluster.directory / "pki/node-ca.crt").read_bytes())
-    for kind in ("key", "crt") if proves else ():
-        (tmp_path / f"identity.{kind}").write_text(ring[2].output("cat", f"/var/lib/kubermesh/identity.{kind}"))
-    with liar(ring, stranger, authority, "newer"):
+    with liar(ring, stranger, stolen(ring, tmp_path, key=proves), "newer"):
         plug(ring, "up")
         one = fetch(pinned=seed.make_join(ring.first.cluster.directory))
         if proves:

@@ -256,6 +256,8 @@ def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
         ("stick", "ram", OURS, "memory's, with the root", ""),
         # Nobody said which cluster it is for.
         ("stick", "disk", "", "sdb6", "stick"),
+        # A stick that was left in says nothing to a machine that boots from the network.
+        ("stick and home", "disk", "", "nvme0n16", "kept"),
         ("neighbour", "disk", OURS, "a disk's", ""),
         # There is no stick to stay on.
         ("neighbour", "stick", OURS, "a disk's", ""),
@@ -274,11 +276,13 @@ def test_where_a_machine_lives(
     var: str,
     said: str,
 ) -> None:
-    stick = with_root("sdb", "8") if booted_from == "stick" else None
+    stick = with_root("sdb", "8") if booted_from.startswith("stick") else None
+    home = Found(with_root("nvme0n1", "259"), "theirs", "shop")
+    monkeypatch.setattr(install, "look_around", lambda *_: [home] if booted_from == "stick and home" else [])
     monkeypatch.setattr(verity, "table", lambda: TABLE)
     monkeypatch.setattr(home_disk, "root_drive", lambda: "nvme0n1")
     monkeypatch.setattr(install.network_boot, "was_booted", lambda *_: booted_from == "neighbour")
-    disks.drives = [stick] if stick else []
+    disks.drives = [stick, home.drive] if stick else []
     monkeypatch.setattr(install, "wishes", lambda _: (wish(to=to), authority))
     monkeypatch.setattr(memory_disk, "make_var", lambda: "memory's")
     monkeypatch.setattr(install, "live_in_memory", lambda *_: "memory's, with the root")
@@ -387,10 +391,8 @@ def test_what_was_written_is_compared(tmp_path: Path) -> None:
 @pytest.fixture
 def esp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A disk's EFI system partition as it came from a stick, and the root that runs."""
-    files = {
-        disk_copy.esp.FIRST: b"loader",
-        "EFI/Linux/kubermesh_0.1.0+2-1.efi": b"kernel roothash=" + ROOT_HASH.encode(),
-    }
+    files = dict.fromkeys(disk_copy.esp.LOADERS, b"loader")
+    files["EFI/Linux/kubermesh_0.1.0+2-1.efi"] = b"kernel roothash=" + ROOT_HASH.encode()
     digest = hashlib.sha256(b"kernel roothash=" + 64 * b"0").hexdigest()
     of_root = {str(disk_copy.esp.LOADER): b"loader", boot_images.DIGEST: digest.encode() + b"\n"}
     for top, all_of in (("esp", files), ("root", of_root)):
@@ -412,7 +414,9 @@ def test_the_disks_boot_entry_counts_no_tries(paths: Paths, tmp_path: Path, esp:
     ("name", "says"),
     [
         ("EFI/Linux/kubermesh_0.1.0+2-1.efi", "the stick's boot image is not that of the system on it"),
+        ("EFI/Linux/kubermesh_another.efi", "the stick's boot image is not that of the system on it"),
         ("EFI/BOOT/BOOTX64.EFI", "keeps something else"),
+        ("EFI/systemd/systemd-bootx64.efi", "keeps something else"),
     ],
 )
 def test_what_a_stick_has_outside_the_root_is_what_the_root_says(
