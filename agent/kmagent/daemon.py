@@ -12,6 +12,7 @@ from typing import Any
 
 from kmagent import (
     addons,
+    alarms,
     anycast,
     clock,
     console,
@@ -31,7 +32,6 @@ from kmagent import (
     recover,
     registry,
     routers,
-    space,
     ssh,
     status,
 )
@@ -208,7 +208,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
         join_api.run(state, paths, ledger, mesh),
         watch.run(state, me.probe_scale),
         Applier(state, paths, me, ledger, watch).run(),
-        space.run(state, _etcd(paths, me, 60), me.probe_scale),
+        alarms.run(state, _etcd(paths, me, 60), mesh, me),
         Witness(state, paths, me, orders, peers, own_api, authority).run(),
         Leader(state, paths, me, ledger, mesh, client, watch).run(_first_registry(me), mesh.me.keys[min(mesh.me.keys)]),
     ]

@@ -35,17 +35,21 @@ table inet kubermesh {{
     iifname @gateways jump outside
   }}
   chain stranger {{
-    ip6 saddr fe80::/10 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply }} accept
+    # All ports have one socket, one server, one table of neighbours: who talks too much on one is not to drown who is on another.
+    tcp dport {relay} ct state new jump limited
+    ip6 saddr fe80::/10 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request, echo-reply }} jump greeting
     # Read by the agent when it may look for ways out; the kernel takes no notice of it.
-    ip6 saddr fe80::/10 icmpv6 type nd-router-advert accept
-    ip6 saddr :: icmpv6 type nd-neighbor-solicit accept
-    # One socket hears them of all ports: who talks too much on one is not to drown who is on another.
+    ip6 saddr fe80::/10 icmpv6 type nd-router-advert jump greeting
+    ip6 saddr :: icmpv6 type nd-neighbor-solicit jump greeting
     ip6 saddr fe80::/10 udp dport {{ {babel}, {hello} }} jump greeting
     ip6 saddr fe80::/10 ip6 daddr fe80::/10 tcp dport {relay} accept
 {offered}    drop
   }}
-  chain greeting {{
+  chain limited {{
     update @talkers {{ iifname limit rate over 50/second burst 200 packets }} drop
+  }}
+  chain greeting {{
+    jump limited
     accept
   }}
   chain computer {{
@@ -76,9 +80,10 @@ table inet kubermesh {{
 # a computer that somebody plugs in the API, which may be on another node. The mesh knows no way back to it but by this one.
 OFFERED = {
     "offered": """\
+    tcp dport {serve} ct state new jump limited
     udp dport {{ 67, 547 }} accept
-    ip6 saddr {{ fe80::/10, :: }} icmpv6 type nd-router-solicit accept
-    ip6 saddr fd6b:6d00::/32 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    ip6 saddr {{ fe80::/10, :: }} icmpv6 type nd-router-solicit jump greeting
+    ip6 saddr fd6b:6d00::/32 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} jump greeting
     ip6 daddr fd6b:6d00::/32 fib daddr . iif type != local drop
     ip daddr 198.19.0.0/16 fib daddr . iif type != local drop
     ip6 saddr fd6b:6d00::/32 icmpv6 type echo-request accept
@@ -120,7 +125,7 @@ def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, 
         table=TABLE, babel=seqno.PORT, asking=seqno.AGENT_END, hello=hello.PORT, relay=relay.PORT, **more
     )
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
-    named = ("stranger", "greeting", "computer", "outside")
+    named = ("stranger", "limited", "greeting", "computer", "outside")
     head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)
     return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}"
 

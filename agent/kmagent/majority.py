@@ -20,7 +20,7 @@ def lost(registry: Registry, reaches: Callable[[int], bool]) -> str:
     if 2 * len(away) < len(voters) or not away:
         return ""
     return (
-        f"no majority: {len(away)} of {len(voters)} voters are away ({', '.join(away)}), and nothing can be written; "
+        f"{len(away)} of {len(voters)} voters are away ({', '.join(away)}), and nothing can be written; "
         "cable them and power them on, or `kmbuild recover` when they are lost for good"
     )
 
@@ -34,5 +34,5 @@ async def run(state: State, paths: Paths, mesh: Mesh, facts: Facts) -> None:
             registry = await asyncio.to_thread(registries.load_or_empty, paths.registry, facts.cluster)
         seen = [*seen, lost(registry, lambda number: mesh.reaches(facts, number))][-LASTS:]
         if not seen[-1] or all(seen):
-            state.warn(seen[-1])
+            state.warn("no majority", seen[-1])
         await asyncio.sleep(LOOK_S * facts.probe_scale)

@@ -123,15 +123,15 @@ class Membership:
         mute = longer_than(SILENT_S * self._facts.probe_scale, heard, now)
         silent = {view.number_of(one) for one in members if one.name and one.id in mute}
         reachable = frozenset(seen.reachable - silent)
-        self._away = since(self._away, registry.numbers - reachable, now)
-        # From when the mesh led there: an etcd starts later than that.
+        # One that returns is waited for anew: an etcd starts later than the mesh leads there.
+        self._away = since(self._away, registry.numbers - seen.reachable, now)
         self._mute = since(self._mute, {number for number in silent if number in seen.reachable}, now)
         self._late = since(self._late, {one.id for one in members if _is_late(one, self._refused)}, now)
         self._unfit = {number: until for number, until in self._unfit.items() if until > now}
         return replace(
             view,
             reachable=reachable,
-            gone=longer_than(self._facts.voter_grace_s, self._away, now),
+            gone=longer_than(self._facts.voter_grace_s, {**self._away, **self._mute}, now),
             silent=longer_than(self._facts.voter_grace_s, self._mute, now),
             barred=seen.barred | {node.number for node in registry.nodes if node.diskless},
             unfit=frozenset(self._unfit),

@@ -39,8 +39,13 @@ from kmplan.seed import JoinBundle
 log = logging.getLogger(__name__)
 
 MAX_HEAD, MAX_BODY = 8 * 1024, 256
-MAX_CONNECTIONS, MAX_PER_PORT = 64, 6
+# To each of this node's own addresses: a port has three, and what is on its cable reaches no other.
+MAX_CONNECTIONS, MAX_PER_ADDRESS = 256, 6
+# How often at most it is asked which port has which address, and for how long that is believed.
+LOOK_S, BELIEVE_S = 1.0, 10.0
 PIECE = 1 << 20
+# For how long a boot image that is nowhere is not looked for again.
+MISSING_S = 60.0
 STALL_S = 30.0
 # What a busy node serves, to all together, in bytes per second: a root takes seven seconds.
 BUSY, BUSY_RATE = 0.25, 32 << 20
@@ -84,8 +89,10 @@ class Provider:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._all = 0
-        self._open: dict[str, int] = {}
+        self._open: dict[tuple[str, int], int] = {}
+        self._ports = Ports()
         self._boot_image: tuple[str, int, Path] = ("", 0, Path())
+        self._missing_until = 0.0
         # A boot image is read as a whole: by one at a time.
         self._finding, self._digesting = threading.Lock(), threading.Lock()
         self._digested = (self._boot_image, "")
@@ -98,28 +105,24 @@ class Provider:
         return await asyncio.start_server(self._accept, None, port, reuse_address=True, limit=MAX_HEAD)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._all >= MAX_CONNECTIONS:
+        own = writer.get_extra_info("sockname")
+        # A link-local address may be that of several ports.
+        address = (own[0], own[3] if len(own) == 4 else 0)
+        if self._open.get(address, 0) >= MAX_PER_ADDRESS or self._all >= MAX_CONNECTIONS:
             writer.transport.abort()
             return
         self._all += 1
+        self._open[address] = self._open.get(address, 0) + 1
         try:
             # A transport that closes while something is sent is a RuntimeError.
             with contextlib.suppress(
                 OSError, RuntimeError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError
             ):
-                await self._take(reader, writer, await port_of(writer.get_extra_info("sockname")))
+                await self._answer(reader, writer, await self._ports.of(own))
         finally:
             self._all -= 1
+            self._open[address] -= 1
             writer.close()
-
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str) -> None:
-        if self._open.get(port, 0) >= MAX_PER_PORT:
-            return
-        self._open[port] = self._open.get(port, 0) + 1
-        try:
-            await self._answer(reader, writer, port)
-        finally:
-            self._open[port] -= 1
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str) -> None:
         head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), STALL_S)).decode("latin-1").split("\r\n")
@@ -171,11 +174,16 @@ class Provider:
             with contextlib.suppress(OSError):
                 if known == roothash and path.stat().st_mtime_ns == written:
                     return File(path, path.stat().st_size)
+            if time.monotonic() < self._missing_until:
+                raise UserError("no boot image of the system that runs")
             try:
                 path = boot_image.find(roothash)
             except UserError:
+                # Everybody waits for this.
+                self._missing_until = time.monotonic() + MISSING_S
                 self._show_esp()
                 path = boot_image.find(roothash)
+            self._missing_until = 0.0
             self._boot_image = roothash, path.stat().st_mtime_ns, path
             return File(path, path.stat().st_size)
 
@@ -189,10 +197,13 @@ class Provider:
             return self._digested[1]
 
     def _show_esp(self) -> None:
-        """Mount the EFI system partition of the disk that the root is on, for this process alone."""
+        """Mount the EFI system partition of the disk that the root is on, for this process alone, if there is one."""
         folder = self._paths.run / "boot-esp"
         folder.mkdir(mode=0o700, exist_ok=True)
-        esp = home_disk.partition_of(home_disk.root_drive(), home_disk.ESP)
+        drive = home_disk.root_drive()
+        if drive.startswith(home_disk.MEMORY) or folder.is_mount():
+            return
+        esp = home_disk.partition_of(drive, home_disk.ESP)
         run(["mount", "-t", "vfat", "-o", "ro,nodev,nosuid,noexec", f"/dev/{esp}", folder])
 
     async def _send(
@@ -245,14 +256,16 @@ class Provider:
 def offer(paths: Paths, system: boot_image.System, digest: str, nonce: str) -> bytes:
     """Return what is offered (JSON): the system's version and sizes, and what lets a machine ask to be admitted.
 
-    `statement` says which system it is, `digest` being the SHA-256 of its boot image, and that it is so now: `nonce` is that of
-    who asks. It is signed with this node's key, so that a machine with another system believes that it is the cluster's.
+    `statement` says which system it is, `digest` being the SHA-256 of its boot image, what `join` is, and that it is so now:
+    `nonce` is that of who asks. It is signed with this node's key, so that a machine believes that all of it is the cluster's.
     """
     cluster = identity.read_cluster(paths)
     authority = identity.read_secret(paths, "pki/node-ca.crt")
-    join = msgspec.json.encode(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
+    join = msgspec.to_builtins(JoinBundle(name=cluster.name, authority=authority, install=cluster.install))
     version = json.loads(paths.versions.read_text())["image"]
-    said = {"version": version, "roothash": system.roothash, "boot_image": digest, "nonce": nonce}
+    # As it is in the answer: whoever asks compares the bytes.
+    joined = hashlib.sha256(json.dumps(join).encode()).hexdigest()
+    said = {"version": version, "roothash": system.roothash, "boot_image": digest, "join": joined, "nonce": nonce}
     statement = STATEMENT + json.dumps(said)
     return json.dumps(
         {
@@ -261,7 +274,7 @@ def offer(paths: Paths, system: boot_image.System, digest: str, nonce: str) -> b
             "roothash": system.roothash,
             "root_bytes": system.root_bytes,
             "hash_bytes": system.hash_bytes,
-            "join": json.loads(join),
+            "join": join,
             "statement": statement,
             "signature": pki.sign_text(identity.read_secret(paths, "identity.key"), statement),
             "certificate": identity.read_secret(paths, "identity.crt"),
@@ -277,10 +290,21 @@ def header(status: int, length: int, kind: str, more: str = "") -> bytes:
     ).encode()
 
 
-async def port_of(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    """Return the name of the port that one of this node's own addresses is on; empty when there is none."""
-    if len(address) == 4 and address[3]:
-        return socket.if_indextoname(address[3])
-    own = address[0].removeprefix("::ffff:")
-    _, text = await run_async(["ip", "--json", "address", "show", "to", own], check=False)
-    return next((str(one["ifname"]) for one in json.loads(text or "[]") if one.get("ifname")), "")
+class Ports:
+    """Which port has which of this node's own addresses."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._looked = float("-inf")
+
+    async def of(self, own: tuple[str, int] | tuple[str, int, int, int]) -> str:
+        """Return the name of the port that an address of a socket is on; empty when there is none, or nobody could look yet."""
+        if len(own) == 4 and own[3]:
+            return socket.if_indextoname(own[3])
+        address = own[0].removeprefix("::ffff:")
+        if time.monotonic() - self._looked > (BELIEVE_S if address in self._known else LOOK_S):
+            self._looked = time.monotonic()
+            _, text = await run_async(["ip", "--json", "address", "show"], check=False)
+            ports = [one for one in json.loads(text or "[]") if one.get("ifname")]
+            self._known = {info["local"]: one["ifname"] for one in ports for info in one.get("addr_info", [])}
+        return self._known.get(address, "")

@@ -34,7 +34,7 @@ SERVER = "kubermesh-provide.service"
 PER_PORT = ("kubermesh-dnsmasq@{}.service", "kubermesh-radvd@{}.service")
 # For cables only, and never announced: a prefix of our own as RFC 4193 has them, and RFC 2544's range.
 PREFIX, PREFIX4 = int(IPv6Address("fd6b:6d00::")), int(IPv4Address("198.19.0.0"))
-SHOWN_S, TELL_S = 120.0, 3.0
+SHOWN_S, TELL_S, CHECK_S = 120.0, 3.0, 10.0
 
 # Firmware only is given an address: nobody who has another way to one shall notice a node on his network (dnsmasq(8)).
 # Client architectures are RFC 4578's and IANA's: 7 and 9 are x86-64 UEFI by PXE, 16 is x86-64 UEFI by HTTP; 61 is RFC 5970's.
@@ -118,7 +118,10 @@ class Provision:
         self._state, self._paths, self._mesh, self._me, self._routers = state, paths, mesh, me, routers
         self._strange: dict[str, float] = {}
         self._offered: dict[str, Port] = {}
-        self._tell_at = 0.0
+        self._tell_at = self._check_at = 0.0
+        # What does not run of what serves a port, by name, since the last look or for longer.
+        self._failing: dict[str, str] = {}
+        self._broken: dict[str, str] = {}
         self._full_at = time.monotonic()
 
     async def run(self) -> None:
@@ -143,6 +146,7 @@ class Provision:
                     if self._is_strange(name):
                         before.discard(name)
                         await self._offer(port)
+            await self._check()
             self._look()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), PERIOD_S)
@@ -214,6 +218,15 @@ class Provision:
         if self._offered.pop(name, None):
             self._state.record(f"offered-lost {name}")
 
+    async def _check(self) -> None:
+        """Note where what serves a port did not run twice in a row: another program may have its place."""
+        if time.monotonic() < self._check_at:
+            return
+        self._check_at = time.monotonic() + CHECK_S
+        failing = {name: down for name in self._offered if (down := await _not_running(name))}
+        self._broken = {name: down for name, down in failing.items() if name in self._failing}
+        self._failing = failing
+
     def _look(self) -> None:
         """Show what the machines do that were heard of lately."""
         if not self._offered and not self._mesh.offers:
@@ -224,7 +237,7 @@ class Provision:
             heard = {}
         now = time.time()
         fresh = {name: str(one["text"]) for name, one in heard.items() if abs(now - one["at"]) < SHOWN_S}
-        shown = {name: fresh.get(name, "offered") for name in self._offered}
+        shown = {name: self._broken.get(name) or fresh.get(name, "offered") for name in self._offered}
         if shown != self._mesh.offers and time.monotonic() >= self._tell_at:
             self._tell_at = time.monotonic() + TELL_S
             self._mesh.offers = shown
@@ -246,6 +259,14 @@ async def withdraw(paths: Paths, name: str) -> None:
         await run_async(["ip", family, "address", "flush", "dev", name, "to", known], check=False)
     for path in sorted(paths.provision.glob(f"{name}.*"), key=lambda path: path.suffix == ".dnsmasq"):
         path.unlink(missing_ok=True)
+
+
+async def _not_running(name: str) -> str:
+    """What serves a port and does not run, in words; empty when all does."""
+    units = [unit.format(name) for unit in PER_PORT]
+    code, said = await run_async(["systemctl", "is-active", *units], check=False)
+    down = [unit for unit, how in zip(units, said.split(), strict=False) if how != "active"]
+    return f"cannot be offered anything, {' and '.join(down)}: see the journal" if code and down else ""
 
 
 def _nodad(address: str) -> list[str]:

@@ -4,37 +4,20 @@ Then the history that nobody needs is dropped, each member gives the room back t
 (https://etcd.io/docs/v3.6/op-guide/maintenance/, space quota). Data that are really that large stay, and so does the alarm.
 """
 
-import asyncio
 import logging
 
-from kmagent.etcd import Etcd
-from kmagent.state import State
+from kmagent.etcd import NO_SPACE, Etcd
 
 log = logging.getLogger(__name__)
 
-PERIOD_S = 10.0
 # Of its quota a database may use so much when the alarm is ended: it would be back at once otherwise.
 ENOUGH = 0.9
 
 
-async def run(state: State, etcd: Etcd, scale: float) -> None:
-    """Look after the local member; the one that leads drops the history and ends the alarm."""
-    said = ""
-    while True:
-        await state.wait_for("etcd")
-        try:
-            problem = await mend(etcd, leads=state.leads)
-        except OSError as error:
-            problem = str(error)
-        if problem and problem != said:
-            log.warning("etcd's room: %s", problem)
-        said = problem
-        await asyncio.sleep(PERIOD_S * scale)
-
-
 async def mend(etcd: Etcd, *, leads: bool) -> str:
     """Do what is due while there is an alarm; returns what is in the way, empty when all is well."""
-    if not await etcd.has_no_space():
+    alarmed = await etcd.alarms(NO_SPACE)
+    if not alarmed:
         return ""
     if leads:
         await etcd.compact((await etcd.status()).revision)
@@ -46,6 +29,7 @@ async def mend(etcd: Etcd, *, leads: bool) -> str:
     if status.size >= ENOUGH * status.quota:
         return f"{status.used >> 20} MiB are in use, of {status.quota >> 20} at most: delete objects"
     if leads:
-        await etcd.end_no_space()
+        for member in alarmed:
+            await etcd.end_alarm(NO_SPACE, member)
         log.warning("etcd may be written to again")
     return ""

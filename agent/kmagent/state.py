@@ -36,7 +36,7 @@ class State:
     that is not admitted: `state`, `fingerprint`, `via`. `mesh` describes the ports and who is on them, `routes` counts
     the prefixes that the mesh leads to, `serial` is that of the registry; `leads` says whether this node's etcd leads.
     `fenced` says why the control plane must not run here, and is empty when it may; `left_behind` whether neighbours have a newer
-    registry than can be had here; `alarm` what only a person can mend; `aside` whether other nodes' API servers
+    registry than can be had here; `alarms` what only a person can mend, by its kind; `aside` whether other nodes' API servers
     shall be asked though this one's is well, as it is about to be started anew. `disk` says what became of the stick that the
     machine was booted from.
     """
@@ -49,7 +49,7 @@ class State:
     leads: bool = False
     fenced: str = ""
     left_behind: bool = False
-    alarm: str = ""
+    alarms: dict[str, str] = field(default_factory=dict)
     aside: bool = False
     disk: str = ""
     mesh: Callable[[], list[dict[str, Any]]] = list
@@ -89,13 +89,19 @@ class State:
         if before != why:
             self.notify()
 
-    def warn(self, what: str) -> None:
-        """Note what only a person can mend, or with an empty text that all is well."""
-        known, self.alarm = self.alarm, what
-        if bool(known) != bool(what):
-            self.record("alarm" if what else "alarm-lost")
-        elif known != what:
+    def warn(self, kind: str, what: str) -> None:
+        """Note what only a person can mend, or with an empty text that there is nothing of this kind any more."""
+        known = self.alarm
+        self.alarms = {name: text for name, text in {**self.alarms, kind: what}.items() if text}
+        if bool(known) != bool(self.alarm):
+            self.record("alarm" if self.alarm else "alarm-lost")
+        elif known != self.alarm:
             self.notify()
+
+    @property
+    def alarm(self) -> str:
+        """All that only a person can mend."""
+        return "; ".join(f"{kind}: {text}" for kind, text in sorted(self.alarms.items()))
 
     def leave_behind(self, *, behind: bool) -> None:
         """Note whether neighbours have a newer registry than can be had here."""

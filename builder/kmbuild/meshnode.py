@@ -20,7 +20,7 @@ MERGE = "application/merge-patch+json"
 MANAGER = "kmbuild"
 REQUEST_S = 10.0
 TOO_MANY_REQUESTS = 429
-MIN_PREFIX = 4
+MIN_PREFIX, MIN_COMPARED = 4, 16
 NAMED_IN_ERRORS = 10
 
 
@@ -144,6 +144,13 @@ def is_meant(word: str, node: MeshNode) -> bool:
         word in names
         or digits == _digits(status.uuid)
         or (len(digits) >= MIN_PREFIX and status.fingerprint.startswith(digits))
+    )
+
+
+def is_compared(words: Sequence[str], node: MeshNode) -> bool:
+    """Whether a word is so much of the node's fingerprint that nobody makes a key to fit it."""
+    return any(
+        len(_digits(word)) >= MIN_COMPARED and node.status.fingerprint.startswith(_digits(word)) for word in words
     )
 
 

@@ -121,17 +121,16 @@ def list_nodes(directory: Path | None, as_json: bool) -> None:
 @click.argument("words", metavar="NODE...", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every machine that waits.")
 @click.option("--wipe", is_flag=True, help="Let machines that have no empty disk wipe one.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @decision_options
 def approve(
-    words: Sequence[str],
-    every: bool,
-    wipe: bool,
-    directory: Path | None,
-    timeout_s: float,
-    no_wait: bool,
+    words: Sequence[str], every: bool, wipe: bool, yes: bool, directory: Path | None, timeout_s: float, no_wait: bool,
     as_json: bool,
-) -> None:
-    """Admit machines; also those that were denied before."""
+) -> None:  # fmt: skip
+    """Admit machines; also those that were denied before.
+
+    On a terminal it asks whether each one's console shows the same fingerprint, but where you give that: 16 digits do.
+    """
     if every == bool(words):
         raise click.UsageError("Give NODE or --all.")
     api = open_api(directory)
@@ -145,6 +144,8 @@ def approve(
         if not APPROVE.is_done(node):
             shown = compared(node.status.fingerprint)
             click.echo(f"{node.label} has the fingerprint {shown}: compare it with the machine's console", err=True)
+            if not yes and sys.stdin.isatty() and not meshnode.is_compared(words, node):
+                click.confirm("Is it the same?", abort=True, err=True)
     carry_out(api, replace(APPROVE, wipe=wipe), chosen, 0 if no_wait else timeout_s, as_json)
 
 

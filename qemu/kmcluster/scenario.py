@@ -68,11 +68,15 @@ class Scene:
         leader = self.leader()
         if leader == number:
             return
-        member = f"{int(json.loads(self.run(number, ['cat', '/var/lib/kubermesh/role.json']))['member']):x}"
-        moved = inside.run(self.driver, self.machine(leader), etcdctl("move-leader", member))
+        moved = inside.run(self.driver, self.machine(leader), etcdctl("move-leader", self.member(number)))
         if moved.code != 0:
             raise UserError(f"{self.machine(number).name} does not lead: {moved.stderr.strip()[-200:]}")
         self.wait(lambda: "" if self.leader() == number else f"{self.machine(number).name} does not lead", LEAD_S)
+
+    def member(self, number: int) -> str:
+        """The id of a voter's member of etcd, as etcdctl shows it."""
+        role = json.loads(self.run(number, ["cat", "/var/lib/kubermesh/role.json"]))
+        return f"{int(role['member']):x}"
 
     def wait(self, missing: Callable[[], str], limit_s: float) -> None:
         """Wait until nothing is missing; UserError with what still is when time is over."""

@@ -67,6 +67,7 @@ def complaints(cluster: Cluster) -> list[str]:
     """Everything that is not as it should be; the API is asked only when the nodes themselves are content."""
     described = report.describe(cluster)
     wrong = [f"{node['name']} is {node['state']}" for node in described["nodes"] if node["state"] != "ready"]
+    wrong += [f"{node['name']}: {node['alarm']}" for node in described["nodes"] if node["alarm"]]
     wrong += wrong_roles(cluster, [node["role"] for node in described["nodes"]])
     wrong += [f"no link between {' and '.join(cable['nodes'])}" for cable in described["cables"] if not cable["up"]]
     if wrong:

@@ -1,6 +1,7 @@
 """Who does not belong to the cluster gets nothing over a cable, and disturbs nothing."""
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,6 +101,27 @@ end = time.monotonic() + float(sys.argv[2])
 while time.monotonic() < end:
     for packet in packets:
         peer.sendto(packet, place)
+"""
+# Solicits a node as fast as it goes, by ever another address (RFC 4861, 4.3). Arguments: port, the node's address, how long (s).
+SOLICIT = """
+import random, socket, struct, sys, time
+port, target, lasts = sys.argv[1], socket.inet_pton(socket.AF_INET6, sys.argv[2]), float(sys.argv[3])
+peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+peer.bind((port, 0x86DD))
+mac = open(f"/sys/class/net/{port}/address").read().strip()
+mac = bytes.fromhex(mac.replace(":", ""))
+to = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
+end = time.monotonic() + lasts
+while time.monotonic() < end:
+    here = b"\xfe\x80" + bytes(6) + random.randbytes(8)
+    body = struct.pack("!BBHI", 135, 0, 0, 0) + target + b"\x01\x01" + mac
+    summed = here + to + struct.pack("!II", len(body), 58) + body
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
+    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + here + to
+    peer.send(b"\x33\x33" + to[12:] + mac + b"\x86\xdd" + head + body)
 """
 # Longer than a neighbour is believed that is not heard.
 STORM_S = 20
@@ -260,6 +282,16 @@ def test_a_storm_of_greetings_drowns_no_neighbour(ring: Ring, stranger: Stranger
     told = [event["name"] for event in ring[1].status()["events"] if "storm-" in event["name"]]
     assert len(told) <= 1, told
     wait_for("end of the stranger's greeting", lambda: port_of(ring, "eth2")["neighbour"] is None, 30, 1)
+
+
+def test_a_storm_of_solicitations_fills_no_table(ring: Ring, stranger: Stranger) -> None:
+    """All ports have one: entries of the mesh's neighbours would have to go."""
+    before = len(ring[1].output("ip", "-6", "neigh", "show", "dev", "eth2").splitlines())
+    lasts_s, begin = 4, time.monotonic()
+    stranger.python(SOLICIT, PORT, ring[1].link_local("eth2"), str(lasts_s))
+    after = len(ring[1].output("ip", "-6", "neigh", "show", "dev", "eth2").splitlines())
+    # 50 in a second, and 200 at first; it sends some thousand.
+    assert 0 < after - before <= 200 + 50 * (time.monotonic() - begin + 1)
 
 
 def test_no_secret_is_readable_without_a_certificate(ring: Ring) -> None:

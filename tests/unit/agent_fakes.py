@@ -68,6 +68,7 @@ class EtcdServer:
     history: int = 0
     quota: int = 0
     alarms: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
     received: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> str:
@@ -174,12 +175,17 @@ class EtcdServer:
         return {"leader": self.leader, **{key: str(size) for key, size in sizes.items() if size}}
 
     def do_maintenance_alarm(self, asked: dict[str, Any]) -> dict[str, Any]:
+        alarms = {"NOSPACE": self.alarms, "CORRUPT": self.corrupt}
         if asked["action"] == "DEACTIVATE":
-            assert asked["alarm"] == "NOSPACE"
-            self.alarms.remove(asked["memberID"])
+            alarms[asked["alarm"]].remove(asked["memberID"])
             return {}
         assert asked == {"action": "GET"}
-        return {"alarms": [{"memberID": member, "alarm": "NOSPACE"} for member in self.alarms]} if self.alarms else {}
+        found = [
+            {**({} if member == "0" else {"memberID": member}), "alarm": kind}
+            for kind in alarms
+            for member in alarms[kind]
+        ]
+        return {"alarms": found} if found else {}
 
     def do_kv_compaction(self, asked: dict[str, Any]) -> dict[str, Any]:
         assert int(asked["revision"]) == self.revision and asked["physical"]

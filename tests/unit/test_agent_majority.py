@@ -61,8 +61,11 @@ def test_only_what_lasts_is_an_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_an_alarm_is_on_the_screen() -> None:
     state = State()
-    state.warn("no majority: 2 of 3 voters are away")
+    state.warn("no majority", "2 of 3 voters are away")
     assert "no majority: 2 of 3 voters are away" in console.block(state)
     assert state.document()["alarm"] == state.document()["message"] == "no majority: 2 of 3 voters are away"
-    state.warn("")
+    state.warn("etcd's room", "delete objects")
+    assert state.alarm == "etcd's room: delete objects; no majority: 2 of 3 voters are away"
+    state.warn("no majority", "")
+    state.warn("etcd's room", "")
     assert "no majority" not in console.block(state)

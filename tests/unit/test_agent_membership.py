@@ -178,27 +178,36 @@ def test_an_etcd_that_does_not_answer_is_away_even_if_its_node_is_there(cluster:
     assert 2 not in cluster.voters and len(cluster.voters) == 3
 
 
+def mute(cluster: Cluster, turns: int, barred: frozenset[int], *up: int) -> set[int]:
+    """The voters after as many turns of 5 s in which these nodes are there, and nobody hears of the third one's etcd."""
+    for _ in range(turns):
+        cluster.shop.etcd.members = [replace(one, active=number_of(one) != 3) for one in cluster.shop.etcd.members]
+        seen = Seen(frozenset(up), barred, cluster.shop.etcd.local)
+        asyncio.run(cluster.keeper.reconcile(seen, cluster.now))
+        cluster.now += 5
+    return cluster.voters
+
+
 def test_where_no_other_node_may_vote_one_takes_its_own_place_when_its_etcd_is_broken(cluster: Cluster) -> None:
     """Not one that was off for longer than is waited: its etcd starts later than the mesh leads there."""
     only_three = frozenset({4, 5})
     for _ in range(60):
         cluster.turn(only_three)
-
-    def mute(turns: int, *up: int) -> set[int]:
-        """The voters after as many turns of 5 s in which these nodes are there, and nobody hears of the third one's etcd."""
-        for _ in range(turns):
-            cluster.shop.etcd.members = [replace(one, active=number_of(one) != 3) for one in cluster.shop.etcd.members]
-            seen = Seen(frozenset(up), only_three, cluster.shop.etcd.local)
-            asyncio.run(cluster.keeper.reconcile(seen, cluster.now))
-            cluster.now += 5
-        return cluster.voters
-
-    assert mute(20, 1, 2, 4, 5) == {1, 2, 3}
-    assert mute(11, 1, 2, 3, 4, 5) == {1, 2, 3}
-    assert mute(4, 1, 2, 3, 4, 5) == {1, 2}
+    assert mute(cluster, 20, only_three, 1, 2, 4, 5) == {1, 2, 3}
+    assert mute(cluster, 11, only_three, 1, 2, 3, 4, 5) == {1, 2, 3}
+    assert mute(cluster, 4, only_three, 1, 2, 3, 4, 5) == {1, 2}
     for _ in range(20):
         cluster.turn(only_three)
     assert cluster.voters == {1, 2, 3}
+
+
+def test_a_voter_that_returns_is_waited_for_anew(cluster: Cluster) -> None:
+    """Though another node could take its place: its etcd starts later than the mesh leads there."""
+    for _ in range(60):
+        cluster.turn()
+    assert mute(cluster, 11, frozenset(), 1, 2, 4, 5) == {1, 2, 3}
+    assert mute(cluster, 11, frozenset(), 1, 2, 3, 4, 5) == {1, 2, 3}
+    assert 3 not in mute(cluster, 4, frozenset(), 1, 2, 3, 4, 5)
 
 
 def test_what_etcd_was_sent_is_read_of_its_metrics() -> None:

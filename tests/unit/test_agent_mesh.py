@@ -383,8 +383,14 @@ def test_a_stranger_reaches_what_lets_it_boot_and_ask_and_nothing_else() -> None
     rules = chains(firewall.ruleset(["eth0"], [], API, NODE, provision=True))
     assert rules["input"][:2] == ["iifname @trusted accept", "iifname @ports jump stranger"]
     *shown, last = rules["stranger"]
-    accepted = [rule for rule in shown if not rule.endswith("drop")]
+    accepted = [rule for rule in shown if not rule.endswith(("drop", "jump limited"))]
     assert last == "drop"
+    # Each connection takes something of a server that all ports have.
+    limited = [rule.split()[2] for rule in shown if rule.endswith("ct state new jump limited")]
+    assert limited == [str(relay.PORT), str(boot_image.PORT)]
+    assert not [
+        rule for rule in accepted if "icmpv6 type" in rule and not rule.endswith(("echo-request accept", "greeting"))
+    ]
     # From addresses of this very cable; a machine that asks for one has none yet.
     sources = r"fe80::/10|::|fd6b:6d00::/32|\{ fe80::/10, (::|fd6b:6d00::/32) \}"
     own = re.compile(rf"(ip6 saddr ({sources})|ip saddr 198.19.0.0/16) .* (accept|jump computer|jump greeting)$")
@@ -398,10 +404,8 @@ def test_a_stranger_reaches_what_lets_it_boot_and_ask_and_nothing_else() -> None
         ("udp", f"{{ 6696, {hello.PORT} }}"), ("udp", "{ 67, 547 }"), ("udp", "69"),
         ("tcp", str(relay.PORT)), ("tcp", str(boot_image.PORT)), ("tcp", "6443"),
     }  # fmt: skip
-    assert rules["greeting"] == [
-        "update @talkers { iifname limit rate over 50/second burst 200 packets } drop",
-        "accept",
-    ]
+    assert rules["limited"] == ["update @talkers { iifname limit rate over 50/second burst 200 packets } drop"]
+    assert rules["greeting"] == ["jump limited", "accept"]
     to = {rule.partition("daddr ")[2].partition(" tcp")[0] for rule in accepted if "tcp" in rule}
     assert to == {"fe80::/10", "{ fe80::/10, fd6b:6d00::/32 }", "198.19.0.0/16", API}
     icmp = {kind for rule in accepted for kind in re.findall(r"(?:nd|echo)-[a-z-]+", rule)}
@@ -431,10 +435,9 @@ def test_nothing_but_the_api_is_forwarded_for_a_port_that_is_not_trusted() -> No
 
 def test_where_nothing_is_offered_a_stranger_reaches_the_question_to_be_admitted_only() -> None:
     rules = chains(firewall.ruleset(["eth0"], [], API, NODE, provision=False))
-    *accepted, last = rules["stranger"]
-    assert last == "drop" and all(
-        re.match(r"ip6 saddr (fe80::/10|::) .* (accept|jump greeting)$", rule) for rule in accepted
-    )
+    limited, *accepted, last = rules["stranger"]
+    assert limited.endswith("jump limited") and last == "drop"
+    assert all(re.match(r"ip6 saddr (fe80::/10|::) .* (accept|jump greeting)$", rule) for rule in accepted)
     assert "6443" not in str(rules) and str(boot_image.PORT) not in str(rules)
     assert [rule for rule in rules["forward"] if not rule.endswith("drop")] == [
         "iifname @gateways ct state established,related accept"

@@ -1,8 +1,10 @@
 """What a node serves to machines without a system, and where it offers that."""
 
 import asyncio
+import hashlib
 import http.client
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ from kmagent import boot_image, facts, identity, provide, provision
 from kmagent.boot_image import System
 from kmagent.paths import Paths
 from kmagent.ports import Port
-from kmagent.provide import MAX_PER_PORT, Provider
+from kmagent.provide import MAX_PER_ADDRESS, Provider
 from kmagent.provision import Provision
 from kmagent.state import State
 from kmplan import boot_images, pki
@@ -110,29 +112,47 @@ def test_a_busy_node_is_asked_after_every_piece(served: Callable[..., Any], monk
     assert asked == [4096] * (len(ROOT) // 4096) and waited == [0.01, 0.02, 0.03]
 
 
-def test_one_cable_has_a_few_connections_and_no_more(paths: Paths) -> None:
-    """Whoever is at its other end cannot keep all others from booting."""
+async def asked(host: str, port: int) -> bytes:
+    """The first line of an answer; nothing when there is none."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(b"GET /none HTTP/1.1\r\n\r\n")
+        return (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n")[0]
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def test_one_cable_has_a_few_connections_and_no_more(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is at its other end cannot keep all others from booting: neither with many that last, nor by many that come."""
+    looks: list[object] = []
+
+    async def look(*words: object, **_: object) -> tuple[int, str]:
+        looks.append(words)
+        await asyncio.sleep(0.2)
+        return 0, '[{"ifname": "eth0", "addr_info": [{"local": "127.0.0.1"}]}]'
 
     async def scenario() -> list[bytes]:
         provider = Provider(paths)
         server = await provider.start(0)
-        bound, port = server.sockets[0].getsockname()[:2]
-        host = {"::": "::1"}.get(bound, "127.0.0.1")
+        port = next(one.getsockname()[1] for one in server.sockets if one.family == socket.AF_INET)
         async with server:
-            talks = [await asyncio.open_connection(host, port) for _ in range(MAX_PER_PORT)]
+            talks = [await asyncio.open_connection("127.0.0.1", port) for _ in range(MAX_PER_ADDRESS)]
             async with asyncio.timeout(10):
-                while sum(provider._open.values()) < MAX_PER_PORT:
+                while sum(provider._open.values()) < MAX_PER_ADDRESS:
                     await asyncio.sleep(0.01)
-            reader, writer = await asyncio.open_connection(host, port)
-            writer.write(b"GET /none HTTP/1.1\r\n\r\n")
-            one_more = await asyncio.wait_for(reader.read(), 5)
+            answers = [await asked("127.0.0.1", port) for _ in range(100)]
+            other = await asked("127.0.0.2", port)
             talks[0][1].write(b"GET /none HTTP/1.1\r\n\r\n")
             known = await asyncio.wait_for(talks[0][0].read(), 5)
-            for _, other in talks:
-                other.close()
-            return [one_more, known.partition(b"\r\n")[0]]
+            for _, one in talks:
+                one.close()
+            return [b"".join(answers), other, known.partition(b"\r\n")[0]]
 
-    assert asyncio.run(scenario()) == [b"", b"HTTP/1.1 404 Not Found"]
+    monkeypatch.setattr(provide, "run_async", look)
+    assert asyncio.run(scenario()) == [b"", b"HTTP/1.1 404 Not Found", b"HTTP/1.1 404 Not Found"]
+    assert len(looks) <= 3
 
 
 def test_no_more_of_a_device_is_served_than_is_used(served: Callable[..., Any]) -> None:
@@ -194,7 +214,8 @@ def test_what_is_offered_is_signed_by_the_node(paths: Paths, tmp_path: Path, mon
     monkeypatch.setattr(facts, "load", lambda _: SimpleNamespace(name="shop-1"))
     monkeypatch.setattr(identity, "read_cluster", lambda _: SimpleNamespace(name="shop", install=Install()))
     system = System(ROOT_HASH, tmp_path / "root", 8192, tmp_path / "hashes", 4096)
-    said = json.loads(provide.offer(replace(paths, versions=versions), system, "ef" * 32, "0123456789abcdef"))
+    text = provide.offer(replace(paths, versions=versions), system, "ef" * 32, "0123456789abcdef")
+    said = json.loads(text)
     assert (said["node"], said["version"], said["roothash"]) == ("shop-1", "1.2", ROOT_HASH)
     assert (said["join"]["name"], said["join"]["authority"]) == ("shop", authority.certificate)
     head, _, statement = said["statement"].partition("\n")
@@ -203,6 +224,8 @@ def test_what_is_offered_is_signed_by_the_node(paths: Paths, tmp_path: Path, mon
         "version": "1.2",
         "roothash": ROOT_HASH,
         "boot_image": "ef" * 32,
+        # Of its bytes in the answer.
+        "join": hashlib.sha256(text.partition(b'"join": ')[2].partition(b', "statement": ')[0]).hexdigest(),
         "nonce": "0123456789abcdef",
     }
     assert pki.verify_text(said["certificate"], said["statement"], said["signature"])
@@ -245,6 +268,7 @@ class Cables:
         self.done: list[str] = []
         self.asked: list[str] = []
         self.now = 100.0
+        self.units_run = True
         me = SimpleNamespace(provision=offers, number=1, prefix="fd12::/48")
         state = State()
         monkeypatch.setattr(provision, "run_async", self.run)
@@ -253,6 +277,8 @@ class Cables:
         self.made = Provision(state, paths, self, me, self.routers)  # type: ignore[arg-type]
 
     async def run(self, argv: list[str], **_: Any) -> tuple[int, str]:
+        if argv[1] == "is-active":
+            return (0, "active\nactive\n") if self.units_run else (3, "activating\nactive\n")
         self.done.append(" ".join(argv))
         return 0, ""
 
@@ -314,6 +340,23 @@ def test_what_serves_the_image_is_there_before_anybody_asks(cables: Cables) -> N
     assert cables.made._is_free(cables.now + 130)
     # Whoever ended it meanwhile has it back.
     assert not cables.made._is_free(cables.now + 131) and cables.made._is_free(cables.now + 160)
+
+
+def test_what_cannot_be_offered_is_said(cables: Cables) -> None:
+    """Another program, of a pod in the host's network perhaps, has the place of what would answer there."""
+
+    async def scenario() -> list[str]:
+        await cables.made._offer(cables.ports["eth1"])
+        shown = []
+        for runs in (True, False, False, True):
+            cables.units_run, cables.now = runs, cables.now + provision.CHECK_S
+            await cables.made._check()
+            cables.made._look()
+            shown.append(cables.offers["eth1"])
+        return shown
+
+    down = "cannot be offered anything, kubermesh-dnsmasq@eth1.service: see the journal"
+    assert asyncio.run(scenario()) == ["offered", "offered", down, "offered"]
 
 
 def test_what_is_offered_is_taken_back(cables: Cables, paths: Paths) -> None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -377,17 +378,30 @@ def test_a_removed_machine_that_asks_again_at_once_counts_as_gone(api: FakeApi, 
     assert good(directory, "remove", "a1b2").stdout == "m-a1b2c3d4a1b2 is removed\n"
 
 
-def test_remove_asks_on_a_terminal(api: FakeApi, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal:
-        def isatty(self) -> bool:
-            return True
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody types."""
+    monkeypatch.setattr(nodes, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
 
-    class Sys:
-        stdin = Terminal()
 
+def test_approve_asks_on_a_terminal_whether_somebody_has_compared(
+    api: FakeApi, directory: Path, terminal: None
+) -> None:
+    api.objects = [machine(A), machine(B)]
+    asked = run(directory, "approve", "a1b2", "--no-wait", stdin="n\n")
+    assert (asked.exit_code, api.patches) == (1, [])
+    assert "compare it with the machine's console\nIs it the same? [y/N]" in asked.stderr
+    one_by_one = run(directory, "approve", "--all", "--no-wait", stdin="y\nn\n")
+    assert (one_by_one.exit_code, one_by_one.stderr.count("Is it the same?"), api.patches) == (1, 2, [])
+    # Who types what the console shows has compared.
+    assert "Is it the same?" not in good(directory, "approve", A[:16].upper(), "--no-wait").stderr
+    assert "Is it the same?" in run(directory, "approve", B[:15], "--no-wait", stdin="y\n").stderr
+    assert "Is it the same?" not in good(directory, "approve", "--all", "--yes", "--no-wait").stderr
+
+
+def test_remove_asks_on_a_terminal(api: FakeApi, directory: Path, terminal: None) -> None:
     api.objects = [machine(A, "Admitted", 2), machine(B, "Denied")]
     api.react = lambda item: api.objects.remove(item)
-    monkeypatch.setattr(nodes, "sys", Sys)
     asked = run(directory, "remove", "2", "b1b2", stdin="n\n")
     assert (asked.exit_code, api.patches) == (1, [])
     assert asked.stderr.startswith("Remove shop-2 (worker), m-b1b2c3d4b1b2 (Denied)? [y/N]")

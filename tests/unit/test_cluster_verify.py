@@ -262,6 +262,7 @@ def test_scenarios_are_chosen_by_name_and_tag() -> None:
         "corrupt-etcd",
         "corrupt-etcd-database",
         "corrupt-etcd-of-three",
+        "corrupt-etcd-served",
         "leader-gone",
         "majority-cut-off",
         "phantom-member",

@@ -231,6 +231,8 @@ def repair_and_look(scene: Scene, chosen: list[int]) -> None:
     """Free the disk again; UserError when kubelet has made room with container images that this node cannot fetch again."""
     repair(scene, chosen)
     has, wanted = (images(scene, number) for number in (chosen[0], scene.leader()))
+    if not wanted:
+        raise UserError("no machine has an image that is not to be deleted")
     if lost := wanted - has:
         raise UserError(f"{scene.machine(chosen[0]).name} has lost the images {', '.join(sorted(lost))}")
     scene.tell(f"all {len(wanted)} images are there")

@@ -22,6 +22,8 @@ BAD_SETTING = "no-such-argument"
 # How long kubelets may take to show pods anew that somebody deleted: they look at each about once a minute.
 MIRRORED_S = 120.0
 
+# How long etcd may take to compare what was left: once a minute.
+COMPARED_S = 120.0
 # Where nodes' Leases are.
 DATABASE, OBJECT = "/var/lib/kubermesh/etcd/member/snap/db", "kube-node-lease"
 
@@ -67,12 +69,39 @@ def spoil(scene: Scene, chosen: list[int]) -> None:
 
 
 def alter(scene: Scene, chosen: list[int]) -> None:
-    """Change a bit of an object, as often as it is in etcd's database, and have etcd read that: to itself it looks well."""
+    """Change a bit of an object, as often as it is in etcd's database: to itself that looks well."""
+    name = scene.machine(chosen[0]).name
     changed = inside.run_script(scene.driver, scene.machine(chosen[0]), "alter", DATABASE, OBJECT)
-    scene.tell(
-        f"changed: {OBJECT} in etcd's database of {scene.machine(chosen[0]).name}, {len(changed['offsets'])} times"
-    )
+    scene.tell(f"changed: {OBJECT} in etcd's database of {name}, {len(changed['offsets'])} times")
+
+
+def alter_and_kill(scene: Scene, chosen: list[int]) -> None:
+    """Have etcd start with what was changed. Nothing would be compared if the API server dropped history right then."""
+    compact(scene)
+    alter(scene, chosen)
     scene.signal(chosen[0], "etcd")
+
+
+def alter_and_compact(scene: Scene, chosen: list[int]) -> None:
+    """Have etcd serve what was changed, and drop history; UserError when it is still a member a while later."""
+    member = scene.member(chosen[0])
+    alter(scene, chosen)
+    compact(scene)
+
+    def missing() -> str:
+        with contextlib.suppress(UserError):
+            if member not in scene.run(scene.leader(), etcdctl("member", "list")):
+                return ""
+        return f"{scene.machine(chosen[0]).name} is still a member of etcd"
+
+    scene.wait(missing, COMPARED_S)
+    scene.tell("it is no member any more")
+
+
+def compact(scene: Scene) -> None:
+    """Drop all history of etcd."""
+    status = json.loads(scene.run(scene.leader(), etcdctl("endpoint", "status", "--write-out=json")))
+    scene.run(scene.leader(), etcdctl("compact", str(status[0]["Status"]["header"]["revision"])))
 
 
 def delete_pods(scene: Scene, _: list[int]) -> None:
@@ -238,8 +267,17 @@ SCENARIOS = [
     replace(
         CORRUPT,
         name="corrupt-etcd-database",
-        title="bits of what etcd has stored on a voter are changed: the others' data say so, and the node begins anew",
-        fault=alter,
+        title="bits of what etcd has stored on a voter are changed: when it starts the others' data say so",
+        fault=alter_and_kill,
+    ),
+    replace(
+        CORRUPT,
+        name="corrupt-etcd-served",
+        title="bits of what etcd has stored are changed while it serves them: the voters compare, and it is replaced",
+        fault=alter_and_compact,
+        after_s=20,
+        outage_s=30,
+        silence_s=30,
     ),
     replace(
         CORRUPT,

@@ -36,7 +36,7 @@ systemctl daemon-reload && systemctl restart kmagent
 RECONCILER_OFF = "from kmagent import membership; membership.decide = lambda view: None"
 FENCE_OFF = "from kmagent import fence; fence.close = lambda *_: None"
 ANYCAST_STAYS = "from kmagent import anycast; anycast.BAD_TO_WITHDRAW = anycast.GONE_TO_WITHDRAW = 10**9"
-SPACE_OFF = f"from kmagent import space; space.run = lambda *_: {NEVER}"
+ALARMS_OFF = f"from kmagent import alarms; alarms.run = lambda *_: {NEVER}"
 ADDONS_ONCE = "from kmagent import addons; addons.REPEAT_S = 1e9"
 ROLLOUT_OFF = f"from kmagent import rollout; rollout.Rollout.reconcile = lambda *_: {NEVER.replace('1e9', '0')}"
 NEVER_ADMITTED = f"from kmagent import joining; joining.run = lambda *_: {NEVER}"
@@ -170,10 +170,11 @@ SABOTAGE: dict[str, Sabotage] = {
     "delete-addons": agents_with(ADDONS_ONCE),
     "corrupt-etcd": reconciler_off,
     "corrupt-etcd-database": unchecked,
+    "corrupt-etcd-served": agents_with(ALARMS_OFF),
     "corrupt-etcd-of-three": reconciler_off,
     "phantom-member": reconciler_off,
     "settings": agents_with(ROLLOUT_OFF),
-    "etcd-quota": agents_with(SPACE_OFF),
+    "etcd-quota": agents_with(ALARMS_OFF),
     "cable-cut": routes_stay,
     "cable-silent": routes_stay,
     "cable-lossy": routes_stay,

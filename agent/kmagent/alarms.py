@@ -1,0 +1,30 @@
+"""etcd's alarms: looked at on every voter, also while etcd is not ready, as it is not by the worst of them."""
+
+import asyncio
+import logging
+
+from kmagent import network, space, spoiled
+from kmagent.etcd import Etcd, Member
+from kmagent.facts import Facts
+from kmagent.mesh import Mesh
+from kmagent.state import State
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 5.0
+
+
+async def run(state: State, etcd: Etcd, mesh: Mesh, facts: Facts) -> None:
+    """Mend what can be mended, and say what cannot."""
+
+    def answers(member: Member) -> bool:
+        urls = {network.peer_url(facts.prefix, number) for number in mesh.me.registered if mesh.reaches(facts, number)}
+        return bool(urls & {*member.peer_urls})
+
+    while True:
+        try:
+            state.warn("etcd's data", await spoiled.mend(etcd, answers))
+            state.warn("etcd's room", await space.mend(etcd, leads=state.leads))
+        except OSError as error:
+            log.debug("etcd's alarms: %s", error)
+        await asyncio.sleep(PERIOD_S * facts.probe_scale)

@@ -1,0 +1,53 @@
+"""Members of etcd whose data are not what the others have (the alarm CORRUPT).
+
+Voters compare what they have whenever history was dropped (etcd's feature CompactHashCheck), and know whose data are those of the
+few. From then on no member of all takes a write or says that it is ready, until the alarm is ended. So that member is removed,
+which takes no write, and the alarm ended: its node is one like any other then that was a member (removed_data.py).
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from kmagent.etcd import CORRUPT, Etcd, Member
+from kmplan.voters import majority
+
+log = logging.getLogger(__name__)
+
+UNKNOWN = "the voters' data differ, and nobody knows whose are right: `kmbuild recover` from one of them"
+
+
+def to_remove(
+    alarmed: Collection[str], members: Sequence[Member], leader: str, answers: Callable[[Member], bool]
+) -> Member | None:
+    """Return the member that may be removed: those that answer are a majority of the others, and the leader is one of them."""
+    for member in members:
+        rest = [one for one in members if one is not member and not one.learner]
+        enough = sum(map(answers, rest)) >= majority(len(rest))
+        if member.id in alarmed and member.id != leader and (member.learner or (rest and enough)):
+            return member
+    return None
+
+
+async def mend(etcd: Etcd, answers: Callable[[Member], bool]) -> str:
+    """Do what is due while there is an alarm, on the node whose etcd leads; returns what is in the way, empty when nothing is."""
+    alarmed = await etcd.alarms(CORRUPT)
+    if not alarmed:
+        return ""
+    status, members = await etcd.status(), await etcd.members()
+    if not status.leads:
+        return ""
+    if status.leader in alarmed:
+        others = [one for one in members if one.id not in alarmed and not one.learner and answers(one)]
+        if not others:
+            return UNKNOWN
+        log.warning("etcd here has other data than the others: %s leads from now on", others[0].name)
+        await etcd.move_leader(others[0].id)
+        return ""
+    if spoiled := to_remove(alarmed, members, status.leader, answers):
+        log.warning("etcd: %s has other data than the others, and is no member any more", spoiled.name)
+        await etcd.remove(spoiled.id)
+        members = [one for one in members if one is not spoiled]
+    left = alarmed & {one.id for one in members}
+    for member in alarmed - left - {"0"}:
+        await etcd.end_alarm(CORRUPT, member)
+    return UNKNOWN if left or "0" in alarmed else ""

@@ -1,0 +1,71 @@
+"""Of etcd's members the one that has other data than the others is removed, and the cluster takes writes again."""
+
+import asyncio
+
+import pytest
+from agent_fakes import EtcdMember, EtcdServer
+
+from kmagent import spoiled
+from kmagent.etcd import Etcd, Member
+
+
+def server(corrupt: list[str], voters: int = 3, *, learner: bool = True, leader: str = "1") -> EtcdServer:
+    members = [
+        EtcdMember(str(number), f"https://[fd00::{number}]:2380", f"shop-{number}", number > voters)
+        for number in range(1, voters + 1 + learner)
+    ]
+    return EtcdServer(members=members, corrupt=corrupt, leader=leader)
+
+
+def mend(etcd: EtcdServer, away: str = "") -> str:
+    def answers(member: Member) -> bool:
+        return member.id not in away
+
+    return asyncio.run(spoiled.mend(Etcd(etcd, etcd), answers))  # type: ignore[arg-type]
+
+
+def ids(etcd: EtcdServer) -> list[str]:
+    return [member.id for member in etcd.members]
+
+
+@pytest.mark.parametrize("member", ["2", "3", "4"])
+def test_who_has_other_data_is_removed(member: str) -> None:
+    etcd = server([member])
+    assert mend(etcd) == ""
+    assert member not in ids(etcd) and len(ids(etcd)) == 3 and etcd.corrupt == []
+    assert mend(etcd) == "" and len(ids(etcd)) == 3
+
+
+def test_an_alarm_of_one_that_was_removed_before_is_ended() -> None:
+    """The agent may have been killed in between."""
+    etcd = server(["9"])
+    assert mend(etcd) == "" and etcd.corrupt == [] and len(ids(etcd)) == 4
+
+
+def test_who_does_not_lead_does_nothing() -> None:
+    etcd = server(["2"], leader="3")
+    assert mend(etcd) == "" and etcd.corrupt == ["2"] and len(ids(etcd)) == 4
+
+
+def test_a_leader_with_other_data_has_another_one_lead() -> None:
+    etcd = server(["1"])
+    assert mend(etcd, away="2") == "" and etcd.leader == "3" and len(ids(etcd)) == 4
+    etcd.local = "3"
+    assert mend(etcd) == "" and "1" not in ids(etcd) and etcd.corrupt == []
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "voters", "away"),
+    [
+        # Without it there would be no majority.
+        (["2"], 3, "3"),
+        # etcd does not know whose are right.
+        (["0"], 3, ""),
+        (["1", "2"], 2, ""),
+        (["2"], 2, "1"),
+    ],
+)
+def test_nobody_is_removed_where_that_would_end_the_cluster(corrupt: list[str], voters: int, away: str) -> None:
+    etcd = server(corrupt, voters, learner=False)
+    assert "kmbuild recover" in mend(etcd, away=away)
+    assert len(ids(etcd)) == voters and etcd.corrupt == corrupt
