@@ -166,5 +166,5 @@ SCENARIOS = [
              plug, after_s=4, outage_s=10, silence_s=30, evicts=True),
     # They are most of the nodes: nobody gives them up (agent/kmagent/outages.py).
     Scenario("minority-cut-off", "a voter and all nodes that do not vote are cut off from the two other voters",
-             ("link", "partition"), all_but_two, part, plug_all, after_s=45, outage_s=10, silence_s=75),
+             ("link", "partition"), all_but_two, part, plug_all, after_s=20, outage_s=10, silence_s=45),
 ]  # fmt: skip
