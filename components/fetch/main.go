@@ -176,9 +176,14 @@ func (here *machine) keepBoot(source *source) error {
 	return os.WriteFile(filepath.Join(credentials, "kubermesh.join"), source.offer.Join, 0o600)
 }
 
-// onDisk tells whether this machine lives on a disk that has the root already; at first it gives disks a moment.
+// onDisk tells whether this machine lives on a disk that has the root already; it gives disks a moment, as they may come late.
 func onDisk(root rootHash) bool {
-	deadline := started.Add(disksFirst)
+	if shown.IsZero() {
+		// A busy machine is slow to load what disks take.
+		_ = command("udevadm", "settle", "--timeout=60")
+		shown = time.Now()
+	}
+	deadline := shown.Add(disksFirst)
 	for {
 		if disks.hasHome(root.dataUUID()) && exists(filepath.Join(byUUID, root.hashUUID())) {
 			return true
@@ -190,7 +195,8 @@ func onDisk(root rootHash) bool {
 	}
 }
 
-var started = time.Now()
+// When this program was started, and when udev had shown all that it knew of then.
+var started, shown = time.Now(), time.Time{}
 
 func exists(path string) bool {
 	_, err := os.Stat(path)

@@ -164,33 +164,33 @@ def third(qemu_node: Node, shop: Path) -> Node:
     node = Node(qemu_node.name, 3)
     cable(node.name, 3, 2, "plug")
     node.power("on")
-    wait_for(
-        "machine that reads back", lambda: "reading back what was written" in "\n".join(node.console_lines()), 1200, 0.2
-    )
-    node.power("reset")
+
+    def shows(text: str) -> bool:
+        return text in "\n".join(node.console_lines())
 
     def asks() -> Any:
         nobody = {machine.name: waiting.Seen() for machine in node.cluster.machines}
         waiting.start_again(node.cluster, node.driver, nobody)
         return asking(shop, "shop-2")
 
+    # On its way the list says what it does.
+    wait_for("machine that fetches", lambda: asks() or shows("fetching, 50 %"), 1200, LOOK_S)
+    wait_for("machine that reads back", lambda: shows("reading back what was written"), 600, 0.2)
+    node.power("reset")
     asked = wait_for("machine that booted from the second", asks, 1200, LOOK_S)
     screen = walkthrough.step(4)[0]
     wait_for("screen of the page", lambda: walkthrough.missing(screen, node.console_lines()) == [], 600, 2)
     denied = kmbuild("nodes", "deny", asked["fingerprint"], "--cluster", shop / walkthrough.NAME, "--timeout", "300")
     assert denied.returncode == 0, denied.stderr
 
-    def says(text: str) -> bool:
-        return text in "\n".join(node.console_lines())
-
-    wait_for("machine that knows", lambda: says("refused by an administrator"), 60, 1)
+    wait_for("machine that knows", lambda: shows("refused by an administrator"), 60, 1)
     look, decide = (block[0] for block in walkthrough.step(4)[1:])
     key = asked["fingerprint"]
     listed = walkthrough.called(look, shop)
     assert f"{key[:4]} {key[4:8]} " in listed.stdout and "Denied" in listed.stdout, listed
     done = walkthrough.called(decide + " --timeout 300", shop, f"{key[:4]} {key[4:8]}")
     assert done.returncode == 0 and "compare it with the machine's console" in done.stderr, done
-    wait_for("machine that is admitted", lambda: says("node       shop-3 (number 3, worker)"), 300, 2)
+    wait_for("machine that is admitted", lambda: shows("node       shop-3 (number 3, worker)"), 300, 2)
     return node
 
 

@@ -103,7 +103,7 @@ while time.monotonic() < end:
         peer.sendto(packet, place)
 """
 # Solicits a node as fast as it goes, by ever another address (RFC 4861, 4.3). Arguments: port, the node's address, how long (s).
-SOLICIT = """
+SOLICIT = r"""
 import random, socket, struct, sys, time
 port, target, lasts = sys.argv[1], socket.inet_pton(socket.AF_INET6, sys.argv[2]), float(sys.argv[3])
 peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)

@@ -19,7 +19,7 @@ from kmcluster.scenarios import ALL, choose, part_of
 # What is played: these few; or, by turns, all, for as long as the environment says (seconds since 1970).
 PLAYED = ["kill-etcd-leader", "cable-cut", "worker-after-cable", "power-worker"]
 TURN = os.environ.get("KUBERMESH_TURN", "")
-PARTS = {"1": ("1/5",), "2": ("2/5", "3/5"), "3": ("4/5", "5/5")}.get(TURN)
+PARTS = {"1": ("1/7",), "2": ("2/7", "3/7", "4/7"), "3": ("5/7", "6/7", "7/7")}.get(TURN)
 CHOSEN = [one.name for part in PARTS for one in part_of(choose([], [], "nspawn"), part)] if PARTS else PLAYED
 # Of virtual machines, which take minutes to start. The other two are for `make verify`: each takes a boot of its own, or more.
 VIRTUAL = ["vm-power-worker", "vm-root-spoiled", "vm-power-voter", "vm-clock-ahead"]
