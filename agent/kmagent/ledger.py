@@ -1,5 +1,6 @@
 """What the cluster knows of its nodes, in etcd: the signed registry, requests to be admitted, identities, mesh keys."""
 
+import asyncio
 import json
 import logging
 import secrets
@@ -43,6 +44,8 @@ class Ledger:
         self.authority = authority
         # Called with the signed text after each change that was made here.
         self._changed = changed
+        # Who asks at the same time is counted one after the other.
+        self._asking = asyncio.Lock()
 
     async def registry(self) -> tuple[Registry, Value]:
         """Read the registry and its signed form; the latter is empty when there is none yet."""
@@ -206,16 +209,22 @@ class Ledger:
 
     async def note_asked(self, asked: dict[str, Any]) -> bool:
         """Keep a request; False when too many wait already, in all or at the node that this one came by (`relay`)."""
-        known = await self.asked()
-        if asked["fingerprint"] not in known:
-            waiting = sorted((one for one in known.values() if not one["decision"]), key=lambda one: one["last_seen"])
-            here = [one for one in waiting if one.get("relay") == asked["relay"]]
-            full = here if len(here) >= MAX_ASKED_AT_ONE else waiting if len(waiting) >= MAX_ASKED else None
-            if full:
-                if asked["last_seen"] - full[0]["last_seen"] < QUIET_S:
-                    return False
-                await self.forget_asked(full[0]["fingerprint"])
-        await self.etcd.put(ASKED + asked["fingerprint"], json.dumps(asked))
+        async with self._asking:
+            known = await self.asked()
+            if asked["fingerprint"] not in known and not await self._has_room(asked, known):
+                return False
+            await self.etcd.put(ASKED + asked["fingerprint"], json.dumps(asked))
+            return True
+
+    async def _has_room(self, asked: dict[str, Any], known: dict[str, dict[str, Any]]) -> bool:
+        """Whether one more may wait, perhaps in the place of one that has not asked again for long."""
+        waiting = sorted((one for one in known.values() if not one["decision"]), key=lambda one: one["last_seen"])
+        here = [one for one in waiting if one.get("relay") == asked["relay"]]
+        full = here if len(here) >= MAX_ASKED_AT_ONE else waiting if len(waiting) >= MAX_ASKED else None
+        if full:
+            if asked["last_seen"] - full[0]["last_seen"] < QUIET_S:
+                return False
+            await self.forget_asked(full[0]["fingerprint"])
         return True
 
     async def forget_asked(self, fingerprint: str) -> None:
