@@ -108,8 +108,7 @@ import random, socket, struct, sys, time
 port, target, lasts = sys.argv[1], socket.inet_pton(socket.AF_INET6, sys.argv[2]), float(sys.argv[3])
 peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 peer.bind((port, 0x86DD))
-mac = open(f"/sys/class/net/{port}/address").read().strip()
-mac = bytes.fromhex(mac.replace(":", ""))
+mac = peer.getsockname()[4]
 to = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
 end = time.monotonic() + lasts
 while time.monotonic() < end:
