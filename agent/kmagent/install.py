@@ -78,8 +78,7 @@ def main(permission: str = "") -> int:
     try:
         take(paths, stick, chosen, key=join.own_key(paths))
     except (UserError, OSError) as error:
-        say(paths, chosen.drive, f"cannot be used: {reason(error)}", state="blocked")
-        (paths.run / FAILED).write_text(str(time.monotonic()))
+        give_up(paths, chosen.drive, error)
         raise UserError(f"{chosen.drive.path}: {reason(error)}") from error
     print(json.dumps({"state": "installed"}))
     return 0
@@ -124,8 +123,7 @@ def find_home(paths: Paths, stick: Drive | None, wish: Install, authority: str) 
                 return take(paths, stick, chosen)
             except (UserError, OSError) as error:
                 # Not the next one: what is wrong may be the stick.
-                say(paths, chosen.drive, f"cannot be used: {reason(error)}", state="blocked")
-                (paths.run / FAILED).write_text(str(time.monotonic()))
+                give_up(paths, chosen.drive, error)
         else:
             text = refusals(found, wish, is_asked=not is_seed(paths), stick=bool(stick))
             if text != disk_state.read(paths)[1]:
@@ -150,6 +148,12 @@ def look_until_agreed(
         if (chosen and chosen.holds == "ours") or seen == LOOKS * seen[:1]:
             return found, chosen
         time.sleep(AGAIN_S)
+
+
+def give_up(paths: Paths, drive: Drive, error: Exception) -> None:
+    """Say and note that a disk cannot be used."""
+    say(paths, drive, f"cannot be used: {reason(error)}", state="blocked")
+    (paths.run / FAILED).write_text(str(time.monotonic()))
 
 
 def failed_lately(paths: Paths) -> bool:
