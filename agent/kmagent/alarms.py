@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from kmagent import network, space, spoiled
-from kmagent.etcd import Etcd, Member
+from kmagent.etcd import CORRUPT, NO_SPACE, Etcd, Member
 from kmagent.facts import Facts
 from kmagent.mesh import Mesh
 from kmagent.state import State
@@ -23,8 +23,10 @@ async def run(state: State, etcd: Etcd, mesh: Mesh, facts: Facts) -> None:
 
     while True:
         try:
-            state.warn("etcd's data", await spoiled.mend(etcd, answers))
-            state.warn("etcd's room", await space.mend(etcd, leads=state.leads))
+            # Each question is an entry in the voters' logs.
+            alarmed = await etcd.alarms()
+            state.warn("etcd's data", await spoiled.mend(etcd, alarmed[CORRUPT], answers))
+            state.warn("etcd's room", await space.mend(etcd, alarmed[NO_SPACE], leads=state.leads))
         except OSError as error:
             log.debug("etcd's alarms: %s", error)
         await asyncio.sleep(PERIOD_S * facts.probe_scale)

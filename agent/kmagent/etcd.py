@@ -165,11 +165,11 @@ class Etcd:
             int(answer.get("dbSizeQuota", 0)) or DEFAULT_QUOTA,
         )
 
-    async def alarms(self, kind: str) -> frozenset[str]:
-        """Return the ids of the members that have an alarm, `NO_SPACE` or `CORRUPT`; "0" for one that is nobody's."""
+    async def alarms(self) -> dict[str, frozenset[str]]:
+        """Return the ids of members that have an alarm, by its kind, `NO_SPACE` or `CORRUPT`; "0" for one that is nobody's."""
         answer = await self._call("maintenance/alarm", {"action": "GET"})
-        found = [alarm for alarm in answer.get("alarms", []) if alarm.get("alarm") == kind]
-        return frozenset(str(alarm.get("memberID", "0")) for alarm in found)
+        found = [(alarm.get("alarm"), str(alarm.get("memberID", "0"))) for alarm in answer.get("alarms", [])]
+        return {kind: frozenset(member for one, member in found if one == kind) for kind in (NO_SPACE, CORRUPT)}
 
     async def end_alarm(self, kind: str, member: str) -> None:
         """End a member's alarm; none is no error."""

@@ -4,7 +4,7 @@ The truth is etcd's member list; the registry's roles follow it, and lead it in 
 learner is added, so that a crash in between is picked up where it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -218,10 +218,15 @@ def _has_successor(view: View, member: Member) -> bool:
 
 def _remove_safely(view: View, member: Member) -> Action | None:
     """Remove a voter if those that answer are a majority of the rest."""
-    rest = [voter for voter in view.voters if voter is not member]
-    if rest and sum(map(view.answers, rest)) >= majority(len(rest)):
+    if can_spare(member, view.voters, view.answers):
         return Remove(member, view.fault(member) or "enough others vote")
     return None
+
+
+def can_spare(member: Member, members: Sequence[Member], answers: Callable[[Member], bool]) -> bool:
+    """Tell whether the voters that answer are a majority of those without a member."""
+    rest = [one for one in members if one is not member and not one.learner]
+    return bool(rest) and sum(map(answers, rest)) >= majority(len(rest))
 
 
 def _seniority(view: View, member: Member) -> tuple[bool, float, int]:

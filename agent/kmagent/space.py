@@ -5,6 +5,7 @@ Then the history that nobody needs is dropped, each member gives the room back t
 """
 
 import logging
+from collections.abc import Collection
 
 from kmagent.etcd import NO_SPACE, Etcd
 
@@ -14,9 +15,8 @@ log = logging.getLogger(__name__)
 ENOUGH = 0.9
 
 
-async def mend(etcd: Etcd, *, leads: bool) -> str:
-    """Do what is due while there is an alarm; returns what is in the way, empty when all is well."""
-    alarmed = await etcd.alarms(NO_SPACE)
+async def mend(etcd: Etcd, alarmed: Collection[str], *, leads: bool) -> str:
+    """Do what is due while members have the alarm; returns what is in the way, empty when all is well."""
     if not alarmed:
         return ""
     if leads:

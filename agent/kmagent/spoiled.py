@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from kmagent.etcd import CORRUPT, Etcd, Member
-from kmplan.voters import majority
+from kmagent.members import can_spare
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +20,12 @@ def to_remove(
     alarmed: Collection[str], members: Sequence[Member], leader: str, answers: Callable[[Member], bool]
 ) -> Member | None:
     """Return the member that may be removed: those that answer are a majority of the others, and the leader is one of them."""
-    for member in members:
-        rest = [one for one in members if one is not member and not one.learner]
-        enough = sum(map(answers, rest)) >= majority(len(rest))
-        if member.id in alarmed and member.id != leader and (member.learner or (rest and enough)):
-            return member
-    return None
+    others = (member for member in members if member.id in alarmed and member.id != leader)
+    return next((one for one in others if one.learner or can_spare(one, members, answers)), None)
 
 
-async def mend(etcd: Etcd, answers: Callable[[Member], bool]) -> str:
-    """Do what is due while there is an alarm, on the node whose etcd leads; returns what is in the way, empty when nothing is."""
-    alarmed = await etcd.alarms(CORRUPT)
+async def mend(etcd: Etcd, alarmed: frozenset[str], answers: Callable[[Member], bool]) -> str:
+    """Do what is due while members have the alarm, where etcd leads; returns what is in the way, empty when nothing is."""
     if not alarmed:
         return ""
     status, members = await etcd.status(), await etcd.members()

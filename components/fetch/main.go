@@ -100,7 +100,7 @@ type machine struct {
 
 // turn looks who is there, and takes from them what is missing; tells whether it has everything.
 func (here *machine) turn() (bool, error) {
-	if here.into == "" && !here.taken.begun && onDisk(here.root) {
+	if here.into == "" && here.taken.of == nil && onDisk(here.root) {
 		say("the system is on a disk of this machine")
 		return true, nil
 	}

@@ -12,8 +12,7 @@ const progressStep = 10 // percent
 type transfer struct {
 	root  rootHash
 	store *store
-	begun bool
-	// Which cluster the last one is of that something was asked of.
+	// Which cluster the last one is of that something was asked of; nothing before it has begun.
 	of    *join
 	tree  *tree
 	done  int64
@@ -22,9 +21,8 @@ type transfer struct {
 
 // from takes what is still missing from one neighbour.
 func (taken *transfer) from(source *source) error {
-	if !taken.begun {
+	if taken.of == nil {
 		say("%s has this system, version %s: fetching %d MB", source, printable(source.offer.Version), source.offer.RootBytes>>20)
-		taken.begun = true
 	} else {
 		say("going on from %s, at %d MB", source, taken.done>>20)
 	}

@@ -6,7 +6,7 @@ import pytest
 from agent_fakes import EtcdServer
 
 from kmagent import space
-from kmagent.etcd import Etcd
+from kmagent.etcd import NO_SPACE, Etcd
 
 MIB = 2**20
 
@@ -18,7 +18,11 @@ def server(**sizes: int) -> EtcdServer:
 
 
 def mend(etcd: EtcdServer, *, leads: bool) -> str:
-    return asyncio.run(space.mend(Etcd(etcd, etcd), leads=leads))  # type: ignore[arg-type]
+    async def scenario() -> str:
+        asked = Etcd(etcd, etcd)  # type: ignore[arg-type]
+        return await space.mend(asked, (await asked.alarms())[NO_SPACE], leads=leads)
+
+    return asyncio.run(scenario())
 
 
 def test_history_is_dropped_and_the_alarm_ended() -> None:

@@ -6,7 +6,7 @@ import pytest
 from agent_fakes import EtcdMember, EtcdServer
 
 from kmagent import spoiled
-from kmagent.etcd import Etcd, Member
+from kmagent.etcd import CORRUPT, Etcd, Member
 
 
 def server(corrupt: list[str], voters: int = 3, *, learner: bool = True, leader: str = "1") -> EtcdServer:
@@ -21,7 +21,11 @@ def mend(etcd: EtcdServer, away: str = "") -> str:
     def answers(member: Member) -> bool:
         return member.id not in away
 
-    return asyncio.run(spoiled.mend(Etcd(etcd, etcd), answers))  # type: ignore[arg-type]
+    async def scenario() -> str:
+        asked = Etcd(etcd, etcd)  # type: ignore[arg-type]
+        return await spoiled.mend(asked, (await asked.alarms())[CORRUPT], answers)
+
+    return asyncio.run(scenario())
 
 
 def ids(etcd: EtcdServer) -> list[str]:
