@@ -178,10 +178,15 @@ def test_babeld_takes_a_newer_number_when_the_agent_requests_one(ring: Ring) -> 
     def numbers() -> set[int]:
         return set(map(int, ring[1].python(NUMBERS, "eth0", router).split()))
 
-    before = wait_for("one number, as nothing changes", lambda: len(found := numbers()) == 1 and found, 60)
-    ring[2].python(RENEW, router, ring[2].address)
-    after = wait_for("a newer one", lambda: len(found := numbers()) == 1 and found, 20)
-    assert 1 <= (max(after) - max(before)) % 65536 <= 2
+    def takes_one() -> bool:
+        """One number, or two, are taken: more when ways change meanwhile, which is no fault."""
+        before = wait_for("one number, as nothing changes", lambda: len(found := numbers()) == 1 and found, 60)
+        ring[2].python(RENEW, router, ring[2].address)
+        after = wait_for("a newer one", lambda: len(found := numbers()) == 1 and found, 20)
+        assert 1 <= (max(after) - max(before)) % 65536 <= 2
+        return True
+
+    wait_for("one newer number, or two", takes_one, 60)
 
 
 def test_no_process_of_a_node_announces_anything(ring: Ring) -> None:
