@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any
 
 from kmagent import network, space, spoiled
 from kmagent.etcd import CORRUPT, NO_SPACE, Etcd, Member
@@ -25,8 +27,17 @@ async def run(state: State, etcd: Etcd, mesh: Mesh, facts: Facts) -> None:
         try:
             # Each question is an entry in the voters' logs.
             alarmed = await etcd.alarms()
-            state.warn("etcd's data", await spoiled.mend(etcd, alarmed[CORRUPT], answers))
-            state.warn("etcd's room", await space.mend(etcd, alarmed[NO_SPACE], leads=state.leads))
         except OSError as error:
             log.debug("etcd's alarms: %s", error)
+        else:
+            state.warn("etcd's data", await tried(spoiled.mend(etcd, alarmed[CORRUPT], answers)))
+            state.warn("etcd's room", await tried(space.mend(etcd, alarmed[NO_SPACE], leads=state.leads)))
         await asyncio.sleep(PERIOD_S * facts.probe_scale)
+
+
+async def tried(mending: Coroutine[Any, Any, str]) -> str:
+    """Return what is in the way of mending: also that etcd refuses it, or does not answer."""
+    try:
+        return await mending
+    except OSError as error:
+        return str(error)

@@ -46,6 +46,7 @@ def begin(paths: Paths) -> dict[str, Any]:
     take_secrets(paths, order)
     new = paths.state / f"etcd.epoch-{order.epoch}"
     end_etcd.wait_until_unused(paths.etcd / "member/snap/db")
+    end_etcd.kill_api_server()
     source = keep_source(paths, order)
     shutil.rmtree(new, ignore_errors=True)
     restore(source, new, me, order)

@@ -1,12 +1,14 @@
-"""Sees to it that no etcd runs here any more: kubelet ends it as a rule, and may stand still itself."""
+"""Sees to it that no etcd runs here any more, nor its API server: kubelet ends both as a rule, and may stand still itself."""
 
 import contextlib
 import fcntl
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from kmagent.components import UIDS
 from kmplan.errors import UserError
 
 POLITE_S, END_S = 3.0, 60.0
@@ -36,7 +38,26 @@ def wait_until_unused(database: Path) -> None:
 
 def kill_etcd(database: Path) -> None:
     """End the etcd that has a database open: no other, and none of the agent's own processes, which look at it, too."""
+    for process in _called("etcd"):
+        with contextlib.suppress(OSError):
+            if any(map(database.samefile, process.glob("fd/*"))):
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def kill_api_server() -> None:
+    """End the control plane's API server here, of which etcd is gone.
+
+    One that is told to end waits for its requests, up to a minute. A kubelet that is started anew meanwhile takes it for the
+    one that it is to start.
+    """
+    for process in _called("kube-apiserver"):
+        with contextlib.suppress(OSError):
+            if process.stat().st_uid == UIDS["kube-apiserver"]:
+                os.kill(int(process.name), signal.SIGKILL)
+
+
+def _called(name: str) -> Iterator[Path]:
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
-            if comm.read_text() == "etcd\n" and any(map(database.samefile, comm.parent.glob("fd/*"))):
-                os.kill(int(comm.parent.name), signal.SIGKILL)
+            if comm.read_text() == f"{name}\n":
+                yield comm.parent

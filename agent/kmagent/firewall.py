@@ -4,12 +4,15 @@ kube-proxy's tables are its own and come after; `accept` here only means that th
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from kmagent import boot_image, hello, relay, seqno
 from kmagent.programs import run_async
 
-TABLE = "inet kubermesh"
+TABLE, ARP_TABLE = "inet kubermesh", "arp kubermesh"
+# What a port may say that costs something which all ports share; `talkers` is a set that both tables have.
+TALKERS = "{ type ifname; size 1024; flags dynamic; }"
+LIMIT = "update @talkers { iifname limit rate over 50/second burst 200 packets } drop"
 
 # Chains are filled anew in one transaction; the sets stay, so that a new agent does not cut what is trusted.
 RULES = """\
@@ -17,7 +20,7 @@ table inet kubermesh {{
   set ports {{ type ifname; }}
   set trusted {{ type ifname; }}
   set gateways {{ type ifname; }}
-  set talkers {{ type ifname; size 1024; flags dynamic; }}
+  set talkers {talkers}
   set computers {{ type ipv6_addr; size 1024; flags dynamic; }}
   chain input {{ type filter hook input priority -10; policy accept; }}
   chain forward {{ type filter hook forward priority -10; policy accept; }}
@@ -46,7 +49,7 @@ table inet kubermesh {{
 {offered}    drop
   }}
   chain limited {{
-    update @talkers {{ iifname limit rate over 50/second burst 200 packets }} drop
+    {limit}
   }}
   chain greeting {{
     jump limited
@@ -81,15 +84,16 @@ table inet kubermesh {{
 OFFERED = {
     "offered": """\
     tcp dport {serve} ct state new jump limited
-    udp dport {{ 67, 547 }} accept
+    udp dport {{ 67, 547 }} jump greeting
     ip6 saddr {{ fe80::/10, :: }} icmpv6 type nd-router-solicit jump greeting
     ip6 saddr fd6b:6d00::/32 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} jump greeting
     ip6 daddr fd6b:6d00::/32 fib daddr . iif type != local drop
     ip daddr 198.19.0.0/16 fib daddr . iif type != local drop
-    ip6 saddr fd6b:6d00::/32 icmpv6 type echo-request accept
+    ip6 saddr fd6b:6d00::/32 icmpv6 type echo-request jump greeting
+    udp dport 69 ct state new jump limited
     ip6 saddr fd6b:6d00::/32 ip6 daddr fd6b:6d00::/32 udp dport 69 accept
     ip6 saddr {{ fe80::/10, fd6b:6d00::/32 }} ip6 daddr {{ fe80::/10, fd6b:6d00::/32 }} tcp dport {serve} accept
-    ip saddr 198.19.0.0/16 icmp type echo-request accept
+    ip saddr 198.19.0.0/16 icmp type echo-request jump greeting
     ip saddr 198.19.0.0/16 ip daddr 198.19.0.0/16 udp dport 69 accept
     ip saddr 198.19.0.0/16 ip daddr 198.19.0.0/16 tcp dport {serve} accept
     ip6 saddr fd6b:6d00::/32 ip6 daddr {api} tcp dport 6443 jump computer
@@ -114,7 +118,7 @@ OFFERED = {
 }
 
 
-def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, *, provision: bool) -> str:
+def ruleset(ports: Collection[str], gateways: Iterable[str], api: str, node: str, *, provision: bool) -> str:
     """Return the script that sets the rules and which ports they are about; trusted ports stay as they are.
 
     `api` is the cluster's API address, `node` this node's own; `provision` says whether strangers are offered something.
@@ -122,12 +126,21 @@ def ruleset(ports: Iterable[str], gateways: Iterable[str], api: str, node: str, 
     names = {"api": api, "node": node, "serve": boot_image.PORT}
     more = {name: text.format(**names) if provision else "" for name, text in OFFERED.items()}
     declared = RULES.format(
-        table=TABLE, babel=seqno.PORT, asking=seqno.AGENT_END, hello=hello.PORT, relay=relay.PORT, **more
-    )
+        table=TABLE, babel=seqno.PORT, asking=seqno.AGENT_END, hello=hello.PORT, relay=relay.PORT,
+        talkers=TALKERS, limit=LIMIT, **more,
+    )  # fmt: skip
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
     named = ("stranger", "limited", "greeting", "computer", "outside")
     head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)
-    return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}"
+    return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}{_limit_arp(ports)}"
+
+
+def _limit_arp(ports: Collection[str]) -> str:
+    """An `inet` table sees no ARP, and who asks is noted in one table of the kernel's for all ports."""
+    chain = f"{ARP_TABLE} input"
+    script = f"add table {ARP_TABLE}\nadd set {ARP_TABLE} talkers {TALKERS}\n"
+    script += f"add chain {chain} {{ type filter hook input priority 0; policy accept; }}\nflush chain {chain}\n"
+    return script + "".join(f'add rule {chain} iifname "{port}" {LIMIT}\n' for port in sorted(ports))
 
 
 def trust(ports: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from kmagent import (
     verity,
 )
 from kmagent.disk_choice import Found, describe
-from kmagent.disk_look import BEGUN, NODE_AUTHORITY, look_around, mounted
+from kmagent.disk_look import BEGUN, NODE_AUTHORITY, look, look_around, mounted
 from kmagent.paths import Paths
 from kmplan.cluster import Install
 from kmplan.drives import Drive, listed, lsblk
@@ -97,7 +97,7 @@ def settle_on(paths: Paths) -> str:
         # What is plugged in is another version's: the machine was booted from its disk.
         return home_disk.complete(home_disk.root_drive())
     wish, authority = wishes(paths)
-    if stick and not authority and (home := home_with(paths, verity.root_uuids(verity.table()))):
+    if stick and not authority and (home := home_beside(paths, stick, verity.root_uuids(verity.table()))):
         # It was booted from the network, or from its disk, with a stick that was left in.
         return keep(paths, stick, home, verity.table())
     if stick is None and not authority:
@@ -172,8 +172,10 @@ def own_of(paths: Paths, drive: str) -> str:
     return drive if drive in ours or not ours else ours[0]
 
 
-def home_with(paths: Paths, uuids: tuple[str, str]) -> Drive | None:
-    """Return the disk that a node of whichever cluster lives on and that has this root, if there is one."""
+def home_beside(paths: Paths, stick: Drive, uuids: tuple[str, str]) -> Drive | None:
+    """Return the disk that a node of whichever cluster lives on and that has this root, unless the stick is such a one itself."""
+    if look(paths, stick, "").holds == "theirs":
+        return None
     homes = [one.drive for one in look_around(paths, "") if one.holds == "theirs"]
     return next((drive for drive in homes if {*uuids} <= {part.uuid for part in drive.partitions}), None)
 

@@ -54,6 +54,7 @@ class Membership:
         self.registry = Registry("")
         self._away: dict[int, float] = {}
         self._mute: dict[int, float] = {}
+        self._unwell: dict[int, float] = {}
         self._prepared = ""
         self._heard: dict[str, tuple[float, float]] = {}
         self._late: dict[str, float] = {}
@@ -68,7 +69,7 @@ class Membership:
         """
         away = since(self._away, registered - reachable, now)
         self.forget()
-        self._away = away
+        self._away, self._unwell = away, dict(away)
 
     async def reconcile(self, seen: Seen, now: float) -> bool:
         """Do the step that is due; tells whether there was one. `now` is of a clock that only goes forward, in seconds."""
@@ -123,7 +124,10 @@ class Membership:
         mute = longer_than(SILENT_S * self._facts.probe_scale, heard, now)
         silent = {view.number_of(one) for one in members if one.name and one.id in mute}
         reachable = frozenset(seen.reachable - silent)
-        # One that returns is waited for anew: an etcd starts later than the mesh leads there.
+        # One that returns is waited for anew: an etcd starts later than the mesh leads there. But not for ever, however often.
+        returned = longer_than(self._facts.voter_grace_s, self._away, now) & seen.reachable
+        unwell = {number: moment for number, moment in self._unwell.items() if number not in returned}
+        self._unwell = since(unwell, registry.numbers - reachable, now)
         self._away = since(self._away, registry.numbers - seen.reachable, now)
         self._mute = since(self._mute, {number for number in silent if number in seen.reachable}, now)
         self._late = since(self._late, {one.id for one in members if _is_late(one, self._refused)}, now)
@@ -131,7 +135,8 @@ class Membership:
         return replace(
             view,
             reachable=reachable,
-            gone=longer_than(self._facts.voter_grace_s, {**self._away, **self._mute}, now),
+            gone=longer_than(self._facts.voter_grace_s, {**self._away, **self._mute}, now)
+            | longer_than(2 * self._facts.voter_grace_s, self._unwell, now),
             silent=longer_than(self._facts.voter_grace_s, self._mute, now),
             barred=seen.barred | {node.number for node in registry.nodes if node.diskless},
             unfit=frozenset(self._unfit),

@@ -264,9 +264,14 @@ async def withdraw(paths: Paths, name: str) -> None:
 async def _not_running(name: str) -> str:
     """What serves a port and does not run, in words; empty when all does."""
     units = [unit.format(name) for unit in PER_PORT]
-    code, said = await run_async(["systemctl", "is-active", *units], check=False)
-    down = [unit for unit, how in zip(units, said.split(), strict=False) if how != "active"]
-    return f"cannot be offered anything, {' and '.join(down)}: see the journal" if code and down else ""
+    # Its status is that of the best of them.
+    _, said = await run_async(["systemctl", "is-active", *units], check=False)
+    down = [unit for unit, how in zip(PER_PORT, said.split(), strict=False) if how != "active"]
+    return f"cannot be offered anything: {' and '.join(map(_program, down))} not running" if down else ""
+
+
+def _program(unit: str) -> str:
+    return unit.removeprefix("kubermesh-").partition("@")[0]
 
 
 def _nodad(address: str) -> list[str]:

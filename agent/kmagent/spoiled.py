@@ -5,15 +5,16 @@ few. From then on no member of all takes a write or says that it is ready, until
 which takes no write, and the alarm ended: its node is one like any other then that was a member (removed_data.py).
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from kmagent.etcd import CORRUPT, Etcd, Member
+from kmagent.etcd import CORRUPT, Etcd, EtcdError, Member
 from kmagent.members import can_spare
 
 log = logging.getLogger(__name__)
 
-UNKNOWN = "the voters' data differ, and nobody knows whose are right: `kmbuild recover` from one of them"
+UNKNOWN = "the voters' data differ, and nobody knows whose are right: `kmbuild recover --force --from` one of them"
 
 
 def to_remove(
@@ -33,16 +34,30 @@ async def mend(etcd: Etcd, alarmed: frozenset[str], answers: Callable[[Member], 
         return ""
     if status.leader in alarmed:
         others = [one for one in members if one.id not in alarmed and not one.learner and answers(one)]
-        if not others:
-            return UNKNOWN
-        log.warning("etcd here has other data than the others: %s leads from now on", others[0].name)
-        await etcd.move_leader(others[0].id)
-        return ""
+        log.warning("etcd here has other data than the others: another one is to lead")
+        for one in others:
+            with contextlib.suppress(EtcdError):
+                await etcd.move_leader(one.id)
+                return ""
+        return waiting_for(alarmed, members)
     if spoiled := to_remove(alarmed, members, status.leader, answers):
         log.warning("etcd: %s has other data than the others, and is no member any more", spoiled.name)
         await etcd.remove(spoiled.id)
         members = [one for one in members if one is not spoiled]
     left = alarmed & {one.id for one in members}
-    for member in alarmed - left - {"0"}:
+    over = alarmed - left
+    if over == {"0"} and len(members) > 1:
+        # That of nobody: too few answered when data were compared. Once it is known whose were others, or none are left to
+        # differ from, it is over, too; what differs still is found again.
+        return waiting_for(alarmed, members)
+    for member in over:
         await etcd.end_alarm(CORRUPT, member)
-    return UNKNOWN if left or "0" in alarmed else ""
+    return waiting_for(left, members) if left and not spoiled else ""
+
+
+def waiting_for(alarmed: Collection[str], members: Sequence[Member]) -> str:
+    """Say what has to come before those with other data can be removed."""
+    names = [one.name for one in members if one.id in alarmed]
+    if not names or {one.id for one in members if not one.learner} <= {*alarmed}:
+        return UNKNOWN
+    return f"those of {' and '.join(names)} are other data than the others': removed as soon as enough others answer"

@@ -52,6 +52,9 @@ func (kept *store) create(size int64, hashes []byte) error {
 
 // drop gives up what a try before this one has made.
 func (kept *store) drop() {
+	if kept.data != nil {
+		kept.data.Close()
+	}
 	for _, device := range kept.names {
 		_ = os.WriteFile(filepath.Join("/sys/block", device, "reset"), []byte("1"), 0o644)
 		_ = os.WriteFile("/sys/class/zram-control/hot_remove", []byte(strings.TrimPrefix(device, "zram")), 0o644)

@@ -103,25 +103,27 @@ while time.monotonic() < end:
         peer.sendto(packet, place)
 """
 # Solicits a node as fast as it goes, by ever another address (RFC 4861, 4.3). Arguments: port, the node's address, how long (s).
-SOLICIT = r"""
+# ICMPv6 from ever another address of a prefix: solicitations (RFC 4861, 4.3) of the target, or pings of it (RFC 4443, 4.1).
+ASK_FROM_MANY = r"""
 import random, socket, struct, sys, time
-port, target, lasts = sys.argv[1], socket.inet_pton(socket.AF_INET6, sys.argv[2]), float(sys.argv[3])
+port, kind, source, lasts = sys.argv[1], int(sys.argv[2]), socket.inet_pton(socket.AF_INET6, sys.argv[4])[:8], float(sys.argv[5])
+target, hardware = socket.inet_pton(socket.AF_INET6, sys.argv[3]), bytes.fromhex(sys.argv[6].replace(":", ""))
 peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 peer.bind((port, 0x86DD))
 mac = peer.getsockname()[4]
-to = b"\xff\x02" + bytes(9) + b"\x01\xff" + target[13:]
 end = time.monotonic() + lasts
 while time.monotonic() < end:
-    here = b"\xfe\x80" + bytes(6) + random.randbytes(8)
-    body = struct.pack("!BBHI", 135, 0, 0, 0) + target + b"\x01\x01" + mac
-    summed = here + to + struct.pack("!II", len(body), 58) + body
+    here = source + random.randbytes(8)
+    body = struct.pack("!BBHI", kind, 0, 0, 0) + (target + b"\x01\x01" + mac if kind == 135 else b"")
+    summed = here + target + struct.pack("!II", len(body), 58) + body
     total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
     total = (total & 0xFFFF) + (total >> 16)
     total = (total & 0xFFFF) + (total >> 16)
     body = body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
-    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + here + to
-    peer.send(b"\x33\x33" + to[12:] + mac + b"\x86\xdd" + head + body)
+    head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + here + target
+    peer.send(hardware + mac + b"\x86\xdd" + head + body)
 """
+SOLICITATION, ECHO_REQUEST = 135, 128
 # Longer than a neighbour is believed that is not heard.
 STORM_S = 20
 
@@ -283,11 +285,20 @@ def test_a_storm_of_greetings_drowns_no_neighbour(ring: Ring, stranger: Stranger
     wait_for("end of the stranger's greeting", lambda: port_of(ring, "eth2")["neighbour"] is None, 30, 1)
 
 
-def test_a_storm_of_solicitations_fills_no_table(ring: Ring, stranger: Stranger) -> None:
+@pytest.mark.parametrize(("kind", "beginning"), [(SOLICITATION, "fe80:"), (ECHO_REQUEST, "fd6b:6d00:")])
+def test_a_storm_from_many_addresses_fills_no_table(ring: Ring, stranger: Stranger, kind: int, beginning: str) -> None:
     """All ports have one: entries of the mesh's neighbours would have to go."""
+
+    def own() -> dict[str, Any] | None:
+        shown = json.loads(ring[1].output("ip", "-json", "-6", "address", "show", "dev", "eth2"))[0]
+        found = [one["local"] for one in shown["addr_info"] if one["local"].startswith(beginning)]
+        return {"hardware": shown["address"], "address": found[0]} if found else None
+
+    to = wait_for("address", own, 60)
     before = len(ring[1].output("ip", "-6", "neigh", "show", "dev", "eth2").splitlines())
     lasts_s, begin = 4, time.monotonic()
-    stranger.python(SOLICIT, PORT, ring[1].link_local("eth2"), str(lasts_s))
+    words = (PORT, str(kind), to["address"], to["address"], str(lasts_s), to["hardware"])
+    stranger.python(ASK_FROM_MANY, *words)
     after = len(ring[1].output("ip", "-6", "neigh", "show", "dev", "eth2").splitlines())
     # 50 in a second, and 200 at first; it sends some thousand.
     assert 0 < after - before <= 200 + 50 * (time.monotonic() - begin + 1)

@@ -69,6 +69,8 @@ class EtcdServer:
     quota: int = 0
     alarms: list[str] = field(default_factory=list)
     corrupt: list[str] = field(default_factory=list)
+    # Members to which nobody can hand the lead over.
+    deaf: set[str] = field(default_factory=set)
     received: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> str:
@@ -167,6 +169,8 @@ class EtcdServer:
         return {}
 
     def do_maintenance_transfer_leadership(self, asked: dict[str, Any]) -> dict[str, Any]:
+        if asked["targetID"] in self.deaf:
+            raise ValueError("leader transfer timed out")
         self.leader = self._member(asked["targetID"]).id
         return {}
 

@@ -1,7 +1,9 @@
 """Who may still be served when the cluster may have been begun anew."""
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +16,7 @@ from agent_fakes import FACTS
 from agent_recoveries import FakePeers, Node, registry_of
 
 from kmagent import control_plane, end_etcd, fence
+from kmagent.components import UIDS
 from kmagent.fence import Fence
 from kmagent.orders import Orders
 from kmagent.paths import Paths
@@ -140,3 +143,25 @@ def test_an_etcd_that_is_fenced_does_not_serve_on_though_kubelet_stands_still(
         etcd.kill()
         etcd.stdout.close()
     assert not (paths.manifests / "etcd.yaml").exists()
+
+
+def test_only_the_control_planes_own_api_server_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [sys.executable, "-c", HOLD]
+    for name in ("data", "other"):
+        (tmp_path / name).touch()
+    started = [
+        subprocess.Popen([*words, tmp_path / file, name], stdout=subprocess.PIPE, text=True)
+        for file, name in (("data", "kube-apiserver"), ("other", "kube-proxy"))
+    ]
+    try:
+        assert [one.stdout.readline() for one in started if one.stdout] == ["held\n", "held\n"]
+        monkeypatch.setitem(UIDS, "kube-apiserver", os.getuid() + 1)
+        end_etcd.kill_api_server()
+        assert [one.poll() for one in started] == [None, None]
+        monkeypatch.setitem(UIDS, "kube-apiserver", os.getuid())
+        end_etcd.kill_api_server()
+        assert started[0].wait(20) == -signal.SIGKILL and started[1].poll() is None
+    finally:
+        for one in started:
+            one.kill()
+            one.communicate()

@@ -258,6 +258,8 @@ def test_a_root_that_cannot_be_loaded_stays_on_the_stick(
         ("stick", "disk", "", "sdb6", "stick"),
         # A stick that was left in says nothing to a machine that boots from the network.
         ("stick and home", "disk", "", "nvme0n16", "kept"),
+        # It was booted from the network, and lives on the stick.
+        ("stick with a home and home", "disk", "", "sdb6", "stick"),
         ("neighbour", "disk", OURS, "a disk's", ""),
         # There is no stick to stay on.
         ("neighbour", "stick", OURS, "a disk's", ""),
@@ -278,7 +280,9 @@ def test_where_a_machine_lives(
 ) -> None:
     stick = with_root("sdb", "8") if booted_from.startswith("stick") else None
     home = Found(with_root("nvme0n1", "259"), "theirs", "shop")
-    monkeypatch.setattr(install, "look_around", lambda *_: [home] if booted_from == "stick and home" else [])
+    monkeypatch.setattr(install, "look_around", lambda *_: [home] if booted_from.endswith("and home") else [])
+    stick_holds = "theirs" if "with a home" in booted_from else "nothing"
+    monkeypatch.setattr(install, "look", lambda _, drive, __: Found(drive, stick_holds, ""))
     monkeypatch.setattr(verity, "table", lambda: TABLE)
     monkeypatch.setattr(home_disk, "root_drive", lambda: "nvme0n1")
     monkeypatch.setattr(install.network_boot, "was_booted", lambda *_: booted_from == "neighbour")

@@ -188,6 +188,14 @@ def mute(cluster: Cluster, turns: int, barred: frozenset[int], *up: int) -> set[
     return cluster.voters
 
 
+def test_a_voter_that_comes_and_goes_and_never_serves_is_replaced(cluster: Cluster) -> None:
+    cluster.settle()
+    for _ in range(5):
+        assert mute(cluster, 2, frozenset(), 1, 2, 4, 5) == {1, 2, 3}
+        mute(cluster, 3, frozenset(), 1, 2, 3, 4, 5)
+    assert mute(cluster, 3, frozenset(), 1, 2, 3, 4, 5) == {1, 2, 4}
+
+
 def test_where_no_other_node_may_vote_one_takes_its_own_place_when_its_etcd_is_broken(cluster: Cluster) -> None:
     """Not one that was off for longer than is waited: its etcd starts later than the mesh leads there."""
     only_three = frozenset({4, 5})
