@@ -45,12 +45,11 @@ def begin(paths: Paths) -> dict[str, Any]:
         return {"state": "done", "epoch": me.role.epoch}
     take_secrets(paths, order)
     new = paths.state / f"etcd.epoch-{order.epoch}"
-    end_etcd.wait_until_unused(paths.etcd / "member/snap/db")
-    end_etcd.kill_api_server()
-    source = keep_source(paths, order)
-    shutil.rmtree(new, ignore_errors=True)
-    restore(source, new, me, order)
-    put_aside(paths.etcd, paths.state / f"etcd.removed-epoch-{order.epoch}")
+    with end_etcd.ended(paths.etcd / "member/snap/db"):
+        source = keep_source(paths, order)
+        shutil.rmtree(new, ignore_errors=True)
+        restore(source, new, me, order)
+        put_aside(paths.etcd, paths.state / f"etcd.removed-epoch-{order.epoch}")
     new.rename(paths.etcd)
     files.sync_folder(paths.state)
     changed = msgspec.structs.replace(me.role, role="voter", epoch=order.epoch, initial_cluster="", member="")

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from kmagent.components import UIDS
 from kmplan.errors import UserError
@@ -14,26 +15,39 @@ from kmplan.errors import UserError
 POLITE_S, END_S = 3.0, 60.0
 
 
-def wait_until_unused(database: Path) -> None:
-    """Wait until no etcd has its database open any more (bbolt holds a lock on it); UserError when it does not end.
+def end(database: Path) -> None:
+    """End both; UserError when etcd does not end."""
+    with ended(database):
+        pass
+
+
+@contextlib.contextmanager
+def ended(database: Path) -> Iterator[None]:
+    """End both, and hold the lock that bbolt has on the database: an etcd that kubelet starts once more waits for it."""
+    with contextlib.ExitStack() as stack:
+        if database.exists():
+            lock(stack.enter_context(database.open("rb")), database)
+        kill_api_server()
+        yield
+
+
+def lock(file: BinaryIO, database: Path) -> None:
+    """Wait until no etcd has its database open any more; UserError when it does not end.
 
     One that is told to end waits for its clients, up to half a minute: it is killed, as what it writes from now on is lost.
     """
-    if not database.exists():
-        return
     start = time.monotonic()
-    with database.open("rb") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() - start > END_S:
-                    raise UserError(f"etcd still runs after {END_S:g} s") from None
-                if time.monotonic() - start > POLITE_S:
-                    kill_etcd(database)
-                time.sleep(0.1)
-            else:
-                return
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() - start > END_S:
+                raise UserError(f"etcd still runs after {END_S:g} s") from None
+            if time.monotonic() - start > POLITE_S:
+                kill_etcd(database)
+            time.sleep(0.1)
+        else:
+            return
 
 
 def kill_etcd(database: Path) -> None:
@@ -47,8 +61,8 @@ def kill_etcd(database: Path) -> None:
 def kill_api_server() -> None:
     """End the control plane's API server here, of which etcd is gone.
 
-    One that is told to end waits for its requests, up to a minute. A kubelet that is started anew meanwhile takes it for the
-    one that it is to start.
+    One that is told to end waits for its requests, up to a minute. Kubelets whose requests these are, also those of other
+    nodes, mount nothing for their pods meanwhile; and one that is started anew takes it for the one that it is to start.
     """
     for process in _called("kube-apiserver"):
         with contextlib.suppress(OSError):
