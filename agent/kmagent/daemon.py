@@ -31,6 +31,7 @@ from kmagent import (
     notify,
     recover,
     registry,
+    removed_data,
     routers,
     ssh,
     status,
@@ -168,6 +169,7 @@ def _parts(state: State, paths: Paths, renew_in_s: float) -> list[Coroutine[Any,
     heard = routers.listen(mesh)
     follower = Follower(state, paths, mesh, me)
     orders, peers = Orders(state, paths, me), Peers(paths, me)
+    removed_data.tidy(paths, goes_on=orders.overtaken)
     own_etcd = _etcd(paths, me, 1.5) if me.controls else None
     own_api = NodeApi(state, paths, me, orders, peers, own_etcd)
     parts = [

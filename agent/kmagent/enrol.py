@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from kmagent import certificates, clock, http, identity, relay, removed_data, seed_credential, settings
+from kmagent import certificates, clock, http, identity, keep_order, relay, removed_data, seed_credential, settings
 from kmagent.identity import Identity
 from kmagent.join import check_registry
 from kmagent.paths import Paths
 from kmagent.settings import Kept, Settings
 from kmplan import pki, seal
 from kmplan.errors import UserError
-from kmplan.files import write, write_if_changed
+from kmplan.files import sync_folder, write, write_if_changed
 from kmplan.secret_files import PUBLIC_FILES, SECRET_FILES
 
 ASK_S = 3600.0
@@ -148,6 +148,8 @@ def retire(paths: Paths) -> None:
     seed_credential.give_up(paths)
     for name in set(SECRET_FILES) - set(PUBLIC_FILES):
         (paths.state / name).unlink(missing_ok=True)
+    keep_order.give_up(paths)
+    sync_folder(paths.state)
     data = paths.state / "etcd"
     if data.exists() and any(data.iterdir()):
         data.rename(paths.state / f"etcd.removed-{int(time.time())}")

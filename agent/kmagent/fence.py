@@ -21,6 +21,8 @@ from kmagent.state import State
 log = logging.getLogger(__name__)
 
 AGAIN_S = 0.5
+# For how long the only member of etcd listens: nobody who answers can be asked before the mesh leads to somebody.
+LISTEN_S = 15.0
 # With witnesses: who has heard no majority for a quarter of the time after which others begin anew serves no more.
 PATIENCE, LOOKS = 1 / 4, 10
 ASKING = "asking the other nodes whether the cluster was begun anew"
@@ -73,18 +75,21 @@ class Fence:
             await self._wait_for_doubt()
 
     async def _wait_until_current(self) -> None:
-        facts = self._facts
+        facts, start = self._facts, time.monotonic()
         while not self._orders.overtaken:
             registry = self._registry()
-            if self._has_lost_data(registry):
-                self._state.fence(
-                    "etcd's data are gone from this disk: another node takes its place, or `kmbuild recover`"
-                )
+            if lost := self._lost(registry):
+                self._state.fence(lost)
                 await asyncio.sleep(AGAIN_S * facts.probe_scale)
                 continue
             heard = await self._peers.epochs(registry)
-            if self._may_serve(registry, heard):
+            listens = self._is_alone(registry) and not heard and time.monotonic() - start < LISTEN_S * facts.probe_scale
+            if self._may_serve(registry, heard) and not listens:
+                self._note_agreed()
                 return
+            if listens:
+                await asyncio.sleep(AGAIN_S * facts.probe_scale)
+                continue
             ahead = sum(epoch > facts.epoch for epoch in heard.values())
             answers = f"{len(heard) + 1} of {len(registry.numbers)} nodes answer, a majority has to"
             self._state.fence(
@@ -97,7 +102,7 @@ class Fence:
     async def _wait_for_doubt(self) -> None:
         """Return when an order came, or with witnesses when a majority was not heard for too long."""
         patience = self._facts.auto_recover_after_s * PATIENCE
-        agreed = time.monotonic()
+        agreed = self._last_agreed()
         while not self._orders.overtaken:
             changed = self._state.change()
             with contextlib.suppress(TimeoutError):
@@ -106,10 +111,27 @@ class Fence:
                 continue
             registry = self._registry()
             if has_majority(self._facts.number, self._facts.epoch, registry, await self._peers.epochs(registry)):
-                agreed = time.monotonic()
+                agreed = self._note_agreed()
             elif time.monotonic() - agreed > patience:
                 self._state.fence("no majority of the nodes answers: others may begin the cluster anew")
                 return
+
+    def _last_agreed(self) -> float:
+        """When a majority was heard last: an agent that is started anew goes on with the time that its etcd was alone."""
+        with contextlib.suppress(OSError, ValueError):
+            return float(self._paths.agreed.read_text())
+        return time.monotonic()
+
+    def _note_agreed(self) -> float:
+        now = time.monotonic()
+        if self._facts.auto_recover_after_s:
+            self._paths.agreed.write_text(str(now))
+        return now
+
+    def _is_alone(self, registry: Registry) -> bool:
+        """Whether nobody but this node has etcd's data, there are others, and nobody meant it to begin without them."""
+        members = {node.number for node in registry.nodes if node.role in CONTROL_PLANE}
+        return members == {self._facts.number} != registry.numbers and not self._begins(registry)
 
     def _may_serve(self, registry: Registry, heard: Mapping[int, int]) -> bool:
         """With witnesses only a majority counts: the others may begin anew though all voters are here."""
@@ -117,9 +139,13 @@ class Fence:
         enough = has_majority if self._facts.auto_recover_after_s else is_current
         return not registry.nodes or self._begins(registry) or enough(me, epoch, registry, heard)
 
-    def _has_lost_data(self, registry: Registry) -> bool:
-        """Whether this node began the cluster, and has nothing of it: its etcd would begin another one."""
-        return self._facts.began and bool(registry.nodes) and not (self._paths.etcd / "member").exists()
+    def _lost(self, registry: Registry) -> str:
+        """What is gone from this disk: without it etcd might begin another cluster, or go on alone."""
+        if not registry.nodes and self._paths.registry.exists():
+            return f"{self._paths.registry} cannot be read: nobody knows whom to ask whether the cluster was begun anew"
+        if self._facts.began and registry.nodes and not (self._paths.etcd / "member").exists():
+            return "etcd's data are gone from this disk: another node takes its place, or `kmbuild recover`"
+        return ""
 
     def _begins(self, registry: Registry) -> bool:
         """Whether somebody who did not wait for the others has the cluster begin here, and it has written nothing yet."""

@@ -132,7 +132,7 @@ def ruleset(ports: Collection[str], gateways: Iterable[str], api: str, node: str
     # Chains that are jumped to exist from the second run on: emptied, they are not filled twice.
     named = ("stranger", "limited", "greeting", "computer", "outside")
     head = "".join(f"add chain {TABLE} {name}\nflush chain {TABLE} {name}\n" for name in named)
-    return f"add table {TABLE}\n{head}{declared}{_fill('ports', ports)}{_fill('gateways', gateways)}{_limit_arp(ports)}"
+    return f"add table {TABLE}\n{head}{declared}{_limit_arp(ports)}{_fill('ports', ports)}{_fill('gateways', gateways)}"
 
 
 def _limit_arp(ports: Collection[str]) -> str:

@@ -54,7 +54,8 @@ class Follower:
         tls = Tls(paths.state / "pki/node-ca.crt", paths.state / "identity.crt")
         self._client = Client(facts.join, JOIN_PORT, tls=tls, timeout_s=10 * facts.probe_scale)
         self._enrol_at = time.monotonic() + SOON_S
-        self._refused_since: float | None = None
+        # When a neighbour that does not let this node in is asked over its relay, by port.
+        self._ask_at: dict[str, float] = {}
         self._behind_since: float | None = None
         self._reported: tuple[frozenset[int], dict[str, str]] = (frozenset(), {})
         self._report_at = 0.0
@@ -69,8 +70,8 @@ class Follower:
                 await self._report_if_due()
             self._note_behind()
             await self._check_refused()
-            soon = self._behind() or self._enrol_is_due() or self._refused_since
-            pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, self._enrol_at - time.monotonic()))
+            soon, due = self._behind() or self._enrol_is_due(), min([self._enrol_at, *self._ask_at.values()])
+            pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, due - time.monotonic()))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
                 await asyncio.sleep(start + BUSY_S * self._facts.probe_scale - time.monotonic())
@@ -119,7 +120,7 @@ class Follower:
                 answer = await self._client.request("GET", "/v1/registry")
                 if answer.status == 200:
                     await self.take(answer.body.decode())
-                    self._refused_since = None
+                    self._ask_at = {}
         await self._enrol_if_due()
 
     async def _reaches_join(self) -> bool:
@@ -174,20 +175,23 @@ class Follower:
         self._state.notify()
 
     async def _check_refused(self) -> None:
-        """Ask over a relay when no neighbour lets this node in: it may have been removed."""
+        """Ask over the relays of neighbours that do not let this node in: it may be behind together with others, or removed."""
         heard = [(port, one) for port, one in self._mesh.neighbours() if one.hello.number]
-        if not heard or any(one.hello.trusts and one.authenticated for _, one in heard):
-            self._refused_since = None
-            return
-        self._refused_since = self._refused_since or time.monotonic()
-        if time.monotonic() - self._refused_since < REFUSED_S * self._facts.probe_scale:
-            return
-        for port, neighbour in heard:
+        refusing = [(port, one) for port, one in heard if not (one.hello.trusts and one.authenticated)]
+        alone, scale = len(refusing) == len(heard), self._facts.probe_scale
+        self._ask_at = {
+            port.name: self._ask_at.get(port.name, time.monotonic() + REFUSED_S * scale) for port, _ in refusing
+        }
+        for port, neighbour in refusing:
+            if time.monotonic() < self._ask_at[port.name]:
+                continue
+            # One that goes on refusing may be behind itself, or another cluster's.
+            self._ask_at[port.name] = time.monotonic() + (RETRY_S if alone else AGAIN_S) * scale
             answer = await child("enrol", f"{neighbour.address}%{port.name}")
             if answer["state"] == "ok":
                 await self._take_enrolled(answer)
                 return
-            if answer["state"] == "unknown":
+            if answer["state"] == "unknown" and alone:
                 await leave(self._paths)
                 raise RestartError
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from kmagent import identity_files
+from kmagent import clock, identity_files
 from kmagent.paths import Paths
 from kmplan import pki
 from kmplan.cluster import ClusterFile, Install
@@ -133,10 +133,14 @@ def _keep(paths: Paths, seed: SeedBundle, known: Role | None, now: float) -> Rol
     write_if_changed(paths.state / "cluster.json", msgspec.json.encode(seed.cluster), 0o600)
     if known:
         return known
+    # Where the clock's battery is empty, nobody else is there to say what is past.
+    begins = pki.validity(seed.files["pki/cluster-ca.crt"])[0].timestamp()
+    clock.set_forward(begins, "the cluster's own certificates")
     _make_key(paths, seed)
     write(paths.mesh_keys, json.dumps({"1": seed.files["babel.key"].strip()}), 0o600)
     write(paths.state / "join.json", msgspec.json.encode(join_of(seed)), 0o600)
-    role = Role(cluster_id=_cluster_id(seed), number=seed.node.number, name=seed.node.name, last_seen=float(int(now)))
+    seen = float(int(max(now, begins)))
+    role = Role(cluster_id=_cluster_id(seed), number=seed.node.number, name=seed.node.name, last_seen=seen)
     write_role(paths, role)
     log.info("this machine is now node %d, %s, of cluster %s", role.number, role.name, seed.cluster.name)
     return role

@@ -36,6 +36,13 @@ def keep(paths: Paths, packed: str) -> dict[str, Any]:
     return {"state": "kept", "epoch": order.epoch}
 
 
+def give_up(paths: Paths) -> None:
+    """Forget an order that was carried out: it may hold the cluster's keys, sealed to this node."""
+    role = identity.read_role(paths)
+    if role and 0 < _epoch(paths.order) <= role.epoch:
+        paths.order.unlink()
+
+
 def _epoch(path: Path) -> int:
     try:
         return recovery.unpack(path.read_text())[0].epoch

@@ -58,7 +58,7 @@ class NodeApi:
         # When the database was written, and what revision it had then: found by looking at a copy, one at a time.
         self._looked: tuple[int, int | None] = (0, None)
         self._look_again = 0.0
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
 
     async def handle(self, request: Request) -> Answer:
         """Answer one request."""
@@ -111,14 +111,18 @@ class NodeApi:
         with contextlib.suppress(OSError):
             status = await self._etcd.status()
             return {"revision": status.revision, "has_leader": status.leader not in ("", "0")}
-        async with self._looking:
-            written = database.stat().st_mtime_ns
-            # What could not be looked at, for want of room perhaps, is looked at again.
-            is_due = self._looked[1] is None and time.monotonic() >= self._look_again
-            if written != self._looked[0] or is_due:
-                self._look_again = time.monotonic() + LOOK_AGAIN_S
-                self._looked = (written, (await child("revision")).get("revision"))
-        return {"revision": self._looked[1], "has_leader": False}
+        written = database.stat().st_mtime_ns
+        # What could not be looked at, for want of room perhaps, is looked at again.
+        is_due = self._looked[1] is None and time.monotonic() >= self._look_again
+        is_looking = self._looking is not None and not self._looking.done()
+        if not is_looking and (written != self._looked[0] or is_due):
+            self._looking, is_looking = asyncio.create_task(self._look(written)), True
+        return {"revision": None if is_looking else self._looked[1], "has_leader": False, "looking": is_looking}
+
+    async def _look(self, written: int) -> None:
+        """See how far the data go that were `written` at that moment: all of them are read, and whoever asks does not wait."""
+        self._looked = (written, (await child("revision")).get("revision"))
+        self._look_again = time.monotonic() + LOOK_AGAIN_S
 
     async def _survey(self, registry: Registry) -> dict[str, Any]:
         states = await self._peers.states(registry) | {self._facts.number: await self.describe()}

@@ -99,6 +99,16 @@ class Paths:
         return self.state / "order.json"
 
     @property
+    def order_taken(self) -> Path:
+        """The epoch of the order that was given in this boot."""
+        return self.run / "order-taken"
+
+    @property
+    def agreed(self) -> Path:
+        """When this node last heard a majority of all, in seconds since the machine started; with witnesses only."""
+        return self.run / "agreed"
+
+    @property
     def withdrawn(self) -> Path:
         """The newest order that was not carried out and never will be."""
         return self.state / "order-withdrawn.json"

@@ -47,7 +47,8 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
             continue
         registry = registries.load_or_empty(paths.registry, facts.cluster)
         states = await peers.states(registry)
-        if is_over(order, facts.number, registry, states, begun=paths.begun(order.epoch).exists()):
+        begun = paths.begun(order.epoch).exists()
+        if is_over(order, facts.number, registry, states, begun=begun, is_new=orders.is_new):
             if await orders.withdraw(order):
                 log.warning("epoch %d does not begin: the cluster goes on without it", order.epoch)
                 raise RestartError
@@ -55,6 +56,12 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
         if order.number != facts.number:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), KEEPER_S * facts.probe_scale)
+            continue
+        keepers = 1 + sum(said["epoch"] >= order.epoch for said in states.values())
+        if not (order.force or begun or orders.is_new) and 2 * keepers <= len(registry.numbers):
+            # The others may have gone on without it long ago: they are not told before a majority has been heard.
+            state.fail(f"epoch {order.epoch} waits: does a majority of the nodes know of it still?")
+            await asyncio.sleep(AGAIN_S * facts.probe_scale)
             continue
         keeping = await peers.give_order(registry, orders.packed)
         if not order.force and 2 * (len(keeping) + 1) <= len(registry.numbers):
@@ -84,26 +91,44 @@ async def ask_for_order(facts: Facts, orders: Orders, states: Mapping[int, Mappi
                     return
 
 
-def is_over(order: Order, me: int, registry: Registry, states: Mapping[int, Mapping[str, Any]], *, begun: bool) -> bool:
+def is_over(
+    order: Order, me: int, registry: Registry, states: Mapping[int, Mapping[str, Any]], *, begun: bool, is_new: bool
+) -> bool:
     """Tell whether an order is not to be carried out any more: the node that it names decides, and says so to those that keep it.
 
-    It may have `begun`, in part, before its power was cut: then it goes on with it.
+    It may have `begun`, in part, before its power was cut: then it goes on with it. One that is not new, as it was given before
+    this node started, is over when most nodes know nothing of it: the cluster may have gone on, and be off as a whole now.
     """
     if order.number != me:
         named = states.get(order.number)
-        # A later one that it has withdrawn, too, is all that it tells; what it has begun it has not withdrawn.
         if named is None:
-            return False
+            # It may be gone for good. Who most know nothing of cannot have begun.
+            unknown = not order.force and is_unknown(order, registry, states)
+            return unknown and leads(order.epoch, states.values())
+        # A later one that it has withdrawn, too, is all that it tells; what it has begun it has not withdrawn.
         # One of an earlier version may not know of withdrawing.
         return bool(named.get("withdrawn", 0) >= order.epoch > named.get("own_epoch", order.epoch))
-    return not order.force and not begun and goes_on(order.epoch, len(registry.numbers), states.values())
+    if order.force or begun:
+        return False
+    is_old = not is_new and is_unknown(order, registry, states)
+    return is_old or goes_on(order.epoch, len(registry.numbers), states.values())
+
+
+def is_unknown(order: Order, registry: Registry, states: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Tell whether a majority of all nodes says that it knows nothing of an order."""
+    return 2 * sum(bool(said["epoch"] < order.epoch) for said in states.values()) > len(registry.numbers)
+
+
+def leads(epoch: int, states: Collection[Mapping[str, Any]]) -> bool:
+    """Tell whether a voter of an epoch before this one says that etcd has a leader; a standby does not notice that it is gone."""
+    voters = [state for state in states if state["epoch"] < epoch and state.get("role") == "voter"]
+    return any((state.get("etcd") or {}).get("has_leader") for state in voters)
 
 
 def goes_on(epoch: int, nodes: int, states: Collection[Mapping[str, Any]]) -> bool:
     """Tell whether etcd has a leader in an epoch before this one, and no majority of `nodes` nodes says that it knows of this.
 
-    `states` is what the other nodes say of themselves, those that answer; a standby does not notice that a leader is gone.
+    `states` is what the other nodes say of themselves, those that answer.
     """
     known = 1 + sum(state["epoch"] >= epoch for state in states)
-    voters = [state for state in states if state["epoch"] < epoch and state.get("role") == "voter"]
-    return 2 * known <= nodes and any((state.get("etcd") or {}).get("has_leader") for state in voters)
+    return 2 * known <= nodes and leads(epoch, states)

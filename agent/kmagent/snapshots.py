@@ -31,12 +31,14 @@ class Snapshots:
         self._tried = self._taken = float("-inf")
         # How many other nodes have the newest one.
         self._kept_by = COPIES
+        self._asked: frozenset[int] = frozenset()
 
     def take_if_due(self, registry: Registry, reachable: frozenset[int]) -> None:
         """Begin one when the newest that is kept here is old, or not kept by enough others though they are there now."""
         newest = max((one.taken for one in snapshot_files.find(self._paths.snapshots)), default=0)
         is_old = not 0 <= time.time() - newest < PERIOD_S
-        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number}))
+        # Those that were there have refused it.
+        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number})) and reachable != self._asked
         if (is_old or is_alone) and time.monotonic() - self._tried >= AGAIN_S * self._facts.probe_scale:
             self._begin(registry, reachable)
 
@@ -61,7 +63,7 @@ class Snapshots:
 
     def _begin(self, registry: Registry, reachable: frozenset[int]) -> None:
         if self._taking is None or self._taking.done():
-            self._tried = time.monotonic()
+            self._tried, self._asked = time.monotonic(), reachable
             self._taking = asyncio.create_task(self._take(registry, reachable))
 
     async def _take(self, registry: Registry, reachable: frozenset[int]) -> None:

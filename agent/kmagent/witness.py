@@ -17,6 +17,7 @@ from kmagent.node_api import NodeApi
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
+from kmagent.registry import Registry
 from kmagent.state import State
 from kmplan import recovery
 from kmplan.recovery import OWN_DATA, Order
@@ -27,11 +28,19 @@ LOOKS = 20
 
 
 def is_best(me: int, states: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Tell whether this voter's data go furthest of those that answer, itself among them; not when one has a leader."""
+    """Tell whether this voter's data go furthest of those that answer, itself among them; not while one does not know how far."""
     voters = {number: state["etcd"] for number, state in states.items() if state["role"] == "voter" and state["etcd"]}
-    if me not in voters or any(etcd["has_leader"] for etcd in voters.values()):
+    if me not in voters or any(etcd["revision"] is None for etcd in voters.values()):
         return False
-    return max(voters, key=lambda number: (voters[number]["revision"] or 0, -number)) == me
+    return max(voters, key=lambda number: (voters[number]["revision"], -number)) == me
+
+
+def are_lost(registry: Registry, states: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Tell whether most voters do not answer, and none that does has a leader."""
+    voters = {number for number, state in states.items() if state["role"] == "voter"}
+    leads = any(state["etcd"] and state["etcd"]["has_leader"] for state in states.values() if state["role"] == "voter")
+    registered = {node.number for node in registry.nodes if node.role == "voter"}
+    return not leads and 2 * len(voters & registered) <= len(registered)
 
 
 class Witness:
@@ -49,21 +58,25 @@ class Witness:
         served = time.monotonic()
         while after_s:
             await asyncio.sleep(after_s / LOOKS)
-            if self._state.conditions["etcd"]:
+            if self._state.conditions["etcd"] or self._orders.overtaken:
                 served = time.monotonic()
-            if time.monotonic() - served < after_s or self._orders.overtaken:
+                continue
+            # That no etcd serves here says nothing of the others'.
+            registry = registries.load_or_empty(self._paths.registry, self._facts.cluster)
+            states = {**await self._peers.states(registry), self._facts.number: await self._api.describe()}
+            if not are_lost(registry, states):
+                served = time.monotonic()
+            if time.monotonic() - served < after_s:
                 continue
             try:
-                if await self._order():
+                if await self._order(registry, states):
                     return
             except (OSError, RefusedError) as error:
                 log.warning("beginning anew: %s", error)
 
-    async def _order(self) -> bool:
+    async def _order(self, registry: Registry, states: Mapping[int, Mapping[str, Any]]) -> bool:
         """Give the order if a majority of all nodes is here, and no other voter is better off."""
         facts = self._facts
-        registry = registries.load_or_empty(self._paths.registry, facts.cluster)
-        states = {**await self._peers.states(registry), facts.number: await self._api.describe()}
         heard = {number: int(state["epoch"]) for number, state in states.items()}
         if not has_majority(facts.number, facts.epoch, registry, heard) or not is_best(facts.number, states):
             return False

@@ -22,10 +22,14 @@ Place = tuple[str, int]
 
 
 class Etcd(msgspec.Struct, frozen=True):
-    """etcd's data on a node: how far they go, None when it does not run, and whether it has a leader."""
+    """etcd's data on a node: how far they go, None when that is not known, and whether it has a leader.
+
+    `looking` says that they are being read, as no etcd answers there.
+    """
 
     revision: int | None
     has_leader: bool
+    looking: bool = False
 
 
 class State(msgspec.Struct, frozen=True):

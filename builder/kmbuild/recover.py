@@ -22,7 +22,7 @@ from kmplan.recovery import OWN_DATA, Order, Snapshot, parse_snapshot
 from kmplan.secret_files import SECRET_FILES
 from kmplan.voters import majority
 
-WAIT_S, SURVEY_S = 300.0, 10.0
+WAIT_S, SURVEY_S, READ_S = 300.0, 10.0, 120.0
 POLL_S = 1.0
 HEADER = ("NODE", "PART", "EPOCH", "ETCD", "NEWEST SNAPSHOT")
 
@@ -109,11 +109,13 @@ def recover(
 
 
 def look(api: NodeApi) -> Survey:
-    """What all nodes say; a while after machines were lost the mesh may not lead everywhere yet."""
-    deadline = time.monotonic() + SURVEY_S
+    """What all nodes say; a while after machines were lost the mesh may not lead everywhere yet, and data take time to read."""
+    start = time.monotonic()
     while True:
         survey = api.survey()
-        if len(answering(survey)) >= majority(len(survey.nodes)) or time.monotonic() > deadline:
+        is_read = not any(node.state and node.state.etcd and node.state.etcd.looking for node in survey.nodes)
+        patience_s = SURVEY_S if len(answering(survey)) < majority(len(survey.nodes)) else 0.0
+        if time.monotonic() - start > (patience_s if is_read else READ_S):
             return survey
         time.sleep(POLL_S)
 
@@ -137,7 +139,8 @@ def row(node: Node) -> tuple[str, ...]:
     etcd, newest = node.state.etcd, newest_snapshot(node)
     data = "-"
     if etcd:
-        data = "does not run" if etcd.revision is None else f"revision {etcd.revision}"
+        unknown = "is being read" if etcd.looking else "does not run"
+        data = unknown if etcd.revision is None else f"revision {etcd.revision}"
         data += ", has a leader" if etcd.has_leader and node.state.role == "voter" else ""
     return node.name, node.role, str(node.state.epoch), data, moment(newest) if newest else "-"
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -96,13 +97,59 @@ def test_who_began_the_cluster_and_has_nothing_of_it_begins_no_other(tmp_path: P
     state = State()
     keeper = Fence(state, node.paths, facts, Orders(state, node.paths, facts), FakePeers(node, {}))
     known, none = registry_of(3, {1, 2, 3}), Registry("shop")
-    assert not keeper._has_lost_data(known)
+    assert keeper._lost(known) == ""
     shutil.rmtree(node.paths.etcd / "member")
-    assert keeper._has_lost_data(known)
+    assert "etcd's data are gone" in keeper._lost(known)
     # It is the first boot of all; or it joins others, with their data.
-    assert not keeper._has_lost_data(none)
+    assert keeper._lost(none) == ""
     keeper._facts = replace(facts, began=False)
-    assert not keeper._has_lost_data(known)
+    assert keeper._lost(known) == ""
+
+
+def fenced(node: Node, known: Registry, states: dict[int, dict[str, Any]], runs_s: float = 0.3, **facts: Any) -> str:
+    """Why node 3 serves nothing after a while, when it starts where these answer; empty when it does."""
+    node.paths.registry.write_text(asyncio.run(node.shop.ledger.authority.sign(known)))
+    me, state = replace(FACTS, number=3, cluster_id=node.cluster_id, probe_scale=0.01, **facts), State()
+    orders = Orders(state, node.paths, me)
+
+    async def scenario() -> str:
+        fence.close(state, node.paths, orders)
+        running = asyncio.create_task(Fence(state, node.paths, me, orders, FakePeers(node, states)).run())
+        await asyncio.sleep(runs_s)
+        running.cancel()
+        return state.fenced
+
+    return asyncio.run(scenario())
+
+
+def test_a_registry_that_cannot_be_read_is_not_taken_for_a_first_boot(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.paths.registry.write_text("spoiled")
+    me, state = replace(FACTS, number=3, cluster_id=node.cluster_id), State()
+    keeper = Fence(state, node.paths, me, Orders(state, node.paths, me), FakePeers(node, {}))
+    assert "cannot be read" in keeper._lost(keeper._registry())
+
+
+def test_the_only_voter_listens_before_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mesh leads nowhere when it starts; others may have begun anew without it."""
+    node, known = Node(tmp_path), registry_of(3, {3})
+    monkeypatch.setattr(fence, "LISTEN_S", 5000)
+    assert fenced(node, known, {}) == fence.ASKING
+    assert fenced(node, known, {1: {"epoch": 1}}) == ""
+    assert "1 nodes say" in fenced(node, known, {1: {"epoch": 2}})
+    monkeypatch.setattr(fence, "LISTEN_S", 5)
+    assert fenced(node, known, {}) == ""
+
+
+def test_an_agent_that_is_started_anew_goes_on_with_the_time_that_it_was_alone(tmp_path: Path) -> None:
+    """Others begin anew by themselves: whoever is cut off ends its etcd before, however often its agent was ended."""
+    node, known = Node(tmp_path), registry_of(5, {1, 2, 3})
+    node.paths = replace(node.paths, manifests=tmp_path / "kubelet")
+    node.paths.manifests.mkdir()
+    (node.paths.manifests / "etcd.yaml").touch()
+    for alone_s, closed in ((0, False), (60, True)):
+        node.paths.agreed.write_text(str(time.monotonic() - alone_s))
+        assert bool(fenced(node, known, {}, 0.6, auto_recover_after_s=8)) is closed
 
 
 HOLD = """

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ class Cables:
     serial: int = 7
     looked: int = 0
     asked: int = 0
+    trust: tuple[bool, ...] = (True,)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     me: Self = field(default_factory=lambda: Self("shop", 1, "shop-1", {1: "ab" * 32}, serial=7))
 
@@ -44,9 +46,13 @@ class Cables:
         return self.believed_now
 
     def neighbours(self) -> list[tuple[Port, Neighbour]]:
-        """One, which has a registry of this serial."""
-        said = Hello("shop", 2, "shop-2", "eth0", 1500, self.serial, "", "", 1, (1,), trusts=True)
-        return [(Port("eth0", 2, "", True, 1500), Neighbour(said, "fe80::2", True, 0.0, 0.0))]
+        """Some, which have a registry of this serial, and let this node in or not."""
+        found = []
+        for number, trusts in enumerate(self.trust, 2):
+            said = Hello("shop", number, f"shop-{number}", "eth0", 1500, self.serial, "", "", 1, (1,), trusts=trusts)
+            port = Port(f"eth{number}", number, "", True, 1500)
+            found.append((port, Neighbour(said, f"fe80::{number}", trusts, 0.0, 0.0)))
+        return found
 
     def routes(self) -> frozenset[str]:
         self.asked += 1
@@ -174,3 +180,34 @@ def test_the_way_to_the_join_api_is_looked_for_when_there_is_something_to_ask(
                 await following
 
     live(scenario())
+
+
+@pytest.mark.parametrize(
+    ("trust", "asked"),
+    [
+        ((True, True), {}),
+        # Two that were cut off together let each other in, and nobody else does.
+        ((True, False), {"fe80::3%eth3": 2}),
+        ((False, False), {"fe80::2%eth2": 60, "fe80::3%eth3": 60}),
+    ],
+)
+def test_who_is_refused_by_a_neighbour_asks_over_its_relay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trust: tuple[bool, ...], asked: dict[str, int]
+) -> None:
+    node, seen, left = Reporting(tmp_path, monkeypatch, 86400), Counter[str](), list[Paths]()
+    node.mesh.trust = trust
+
+    async def child(_command: str, address: str) -> dict[str, str]:
+        seen[address] += 1
+        return {"state": "unreachable" if sum(seen.values()) < 120 else "unknown"}
+
+    async def leave(paths: Paths) -> None:
+        left.append(paths)
+
+    monkeypatch.setattr(follow, "child", child)
+    monkeypatch.setattr(follow, "leave", leave)
+    with pytest.raises(follow.RestartError) if not any(trust) else contextlib.nullcontext():
+        for _ in range(75):
+            asyncio.run(node.follower._check_refused())
+            node.now += 1
+    assert seen == asked and bool(left) is not any(trust)

@@ -17,7 +17,7 @@ import yaml
 from kmagent import clock, components, daemon, enrol, identity, identity_files, prepare, seed_credential, settings
 from kmagent.paths import Paths
 from kmbuild.init import create
-from kmplan import pki, seal
+from kmplan import pki, recovery, seal
 from kmplan.cluster import ClusterFile
 from kmplan.errors import UserError
 from kmplan.secret_files import SECRET_FILES
@@ -195,8 +195,13 @@ def test_a_seed_that_votes_no_more_leaves_no_key_where_it_boots_from(machine: Ma
     assert me is not None
     credentials = machine.folder / "esp/loader/credentials"
     (credentials / "kubermesh.seed.cred").write_text("all keys")
+    order = recovery.to_text(
+        recovery.Order(me.role.cluster_id, 1, me.role.number, recovery.OWN_DATA, sealed="all keys")
+    )
+    machine.paths.order.write_text(recovery.pack(order, ""))
     for _ in range(2):
         me = identity.Identity(cluster=me.cluster, role=enrol.take_role(machine.paths, me, "worker", {}))
+        assert not machine.paths.order.exists()
         (sealed,) = credentials.iterdir()
         assert sealed.name == "kubermesh.join.cred"
     join = parse_join(sealed.read_bytes())
@@ -301,6 +306,16 @@ def test_a_clock_that_was_lost_is_set_to_what_this_node_has_seen(machine: Machin
     assert clock.may_follow(machine.paths)
     prepare.prepare(machine.paths)
     assert clock.may_follow(machine.paths)
+
+
+def test_a_seed_without_a_clock_begins_no_sooner_than_its_cluster_was_made(machine: Machine, wall: Clock) -> None:
+    """Its own certificates begin then: etcd and the API server would believe none of them."""
+    os.utime(machine.paths.versions, (0, 0))
+    wall.ahead_s = -50 * YEAR
+    prepare.prepare(machine.paths)
+    made = pki.validity(identity.read_secret(machine.paths, "pki/cluster-ca.crt"))[0].timestamp()
+    assert abs(time.time() - made) < 60 and last_seen(machine) >= int(made)
+    assert pki.validity(identity.read_secret(machine.paths, "identity.crt"))[0].timestamp() <= time.time()
 
 
 @pytest.mark.parametrize("while_it_runs", [True, False])

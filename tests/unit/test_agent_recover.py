@@ -59,9 +59,11 @@ def test_an_order_is_old_when_voters_have_a_leader_and_no_majority_knows_of_it(
     assert recover.goes_on(2, 5, states.values()) is gone_on
 
 
-def carry_out(node: Node, states: dict[int, dict[str, Any]], **order: Any) -> FakePeers:
+def carry_out(node: Node, states: dict[int, dict[str, Any]], *, is_new: bool = True, **order: Any) -> FakePeers:
     """Run what carries an order out, for as long as it takes to ask around once."""
     node.paths.order.write_text(node.order(**order))
+    if is_new:
+        node.paths.order_taken.write_text("2")
     peers, state = FakePeers(node, states), State()
 
     async def scenario() -> None:
@@ -101,6 +103,51 @@ def test_an_order_is_given_to_all_where_nobody_goes_on(
     monkeypatch.setattr(recover, "child", lambda *_: asyncio.sleep(0, {"state": "failed", "message": "not here"}))
     assert len(carry_out(node, states, **order).given) == 1
     assert node.paths.order.exists()
+
+
+@pytest.mark.parametrize(
+    ("states", "given", "over"),
+    [
+        # All were off, and nobody has a leader yet: most know nothing of it, or keep it, or are not there yet.
+        ({1: says(1, ALONE), 2: says(1), 4: says(1)}, 0, True),
+        ({1: says(1, ALONE), 2: says(1)}, 0, False),
+        ({1: says(2), 2: says(2)}, 1, False),
+    ],
+)
+def test_an_order_that_was_given_before_this_machine_started_is_old_when_most_know_nothing_of_it(
+    node: Node, states: dict[int, dict[str, Any]], given: int, over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "child", lambda *_: asyncio.sleep(0, {"state": "failed", "message": "not here"}))
+    with pytest.raises(RestartError) if over else contextlib.nullcontext():
+        assert len(carry_out(node, states, is_new=False).given) == given
+    assert node.paths.order.exists() is not over
+
+
+@pytest.mark.parametrize(
+    ("states", "order", "over"),
+    [
+        ({1: says(1, LEADS), 4: says(1), 5: says(1)}, {}, True),
+        # Too few to know, nobody leads, or somebody meant it to begin without a majority.
+        ({1: says(1, LEADS), 4: says(1)}, {}, False),
+        ({1: says(1, ALONE), 4: says(1), 5: says(1)}, {}, False),
+        ({1: says(1, LEADS), 4: says(1), 5: says(1)}, {"force": True}, False),
+    ],
+)
+def test_the_order_of_a_node_that_is_gone_is_kept_by_nobody_for_ever(
+    node: Node, states: dict[int, dict[str, Any]], order: dict[str, Any], over: bool
+) -> None:
+    with pytest.raises(RestartError) if over else contextlib.nullcontext():
+        assert carry_out(node, states, number=2, **order).given == []
+    assert node.paths.order.exists() is not over
+
+
+def test_what_is_withdrawn_has_no_keys_of_the_cluster(node: Node) -> None:
+    with pytest.raises(RestartError):
+        carry_out(node, {1: says(1, LEADS), 2: says(1, LEADS)}, sealed="c2VhbGVk")
+    assert "c2VhbGVk" not in node.paths.withdrawn.read_text()
+    # Cut off when it was put aside: it does not come back.
+    node.paths.order.write_text(node.order())
+    assert Orders(State(), node.paths, facts_of(node)).newest is None
 
 
 def test_what_has_begun_goes_on(node: Node) -> None:

@@ -5,15 +5,18 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from agent_fakes import FACTS, Shop
+from agent_recoveries import Node
 
-from kmagent import snapshots
+from kmagent import removed_data, snapshot_files, snapshots, take_snapshot
 from kmagent.paths import Paths
 from kmagent.registry import Registry
 from kmagent.snapshots import AGAIN_S, Snapshots
+from kmplan.errors import UserError
 
 
 class Keeping:
@@ -67,6 +70,43 @@ def test_one_is_enough_for_ten_minutes_where_all_that_can_keep_it(keeping: Keepi
     # A third has come, or a node that was away.
     three = registry_of("voter", "worker", "worker")
     assert [keeping.look(three, 2, 3) for _ in range(3)] == [2, 2, 2]
+
+
+def test_who_refuses_a_snapshot_is_not_given_another_one_every_minute(
+    keeping: Keeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve are kept: history would be as short as that."""
+
+    async def refused(_command: str, nodes: str) -> dict[str, Any]:
+        return {**await keeping.child(_command, nodes), "kept_by": []}
+
+    monkeypatch.setattr(snapshots, "child", refused)
+    three = registry_of("voter", "worker", "worker", "worker")
+    assert [keeping.look(three, 2, 3) for _ in range(4)] == [1, 1, 1, 1]
+    # One that was not asked yet.
+    assert [keeping.look(three, 2, 3, 4) for _ in range(3)] == [2, 2, 2]
+
+
+def test_no_snapshot_is_taken_that_etcd_needs_the_room_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Node(tmp_path)
+    room = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(free=2 * 3))
+    monkeypatch.setattr(snapshot_files, "shutil", room)
+    with pytest.raises(UserError, match="not enough room"):
+        take_snapshot.take(machine.paths, [])
+    assert list(machine.paths.snapshots.iterdir()) == []
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_what_a_power_cut_has_left_is_removed_when_the_agent_starts(tmp_path: Path, goes_on: bool) -> None:
+    paths = replace(Paths(), state=tmp_path)
+    kept = tmp_path / "etcd.removed-1", paths.snapshots / "1-2-3.sealed"
+    left = tmp_path / "etcd.epoch-2", paths.begun(2), tmp_path / f".{paths.begun(2).name}.x"
+    copies = paths.snapshots / ".look-x/db", paths.snapshots / ".new-x/db"
+    for path in (*kept, *left, *copies):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    removed_data.tidy(paths, goes_on=goes_on)
+    assert {*tmp_path.iterdir(), *paths.snapshots.iterdir()} == {*kept, paths.snapshots, *(left if goes_on else ())}
 
 
 def test_those_with_disks_that_do_not_vote_keep_it_first(keeping: Keeping) -> None:

@@ -26,16 +26,31 @@ def voter(revision: int | None, *, has_leader: bool = False, role: str = "voter"
         ({1: voter(7), 2: voter(8)}, False),
         ({1: voter(8), 2: voter(8)}, True),
         ({2: voter(8), 1: voter(8)}, True),
-        ({1: voter(7), 2: voter(6, has_leader=True)}, False),
         # A standby does not notice that a leader is gone, and never begins anew by itself.
         ({1: voter(7), 2: voter(9, has_leader=True, role="standby")}, True),
         ({1: voter(7, role="standby")}, False),
         ({1: voter(None), 2: voter(3)}, False),
+        # Its data may go further.
+        ({1: voter(7), 2: voter(None)}, False),
         ({2: voter(3)}, False),
     ],
 )
 def test_the_voter_that_is_best_off_begins_anew(states: dict[int, dict[str, Any]], best: bool) -> None:
     assert witness.is_best(1, states) is best
+
+
+@pytest.mark.parametrize(
+    ("states", "lost"),
+    [
+        ({3: voter(7)}, True),
+        ({3: voter(7), 4: voter(7, has_leader=True, role="standby")}, True),
+        # This one's etcd alone is broken; or others are about to elect a leader.
+        ({3: voter(7), 2: voter(9, has_leader=True)}, False),
+        ({3: voter(7), 2: voter(9)}, False),
+    ],
+)
+def test_voters_are_lost_when_most_do_not_answer(states: dict[int, dict[str, Any]], lost: bool) -> None:
+    assert witness.are_lost(registry_of(5, {1, 2, 3}), states) is lost
 
 
 @pytest.mark.parametrize(
