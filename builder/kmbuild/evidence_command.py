@@ -1,5 +1,6 @@
 """`kmbuild cluster console`, `logs` and `bundle`: what happened."""
 
+import contextlib
 import json
 import sys
 import time
@@ -12,8 +13,10 @@ from kmbuild.options import cluster_argument, json_option, name_option, node_arg
 from kmcluster import bundle as bundles
 from kmcluster import logs as node_logs
 from kmcluster import state
+from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.duration import parse_duration
+from kmcluster.state import Machine
 from kmplan.errors import UserError
 
 CONSOLE_POLL_S = 0.2
@@ -35,7 +38,7 @@ def console(node: str, follow: bool, as_json: bool, name: str | None) -> None:
     path = driver.console(machine)
     if not path.exists():
         raise UserError(f"{machine.name} has no console yet", "was it ever on?")
-    chunks = read_growing(path, lambda: follow and driver.power(machine) != "off")
+    chunks = read_growing(path, lambda: follow and find_on(driver, cluster.name, node) is not None)
     if as_json:
         for line in whole_lines(chunks):
             click.echo(json.dumps({"node": machine.name, "line": line}))
@@ -43,6 +46,18 @@ def console(node: str, follow: bool, as_json: bool, name: str | None) -> None:
     for chunk in chunks:
         sys.stdout.buffer.write(chunk)
         sys.stdout.buffer.flush()
+
+
+def find_on(driver: Driver, cluster: str, node: str) -> Machine | None:
+    """A node by the state of now, or None when it is off; one that is being reset is off only while the lock is held."""
+    with contextlib.suppress(state.NoClusterError):
+        machine = state.load(cluster).machine(node)
+        if driver.power(machine) != "off":
+            return machine
+        with state.locked(cluster):
+            machine = state.load(cluster).machine(node)
+        return machine if driver.power(machine) != "off" else None
+    return None
 
 
 def read_growing(path: Path, grows: Callable[[], bool]) -> Iterator[bytes]:
@@ -81,9 +96,13 @@ def logs(node: str, what: str | None, follow: bool, since: str | None, as_json: 
     driver, machine, since_s = driver_of(cluster), cluster.machine(node), parse_duration(since) if since else 0
     source, place = node_logs.choose_source(driver, machine, what), node_logs.Place()
     click.echo(node_logs.read(driver, machine, source, since_s, place, as_json=as_json), nl=False)
-    while follow and driver.power(machine) == "on":
+    while follow:
         time.sleep(POLL_S[cluster.accelerator])
-        click.echo(node_logs.read(driver, machine, source, since_s, place, as_json=as_json), nl=False)
+        now = find_on(driver, cluster.name, node)
+        follow = now is not None
+        # It may be frozen, or starting again; of one that is off the disk may have more.
+        with contextlib.suppress(UserError):
+            click.echo(node_logs.read(driver, now or machine, source, since_s, place, as_json=as_json), nl=False)
 
 
 @click.command()

@@ -63,7 +63,7 @@ def node_row(node: dict[str, Any]) -> list[str]:
         show(links["worst_cost"]),
         show(node["routes"]),
         ("ok" if node["conditions"].get("api") else "no") if said else NONE,
-        f"{pods['running']}/{pods['total']}" if pods else NONE,
+        f"{pods['ready']}/{pods['total']}" if pods else NONE,
         f"{node['ready_after_s']:.1f} s" if node["ready_after_s"] is not None else NONE,
         node["addresses"][0] if node["addresses"] else NONE,
     ]

@@ -1,5 +1,6 @@
 """Clusters up and down: the order of things, whatever the driver."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -53,11 +54,13 @@ def up(order: Order) -> Cluster:
     check_host(order.driver)
     check_boot(order)
     state.folder_of(order.name)
-    with state.locked(order.name) as folder:
+    with state.locked(order.name, make=True) as folder:
         if (folder / state.FILE).exists():
             cluster = state.load(order.name)
             check_same(cluster, order)
         else:
+            # What an interrupted `up` left would be written to, and it may be another cluster's file as well.
+            state.clear(folder)
             try:
                 if order.driver == "nspawn":
                     inotify.check(len(order.topology.nodes))
@@ -111,7 +114,7 @@ def create(order: Order) -> Cluster:
         cables=plug(order.topology),
         tuning=order.tuning,
     )
-    if order.directory is None and not directory.exists():
+    if order.directory is None:
         order.make_directory(directory, order.name)
     for machine in cluster.machines:
         write_credentials(cluster, machine, order)
@@ -175,9 +178,7 @@ def write_credentials(cluster: Cluster, machine: Machine, order: Order) -> None:
 
 def down(name: str) -> bool:
     """End and remove everything of a cluster; False if there was nothing."""
-    if not state.folder_of(name).exists():
-        return False
-    with state.locked(name) as folder:
+    with contextlib.suppress(state.NoClusterError), state.locked(name) as folder:
         if (folder / state.FILE).exists():
             cluster = state.load(name)
             driver = driver_of(cluster)
@@ -186,12 +187,12 @@ def down(name: str) -> bool:
             for machine in cluster.machines:
                 driver.cleanup(machine)
         state.remove(folder)
-    return True
+        return True
+    return False
 
 
 def power(name: str, node: str, action: str) -> Cluster:
     """Do something to a machine's power: on, off, cut, reset, freeze or thaw."""
-    state.load(name)
     with state.locked(name):
         cluster = state.load(name)
         driver, machine = driver_of(cluster), cluster.machine(node)
@@ -213,7 +214,6 @@ def power(name: str, node: str, action: str) -> Cluster:
 
 def stick(name: str, node: str, plugged: bool) -> Cluster:
     """Plug a machine's stick in, or pull it out; UserError when it has none."""
-    state.load(name)
     with state.locked(name):
         cluster = state.load(name)
         machine = cluster.machine(node)

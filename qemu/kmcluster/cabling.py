@@ -70,7 +70,6 @@ def move(name: str, source: str, target: str) -> Cable:
 
 def update(name: str, alter: Callable[[Cluster], Cable]) -> Cable:
     """Change one cable in the state file, then in the world."""
-    state.load(name)
     with state.locked(name):
         cluster = state.load(name)
         cable = alter(cluster)

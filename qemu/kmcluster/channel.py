@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kmcluster.driver import Result
 from kmcluster.qmp import connected
 from kmplan.errors import UserError
 
+# Status, standard output and error.
+Answer = tuple[int, bytes, bytes]
 ANSWER_S = 30.0
 SCRIPT = Path(__file__).parent / "guest/exec.py"
 UNIT = "kmbench-exec.service"
@@ -64,7 +65,7 @@ def taken(path: Path, timeout_s: float) -> Iterator[None]:
         os.close(lock)
 
 
-def ask(path: Path, request: dict[str, Any], timeout_s: float) -> Result:
+def ask(path: Path, request: dict[str, Any], timeout_s: float) -> Answer:
     """Send one request and wait for its answer; raises OSError (TimeoutError among them) when there is none."""
     name = uuid.uuid4().hex
     deadline = time.monotonic() + timeout_s
@@ -82,7 +83,7 @@ def ask(path: Path, request: dict[str, Any], timeout_s: float) -> Result:
                     return answer
 
 
-def parse(line: bytes, name: str) -> Result | None:
+def parse(line: bytes, name: str) -> Answer | None:
     """Read an answer; None if it is not the one to request `name` (a late one to a caller that gave up)."""
     try:
         answer = json.loads(line)
@@ -90,11 +91,10 @@ def parse(line: bytes, name: str) -> Result | None:
         return None
     if not isinstance(answer, dict) or answer.get("id") != name:
         return None
-    stdout, stderr = (base64.b64decode(answer[key]).decode(errors="replace") for key in ("stdout", "stderr"))
-    return Result(int(answer["code"]), stdout, stderr)
+    return int(answer["code"]), base64.b64decode(answer["stdout"]), base64.b64decode(answer["stderr"])
 
 
-def execute(path: Path, argv: Sequence[str], stdin: bytes, timeout_s: float) -> Result:
+def execute(path: Path, argv: Sequence[str], stdin: bytes, timeout_s: float) -> Answer:
     """Run a command in the machine; raises UserError when it does not answer in time.
 
     A short question goes first: a machine that is booting loses what it is asked, and a command may run for long.
@@ -107,10 +107,10 @@ def execute(path: Path, argv: Sequence[str], stdin: bytes, timeout_s: float) -> 
         raise UserError(f"the machine does not answer: {error or 'timed out'}", "see its console") from error
 
 
-def read(path: Path, file: str, timeout_s: float) -> str | None:
+def read(path: Path, file: str, timeout_s: float) -> bytes | None:
     """Read a file in the machine; None if it is not there or the machine does not answer yet."""
     try:
-        result = ask(path, {"read": file}, timeout_s)
+        code, content, _ = ask(path, {"read": file}, timeout_s)
     except OSError:
         return None
-    return result.stdout if result.code == 0 else None
+    return content if code == 0 else None

@@ -8,6 +8,7 @@ from kmcluster import inside, state
 from kmcluster.driver import Driver
 from kmcluster.drivers import driver_of
 from kmcluster.state import Cluster, Machine
+from kmcluster.topology import Role
 from kmplan import files, seed
 from kmplan.errors import UserError
 
@@ -39,7 +40,6 @@ def change(name: str, node: str, action: str, file: str | None = None) -> Outcom
         raise UserError(f"{action}: no such action", f"there are: {', '.join(ACTIONS)}")
     if file and action != "corrupt":
         raise UserError(f"{action} takes no file", "give it with corrupt")
-    state.load(name)
     with state.locked(name):
         cluster = state.load(name)
         machine, driver = cluster.machine(node), driver_of(cluster)
@@ -67,9 +67,13 @@ def wipe(cluster: Cluster, driver: Driver, machine: Machine) -> dict[str, Any]:
     """
     if driver.power(machine) != "off":
         raise UserError(f"{machine.name} is on", f"`kmbuild cluster power {machine.name} cut`, then wipe")
+    shared = len(cluster.machines) > 1
+    if shared and machine.stick and machine.node.role is Role.SEED:
+        hint = f"`kmbuild cluster stick {machine.name} pull`, then wipe"
+        raise UserError(f"{machine.name}: its stick makes a seed of it again", hint)
     driver.wipe_disk(machine)
     machine.disk_faults = []
-    if len(cluster.machines) > 1:
+    if shared:
         unseed(cluster.directory, cluster.machine_folder(machine) / "credentials", machine.number)
     return {}
 
@@ -96,9 +100,8 @@ def fill(driver: Driver, machine: Machine) -> dict[str, Any]:
 
 def fail(driver: Driver, machine: Machine) -> dict[str, Any]:
     """From now on every write to the disk fails, also after the next power on."""
-    if ERRORS not in machine.disk_faults:
-        driver.fail_disk(machine, True)
-        add(machine, ERRORS)
+    driver.fail_disk(machine, True)
+    add(machine, ERRORS)
     return {}
 
 

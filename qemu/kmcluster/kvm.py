@@ -14,7 +14,7 @@ from kmcluster.launch import Spec
 from kmcluster.qemu_argv import OVMF, accelerator_arguments, firmware_arguments, quoted
 from kmcluster.starter import start
 from kmcluster.tools import qemu, qemu_environment
-from kmplan import files
+from kmplan import files, run
 
 DEVICE = Path("/dev/kvm")
 LIMIT_S = 30.0
@@ -56,7 +56,8 @@ def probe(image: Image) -> bool:
     with tempfile.TemporaryDirectory(prefix="kubermesh-kvm-") as name:
         folder = Path(name)
         shutil.copyfile(image.tools / OVMF / "OVMF_VARS_4M.fd", folder / "vars.fd")
-        spec = Spec(argv=qemu(image.tools, probe_arguments(image)), cwd=name)
+        # No state file knows of it: nobody else would end it.
+        spec = Spec(argv=run.die_with_parent(qemu(image.tools, probe_arguments(image))), cwd=name)
         started = start(spec, folder / "qemu.log", lambda _: None, env=qemu_environment(image.tools))
         try:
             return saw_mark(started, folder / "console.log")

@@ -152,7 +152,7 @@ class NspawnDriver:
         """
         if self.power(machine) != "off":
             self.cables.disconnect(machine)
-            var_disk.cut_off(Path(f"/proc/{machine.processes['init'].pid}/root/var"))
+            var_disk.cut_off(Path(f"/proc/{machine.processes['init'].pid}/root/var"), self.disk(machine))
         self.cleanup(machine)
 
     def reset(self, machine: Machine) -> None:
@@ -219,7 +219,7 @@ class NspawnDriver:
 
     def fail_disk(self, machine: Machine, failing: bool) -> None:
         """Do to the file system what ext4 does to itself when a write fails; there is no way back while it is mounted."""
-        if failing and self.power(machine) != "off":
+        if failing and "errors" not in machine.disk_faults and self.power(machine) != "off":
             result = self.execute(machine, ["mount", "-o", "remount,abort", "/var"])
             if result.code != 0:
                 raise UserError(f"{machine.name}: {result.stderr.strip() or 'no abort of /var'}")
@@ -235,16 +235,13 @@ class NspawnDriver:
 
     def read_status(self, machine: Machine) -> dict[str, Any] | None:
         """Read the file through the container's root."""
-        init = machine.processes.get("init")
-        if init is None or not process.is_running(init):
+        if self.power(machine) != "on":
             return None
+        path = Path(f"/proc/{machine.processes['init'].pid}/root/{STATUS}")
         try:
-            status: dict[str, Any] = msgspec.json.decode(
-                Path(f"/proc/{init.pid}/root/{STATUS}").read_bytes(), type=dict[str, Any]
-            )
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         except (OSError, msgspec.MsgspecError):
             return None
-        return status
 
     def cleanup(self, machine: Machine) -> None:
         """Take the cables out, kill the container, end the forwarder, remove the cgroups.

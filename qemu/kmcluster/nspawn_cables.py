@@ -77,6 +77,16 @@ def carriers(cluster: Cluster, present: set[str]) -> list[tuple[Port, bool]]:
     return [(port, port in live) for port in ports if middle(port) in present]
 
 
+def left_behind(cluster: Cluster) -> set[str]:
+    """Names of the ends of machines that have switched themselves off: they stay until the next power on or cut."""
+    ended = [
+        machine
+        for machine in cluster.machines
+        if (init := machine.processes.get("init")) and not process.is_running(init)
+    ]
+    return {middle(port) for machine in ended for port in machine.port_list}
+
+
 class NspawnCables:
     """The cables of one cluster."""
 
@@ -144,7 +154,7 @@ class NspawnCables:
         """Make the cables what the state says: carrier, loss and delay."""
         if self.holder is None:
             return
-        present = self.present()
+        present = self.present() - left_behind(self.cluster)
         self.enter("nft", "-f", "-", text="".join(rules(cable, is_live(cable, present)) for cable in cables))
         for cable in cables:
             slow = cable.delay_ms and is_live(cable, present)

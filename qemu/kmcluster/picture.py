@@ -200,7 +200,7 @@ def health(node: dict[str, Any]) -> str:
     pods, words = node.get("pods"), []
     if node["power"] == "on" and node.get("conditions"):
         words.append("api ok" if node["conditions"].get("api") else "no api")
-    words += [f"{pods['running']}/{pods['total']} pods"] if pods else []
+    words += [f"{pods['ready']}/{pods['total']} pods"] if pods else []
     words += [f"{node['routes']} routes"] if node.get("routes") is not None else []
     return " · ".join(words)
 

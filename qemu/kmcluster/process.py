@@ -67,9 +67,15 @@ def read_argv(process: Process) -> list[str]:
 @contextmanager
 def opened(process: Process) -> Iterator[int | None]:
     """A pidfd of the process, or None if it is gone: what is done with it cannot hit another process."""
+    if not is_running(process):
+        yield None
+        return
     try:
         descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
+    except OSError:
+        # Its pid may be that of a thread by now, which is another error.
+        if is_running(process):
+            raise
         yield None
         return
     try:

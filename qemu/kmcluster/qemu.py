@@ -15,7 +15,6 @@ from kmcluster.cable import Cable
 from kmcluster.driver import LONG_S, Result
 from kmcluster.forward import listen
 from kmcluster.launch import Spec
-from kmcluster.process import Process
 from kmcluster.qemu_argv import ADDRESS, OVMF, kernel_arguments, mac_address, niceness, qemu_arguments
 from kmcluster.starter import start
 from kmcluster.state import Cluster, Machine
@@ -26,6 +25,8 @@ from kmplan.errors import UserError
 
 STATUS = "/run/kubermesh/status.json"
 STATUS_TIMEOUT_S = 20.0
+# Whoever waits for a command at a terminal ends it by hand.
+ATTACHED_S = 86400.0
 
 POWER_ON = "-- power on --"
 DISK, FAULTY = "disk-image", "disk-faulty"
@@ -45,9 +46,15 @@ class QemuDriver:
         self.cluster = cluster
 
     def power_on(self, machine: Machine) -> None:
+        """Start QEMU unless it runs; what an interrupted power on left to do is done in any case."""
+        if self.power(machine) == "off":
+            self.start_qemu(machine)
+        self.wait_for_monitor(machine)
+        self.fail_disk(machine, "errors" in machine.disk_faults)
+        self.apply_cables(self.cluster.cables_of(machine))
+
+    def start_qemu(self, machine: Machine) -> None:
         """Make the disk at the first power on, then start QEMU."""
-        if self.power(machine) != "off":
-            return
         self.cleanup(machine)
         folder = self.cluster.machine_folder(machine)
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,14 +67,11 @@ class QemuDriver:
         ports = self.cluster.mtus()
         argv = qemu(tools, qemu_arguments(self.cluster.name, machine, tools, self.cluster.accelerator, strings, ports))
         spec = Spec(argv=argv, cwd=str(folder), nice=niceness(machine, self.cluster.accelerator))
-        log, note = folder / "qemu.log", self.cluster.noter("qemu", machine)
+        log, note = self.log(machine), self.cluster.noter("qemu", machine)
         with self.console(machine).open("a") as console:
             # What was shown before is kept; this is the end of it.
             console.write(f"\n{POWER_ON}\n")
-        started = start(spec, log, note, env=qemu_environment(tools))
-        self.wait_for_monitor(machine, started, log)
-        self.fail_disk(machine, "errors" in machine.disk_faults)
-        self.apply_cables(self.cluster.cables_of(machine))
+        start(spec, log, note, env=qemu_environment(tools))
 
     def make_disk(self, machine: Machine) -> None:
         """An overlay over the image, as big as the machine's disk: the image itself is never written to. Or an empty disk."""
@@ -106,18 +110,22 @@ class QemuDriver:
             (folder / "smbios" / name).write_text(text)
         return [f"smbios/{name}" for name in strings]
 
-    def wait_for_monitor(self, machine: Machine, started: Process, log: Path) -> None:
+    def wait_for_monitor(self, machine: Machine) -> None:
         """Wait until QEMU answers; raises UserError with its words when it ended instead."""
         path = self.socket(machine, "qmp")
-        while not process.wait_end(started, 0.05):
+        while not process.wait_end(machine.processes["qemu"], 0.05):
             if path.exists():
                 try:
                     qmp.execute(path, "query-status")
                 except UserError:
                     continue
                 return
-        words = log.read_text(errors="replace").strip().splitlines()
+        words = self.log(machine).read_text(errors="replace").strip().splitlines()
         raise UserError(f"{machine.name}: QEMU ended: {words[-1] if words else 'without a word'}")
+
+    def log(self, machine: Machine) -> Path:
+        """The file with QEMU's own words."""
+        return self.cluster.machine_folder(machine) / "qemu.log"
 
     def socket(self, machine: Machine, name: str) -> Path:
         """Path of one of the machine's sockets."""
@@ -209,6 +217,11 @@ class QemuDriver:
 
     def execute(self, machine: Machine, argv: Sequence[str], stdin: bytes = b"", timeout_s: float = LONG_S) -> Result:
         """Run a command over the virtio serial port."""
+        code, stdout, stderr = self.ask(machine, argv, stdin, timeout_s)
+        return Result(code, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+    def ask(self, machine: Machine, argv: Sequence[str], stdin: bytes, timeout_s: float) -> channel.Answer:
+        """Run a command over the virtio serial port; returns its status, standard output and error."""
         state = self.power(machine)
         if state != "on":
             raise UserError(
@@ -226,18 +239,18 @@ class QemuDriver:
     def attach(self, machine: Machine, argv: Sequence[str]) -> int:
         """Run a command with all of standard input read before, and output written after."""
         stdin = b"" if sys.stdin.isatty() else sys.stdin.buffer.read()
-        result = self.execute(machine, argv, stdin)
-        sys.stdout.write(result.stdout)
-        sys.stderr.write(result.stderr)
-        return result.code
+        code, stdout, stderr = self.ask(machine, argv, stdin, ATTACHED_S)
+        sys.stdout.buffer.write(stdout)
+        sys.stderr.buffer.write(stderr)
+        return code
 
     def read_status(self, machine: Machine) -> dict[str, Any] | None:
         """Read the file over the virtio serial port."""
         if self.power(machine) != "on":
             return None
-        text = channel.read(self.socket(machine, "exec"), STATUS, STATUS_TIMEOUT_S)
+        data = channel.read(self.socket(machine, "exec"), STATUS, STATUS_TIMEOUT_S)
         try:
-            return msgspec.json.decode(text, type=dict[str, Any]) if text else None
+            return msgspec.json.decode(data, type=dict[str, Any]) if data else None
         except msgspec.MsgspecError:
             return None
 

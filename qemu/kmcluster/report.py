@@ -16,14 +16,16 @@ from kmplan.errors import UserError
 INFINITE_COST = 65535
 AT_ONCE = 16
 KUBECTL_S = {"native": 5.0, "kvm": 15.0, "tcg": 60.0}
-PODS = ["get", "pods", "--all-namespaces", "--no-headers", "--output=custom-columns=N:.spec.nodeName,P:.status.phase"]
+COLUMNS = 'N:.spec.nodeName,P:.status.phase,R:.status.conditions[?(@.type=="Ready")].status'
+PODS = ["get", "pods", "--all-namespaces", "--no-headers", f"--output=custom-columns={COLUMNS}"]
+ENDED = ("Succeeded", "Failed")
 Described = dict[str, Any]
 
 
 def describe(cluster: Cluster, *, ask_api: bool = False) -> Described:
     """A cluster, its nodes and its cables, asked now, all at once.
 
-    With `ask_api` every node has `pods` {running, total}, or None when the API does not answer.
+    With `ask_api` every node has `pods` {ready, total}, or None when it is not on or the API does not answer.
     """
     driver = driver_of(cluster)
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -32,7 +34,9 @@ def describe(cluster: Cluster, *, ask_api: bool = False) -> Described:
     if ask_api:
         pods = count_pods(cluster) if any(node["role"] == "voter" for node in nodes) else None
         for node in nodes:
-            node["pods"] = None if pods is None else pods.get(node["node"] or node["name"], {"running": 0, "total": 0})
+            node["pods"] = None
+            if pods is not None and node["power"] == "on":
+                node["pods"] = pods.get(node["node"] or node["name"], {"ready": 0, "total": 0})
     return {
         "name": cluster.name,
         "driver": cluster.driver,
@@ -114,7 +118,7 @@ def find_port(nodes: list[Described], end: Port) -> Described:
 
 
 def count_pods(cluster: Cluster) -> dict[str, dict[str, int]] | None:
-    """Pods by the node they are on: {running, total}; None when the API does not answer."""
+    """Pods by the node they are on: {ready, total}; None when the API does not answer."""
     limit_s = KUBECTL_S[cluster.accelerator]
     try:
         argv, environment = access.kubectl(cluster)
@@ -125,13 +129,11 @@ def count_pods(cluster: Cluster) -> dict[str, dict[str, int]] | None:
 
 
 def tally(lines: str) -> dict[str, dict[str, int]]:
-    """Count lines of NODE PHASE; what has ended well is not counted."""
-    pairs = [line.split() for line in lines.splitlines()]
-    counted = Counter((pair[0], pair[1] == "Running") for pair in pairs if len(pair) == 2 and pair[1] != "Succeeded")
+    """Count lines of NODE PHASE READY; what has ended is not counted."""
+    rows = [line.split() for line in lines.splitlines()]
+    counted = Counter((row[0], row[2] == "True") for row in rows if len(row) == 3 and row[1] not in ENDED)
     names = {name for name, _ in counted}
-    return {
-        name: {"running": counted[name, True], "total": counted[name, True] + counted[name, False]} for name in names
-    }
+    return {name: {"ready": counted[name, True], "total": counted[name, True] + counted[name, False]} for name in names}
 
 
 def overview() -> list[Described]:

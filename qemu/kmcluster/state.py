@@ -25,6 +25,16 @@ FILE = "cluster.json"
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
+class NoClusterError(UserError):
+    """There is no cluster of that name."""
+
+    def __init__(self, name: str) -> None:
+        known = ", ".join(cluster_names())
+        super().__init__(
+            f"no cluster {name} on this machine", f"there are: {known}" if known else "`kmbuild cluster up` makes one"
+        )
+
+
 class Machine(msgspec.Struct):
     """One machine: what it is, and what was started for it.
 
@@ -138,13 +148,10 @@ def cluster_names() -> list[str]:
 
 
 def load(name: str) -> Cluster:
-    """Read a cluster's state; raises UserError when there is no such cluster or its file is damaged."""
+    """Read a cluster's state; raises NoClusterError, or UserError when its file is damaged."""
     path = folder_of(name) / FILE
     if not path.exists():
-        known = ", ".join(cluster_names())
-        raise UserError(
-            f"no cluster {name} on this machine", f"there are: {known}" if known else "`kmbuild cluster up` makes one"
-        )
+        raise NoClusterError(name)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Cluster, dec_hook=decode)
     except (msgspec.MsgspecError, OSError) as error:
@@ -171,16 +178,22 @@ def only_name(name: str | None) -> str:
 
 
 @contextmanager
-def locked(name: str, timeout_s: float = 60) -> Iterator[Path]:
-    """Hold a cluster's lock; makes its folder (0700). Raises UserError when another process holds it too long."""
+def locked(name: str, timeout_s: float = 60, *, make: bool = False) -> Iterator[Path]:
+    """Hold a cluster's lock; with `make` its folder is made (0700) if it is not there.
+
+    Raises NoClusterError when there is no folder, UserError when another process holds the lock too long.
+    """
     folder = folder_of(name)
     deadline = time.monotonic() + timeout_s
     while True:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            continue
+            if make:
+                continue
+            raise NoClusterError(name) from None
         try:
             if try_lock(descriptor, folder):
                 yield folder
@@ -201,8 +214,8 @@ def try_lock(descriptor: int, folder: Path) -> bool:
         return False
 
 
-def remove(folder: Path) -> None:
-    """Remove a cluster's folder, the state file last: an interrupted removal can be repeated."""
+def clear(folder: Path) -> None:
+    """Remove what is in a cluster's folder, but for the state file."""
     for path in folder.iterdir() if folder.is_dir() else []:
         if path.name == FILE:
             continue
@@ -210,4 +223,9 @@ def remove(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a cluster's folder, the state file last: an interrupted removal can be repeated."""
+    clear(folder)
     shutil.rmtree(folder, ignore_errors=True)

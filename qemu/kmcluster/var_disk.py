@@ -16,6 +16,7 @@ from kmplan import run
 from kmplan.errors import UserError
 
 FILE = "var.ext4"
+SYS = Path("/sys")
 # The host's page cache stays when a machine dies, so a barrier would only cost the host's disk its time.
 OPTIONS = "loop,barrier=0,noinit_itable,errors=remount-ro"
 MAKE = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]
@@ -59,12 +60,17 @@ def opened(disk: Path, root: Path, argv: Sequence[str]) -> list[str]:
     return ["unshare", "--mount", "sh", "-c", script, "-", str(root), *mounted(disk, root / "var", argv)]
 
 
-def cut_off(mounted: Path) -> None:
-    """Let a mounted disk keep what it was given until now, as in a power cut: what the kernel has yet to write is lost."""
+def cut_off(mounted: Path, disk: Path) -> None:
+    """Let a mounted disk keep what it was given until now, as in a power cut: what the kernel has yet to write is lost.
+
+    Nothing is done where another file system is mounted, as before a container has its own: that may be the host's.
+    """
     with contextlib.suppress(FileNotFoundError):
         folder = os.open(mounted, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, struct.pack("I", EXT4_GOING_FLAGS_NOLOGFLUSH))
+            device = os.fstat(folder).st_dev
+            if is_behind(SYS / f"dev/block/{os.major(device)}:{os.minor(device)}", disk):
+                fcntl.ioctl(folder, EXT4_IOC_SHUTDOWN, struct.pack("I", EXT4_GOING_FLAGS_NOLOGFLUSH))
         finally:
             os.close(folder)
 
@@ -80,11 +86,12 @@ def wait_free(disk: Path, timeout_s: float = 20.0) -> None:
 
 def is_held(disk: Path) -> bool:
     """Whether a loop device holds the disk."""
-    wanted = str(disk.resolve())
-    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if path.read_text().rstrip("\n") == wanted:
-                return True
-        except OSError:
-            continue
-    return False
+    return any(is_behind(device, disk) for device in (SYS / "block").glob("loop*"))
+
+
+def is_behind(device: Path, disk: Path) -> bool:
+    """Whether the disk is the file behind a block device, which is given by its folder in sysfs."""
+    try:
+        return (device / "loop/backing_file").read_text().rstrip("\n") == str(disk.resolve())
+    except OSError:
+        return False

@@ -572,7 +572,7 @@ def test_without_a_directory_it_takes_the_one_cluster_on_this_machine() -> None:
 
     assert list_here() == "no cluster on this machine; give --cluster DIR, the cluster's directory"
     for name in ("one", "two"):
-        with state.locked(name):
+        with state.locked(name, make=True):
             make_cluster(name).save()
     assert list_here() == "more than one cluster on this machine; give --cluster DIR, the cluster's directory"
     state.remove(state.folder_of("two"))
@@ -599,7 +599,7 @@ def test_a_cluster_that_runs_on_this_machine_is_reached_by_its_port(
     cluster = make_cluster("shop")
     cluster.directory, cluster.machines[0].api_port = directory, api.server_port
     (tmp_path / "state/kubermesh/clusters/half-made").mkdir(parents=True)
-    with state.locked("shop"):
+    with state.locked("shop", make=True):
         cluster.save()
     monkeypatch.setattr(nodes, "is_on", lambda _cluster: True)
     api.objects = [machine(A)]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import subprocess
 import tarfile
 import time
@@ -35,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def saved(home: Path) -> Cluster:
     """Cluster `one`, which is off, with a console."""
     cluster = make_cluster()
-    with state.locked("one"):
+    with state.locked("one", make=True):
         cluster.save()
     folder = cluster.machine_folder(cluster.machines[0])
     folder.mkdir(parents=True)
@@ -148,6 +149,27 @@ def test_a_job_that_hangs_or_fails_costs_only_itself(monkeypatch: pytest.MonkeyP
     assert found["items"] == {"works": "fine"}
     assert found["missing"].keys() == {"fails", "hangs"}
     assert collect.collect(live=True, budget_s=0)["missing"].keys() == jobs.keys()
+
+
+def test_what_somebody_has_to_answer_is_asked_last_and_not_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etcd/member").mkdir(parents=True)
+    log = "/var/log/pods/kube-system_etcd-one-1_u1/etcd/0.log"
+    monkeypatch.setattr(collect, "STATE", str(tmp_path))
+    monkeypatch.setattr(collect, "RUN", str(tmp_path))
+    monkeypatch.setattr(collect, "ASKED_S", 0.1)
+    monkeypatch.setattr(collect.glob, "glob", lambda _: [log])
+    names = list(collect.jobs(live=True))
+    assert names[:2] == ["journal.txt", "pods/kube-system_etcd-one-1_etcd_0.log"]
+    assert names[-3:] == ["babeld.txt", *collect.ETCD_QUESTIONS]
+    start = time.monotonic()
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/babeld.sock")
+        silent.listen()
+        with pytest.raises(TimeoutError):
+            collect.ask_babeld(60)
+    assert time.monotonic() - start < 30
 
 
 def test_a_command_that_fails_is_shown_with_its_complaint() -> None:

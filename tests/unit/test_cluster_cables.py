@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 from test_cluster_state import make_cluster
 
 from kmbuild.cluster import cluster as command
@@ -42,7 +43,7 @@ def cabled() -> Cluster:
         Cable(number=2, a=Port(2, 0), b=Port(1, 1)),
         Cable(number=3, a=Port(3, 0), b=Port(1, 2), mtu=1400),
     ]
-    with state.locked("lab"):
+    with state.locked("lab", make=True):
         cluster.save()
     return cluster
 
@@ -186,6 +187,15 @@ def test_a_port_has_carrier_when_the_other_machine_is_there(cabled: Cluster) -> 
     there = {"1-eth0", "1-eth1", "1-eth2", "1-eth3", "2-eth0", "2-eth1"}
     up = {port for port, carrier in nspawn_cables.carriers(cabled, there) if carrier}
     assert up == {Port(1, 0), Port(2, 1)}
+
+
+def test_ports_of_a_machine_that_switched_itself_off_are_dead(cabled: Cluster) -> None:
+    """Those of one that is on its way are not: it has no process 1 yet."""
+    running = process.identify(os.getpid())
+    cabled.machines[0].processes = {"forward": running, "init": running}
+    cabled.machines[1].processes = {"forward": running, "init": replace(running, started=1)}
+    cabled.machines[2].processes = {"forward": running}
+    assert nspawn_cables.left_behind(cabled) == {f"2-eth{number}" for number in range(4)}
 
 
 def test_qemu_ports() -> None:

@@ -52,7 +52,7 @@ class Lab:
             Machine(name=f"lab-{number}", number=number, node=node, ports=ports)
             for number, (node, ports) in enumerate(zip(drawn.nodes, count_ports(drawn), strict=True), 1)
         ]
-        with state.locked("lab"):
+        with state.locked("lab", make=True):
             made = replace(make_cluster("lab"), machines=machines, drawn=drawn.cables, cables=plug(drawn))
             made.save()
         for machine in machines:
@@ -156,6 +156,20 @@ def test_a_machine_without_power_takes_its_neighbours_carrier(pair: Lab) -> None
     pair.on(cluster := pair.cluster, cluster.machines[1])
     assert pair.carrier(1)
     assert wait_for(lambda: pair.all_received(2, 1))
+
+
+def test_a_machine_that_switched_itself_off_takes_its_neighbours_carrier_at_the_next_command(pair: Lab) -> None:
+    """Its network namespace is still there until it is powered on again."""
+    with state.locked("lab"):
+        cluster = pair.cluster
+        cluster.machines[1].processes["init"] = replace(process.identify(os.getpid()), started=1)
+        cluster.save()
+    pair.change("plug")
+    assert not pair.carrier(1)
+    NspawnDriver(cluster := pair.cluster).cleanup(cluster.machines[1])
+    pair.on(cluster, cluster.machines[1])
+    assert pair.carrier(1)
+    assert len(pair.received(1, 2)) == 20
 
 
 def test_nothing_is_left_when_the_cluster_is_down(pair: Lab) -> None:

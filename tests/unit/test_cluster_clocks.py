@@ -37,7 +37,7 @@ def test_a_shift_has_a_direction(text: str) -> None:
 
 def test_a_container_keeps_the_hosts_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    with state.locked("one"):
+    with state.locked("one", make=True):
         make_cluster().save()
     with pytest.raises(UserError, match=r"^one-1 is a container and has this host's clock; use a cluster of --driver"):
         clock.shift("one", "1", "+1h")

@@ -1,6 +1,8 @@
 """`kmbuild cluster` on the command line, as far as no machine is needed."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +12,10 @@ from test_cluster_state import make_cluster
 
 from kmbuild import evidence_command
 from kmbuild.cluster import cluster, copy_of
-from kmcluster import state
+from kmcluster import bench, process, state
 from kmcluster.bench import Order, check_boot
 from kmcluster.image import Image
+from kmcluster.nspawn import NspawnDriver
 from kmcluster.topology import Boot, Node, Role, Topology, read_topology
 from kmplan.errors import UserError
 
@@ -32,7 +35,7 @@ def refused(*arguments: str) -> str:
 
 def saved(*names: str) -> None:
     for name in names:
-        with state.locked(name):
+        with state.locked(name, make=True):
             make_cluster(name).save()
 
 
@@ -119,15 +122,84 @@ def test_a_stick_of_ones_own_is_for_the_one_node_that_boots_from_it(tmp_path: Pa
     assert missing.exit_code == 2 and "does not exist" in missing.output
 
 
+def test_a_node_that_is_reset_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is off for a moment, and other processes then; whoever resets it holds the lock."""
+    saved("one")
+    made, lock = state.load("one"), contextlib.ExitStack()
+    driver, on = NspawnDriver(made), {"init": process.identify(os.getpid())}
+
+    def reset(_: float) -> None:
+        made.machines[0].processes = on
+        made.save()
+        lock.close()
+
+    lock.enter_context(state.locked("one"))
+    monkeypatch.setattr(state.time, "sleep", reset)
+    for _ in range(2):
+        found = evidence_command.find_on(driver, "one", "1")
+        assert found is not None and found.processes == on
+
+
+def test_a_node_that_is_off_or_gone_is_followed_no_more(home: Path) -> None:
+    saved("one")
+    driver = NspawnDriver(state.load("one"))
+    assert evidence_command.find_on(driver, "one", "1") is None
+    state.remove(home / "one")
+    assert evidence_command.find_on(driver, "one", "1") is None
+
+
+def test_logs_are_followed_while_a_node_starts_again_and_to_the_end_of_its_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved("one")
+    said = iter(["first\n", "one-1 is frozen", "then\n", "last\n"])
+    powers = iter(["frozen", "on", "off", "off"])
+
+    def read(*_arguments: object, as_json: bool) -> str:
+        if (words := next(said)).endswith("\n"):
+            return words
+        raise UserError(words)
+
+    monkeypatch.setattr(evidence_command.node_logs, "read", read)
+    monkeypatch.setattr(evidence_command, "driver_of", lambda _: SimpleNamespace(power=lambda _: next(powers)))
+    monkeypatch.setitem(evidence_command.POLL_S, "native", 0)
+    assert CliRunner().invoke(cluster, ["logs", "1", "--follow"]).output == "first\nthen\nlast\n"
+    assert [*said, *powers] == []
+
+
+def test_up_begins_anew_what_an_up_that_was_killed_has_left(
+    monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path
+) -> None:
+    """Its image may be another cluster's as well, and that one runs."""
+    others, image, half = tmp_path / "others.erofs", tmp_path / "new.erofs", home / "one"
+    others.write_text("old")
+    image.write_text("new")
+    (half / "served").mkdir(parents=True)
+    (half / "machines/one-1/credentials").mkdir(parents=True)
+    (half / "image.erofs").hardlink_to(others)
+    topology = Topology(version=1, nodes=[Node(role=Role.SEED)])
+    order = Order("one", topology, "nspawn", Image(image, image, image, tmp_path, tmp_path), tmp_path, print, print)
+    driver = SimpleNamespace(power_on=lambda _: None, apply_cables=lambda _: None)
+    monkeypatch.setattr(bench, "check_host", lambda _: None)
+    monkeypatch.setattr(bench, "check_image", lambda _: {"roothash": "abc", "artefacts": {}})
+    monkeypatch.setattr(bench, "driver_of", lambda _: driver)
+    monkeypatch.setattr(bench.inotify, "check", lambda _: None)
+    monkeypatch.setattr(bench.seed, "make_bundle", lambda *_: b"keys")
+    assert bench.up(order) == state.load("one")
+    assert (half / "image.erofs").read_text() == "new"
+    assert others.read_text() == "old"
+
+
 def test_a_console_is_shown_as_it_is_or_line_by_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Up to the end of what was written before the machine was seen off."""
     path = tmp_path / "console.log"
     path.write_bytes(b"Linux\r\nhalf a ")
-    powers = iter(["on", "on", "off"] * 2)
+    steps = iter([("on", b""), ("on", b"line\n"), ("off", b""), ("off", b"\xff")] * 2)
 
     def power(_: object) -> str:
+        now, written = next(steps)
         with path.open("ab") as file:
-            file.write(b"line\n\xff" if (now := next(powers)) == "off" else b"")
+            file.write(written)
         return now
 
     saved("one")

@@ -15,7 +15,7 @@ def clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters `lab` and `shop` of one node each, and one that was never made whole."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     for name in ("lab", "shop"):
-        with state.locked(name):
+        with state.locked(name, make=True):
             make_cluster(name).save()
     (tmp_path / "kubermesh/clusters/half").mkdir()
 

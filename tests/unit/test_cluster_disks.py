@@ -12,9 +12,10 @@ from test_cluster_state import make_cluster
 from kmcluster import disk_faults, inside, qemu, state, var_disk
 from kmcluster.driver import Result
 from kmcluster.guest import alter, corrupt, fill
+from kmcluster.nspawn import NspawnDriver
 from kmcluster.qemu import FAULTY_DISK, QemuDriver
 from kmcluster.state import Machine
-from kmcluster.topology import Node
+from kmcluster.topology import Boot, Node, Role
 from kmplan import run
 from kmplan.errors import UserError
 
@@ -57,7 +58,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, driver: FakeDriver, nodes: int = 1, *
         cluster.machines.append(Machine(name=f"one-{number}", number=number, node=Node()))
     for key, value in fields.items():
         setattr(cluster.machines[0], key, value)
-    with state.locked("one"):
+    with state.locked("one", make=True):
         cluster.save()
     monkeypatch.setattr(disk_faults, "driver_of", lambda cluster: driver)
 
@@ -89,6 +90,33 @@ def test_a_disk_that_no_loop_device_holds_is_free(tmp_path: Path) -> None:
     var_disk.wait_free(tmp_path / "var.ext4", timeout_s=0)
 
 
+def test_only_the_machines_own_disk_is_shut_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a container has not mounted it yet, or not any more, there may be the host's."""
+    disk, told = tmp_path / "var.ext4", []
+    device = tmp_path.stat().st_dev
+    loop = tmp_path / f"sys/dev/block/{os.major(device)}:{os.minor(device)}/loop"
+    monkeypatch.setattr(var_disk, "SYS", tmp_path / "sys")
+    monkeypatch.setattr(var_disk.fcntl, "ioctl", lambda _, request, __: told.append(request))
+    var_disk.cut_off(tmp_path / "none", disk)
+    var_disk.cut_off(tmp_path, disk)
+    loop.mkdir(parents=True)
+    (loop / "backing_file").write_text("/another/var.ext4\n")
+    var_disk.cut_off(tmp_path, disk)
+    assert told == []
+    (loop / "backing_file").write_text(f"{disk}\n")
+    var_disk.cut_off(tmp_path, disk)
+    assert told == [var_disk.EXT4_IOC_SHUTDOWN]
+
+
+def test_a_disk_is_held_by_the_loop_device_that_has_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(var_disk, "SYS", tmp_path)
+    (tmp_path / "block/loop0").mkdir(parents=True)
+    (tmp_path / "block/loop1/loop").mkdir(parents=True)
+    (tmp_path / "block/loop1/loop/backing_file").write_text(f"{tmp_path}/one.ext4\n")
+    assert var_disk.is_held(tmp_path / "one.ext4")
+    assert not var_disk.is_held(tmp_path / "two.ext4")
+
+
 def test_only_a_machine_that_is_off_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver("on")
     bench(monkeypatch, driver)
@@ -113,7 +141,25 @@ def test_a_wiped_seed_with_neighbours_is_blank(
     assert driver.told == [("wipe", "one-1")] * 2
 
 
-def test_errors_last_until_repaired_and_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_that_has_its_stick_is_wiped_when_it_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stick would begin a second cluster beside the first."""
+    driver, node = FakeDriver("off"), Node(role=Role.SEED, boot=Boot.STICK)
+    bench(monkeypatch, driver, 2, node=node, stick=True)
+    with pytest.raises(UserError) as raised:
+        disk_faults.change("one", "1", "wipe")
+    hint = "`kmbuild cluster stick one-1 pull`, then wipe"
+    assert str(raised.value) == f"one-1: its stick makes a seed of it again; {hint}"
+    assert driver.told == []
+    bench(monkeypatch, driver, 2, node=node, stick=False)
+    disk_faults.change("one", "1", "wipe")
+    bench(monkeypatch, driver, 1, node=node, stick=True)
+    disk_faults.change("one", "1", "wipe")
+    bench(monkeypatch, driver, 2, node=Node(boot=Boot.STICK), stick=True)
+    disk_faults.change("one", "1", "wipe")
+    assert driver.told == [("wipe", "one-1")] * 3
+
+
+def test_errors_last_until_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = FakeDriver("on")
     bench(monkeypatch, driver)
     for _ in range(2):
@@ -123,7 +169,23 @@ def test_errors_last_until_repaired_and_are_told_once(monkeypatch: pytest.Monkey
     assert mended.faults == state.load("one").machines[0].disk_faults == []
     assert mended.facts == {"hint": "/var stays read-only until `kmbuild cluster power one-1 reset`"}
     assert disk_faults.change("one", "1", "repair").facts == {}
-    assert driver.told == [("fail", True), ("fail", False)]
+    assert driver.told == [("fail", True), ("fail", True), ("fail", False)]
+
+
+def test_a_container_is_told_of_errors_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal cannot be aborted twice."""
+    cluster, told = make_cluster(), []
+
+    def execute(_machine: Machine, argv: Sequence[str]) -> Result:
+        told.append(argv)
+        return Result(0, "", "")
+
+    driver, machine = NspawnDriver(cluster), cluster.machines[0]
+    monkeypatch.setattr(driver, "power", lambda _: "on")
+    monkeypatch.setattr(driver, "execute", execute)
+    for _ in range(2):
+        disk_faults.fail(driver, machine)
+    assert told == [["mount", "-o", "remount,abort", "/var"]]
 
 
 def test_a_repair_that_fails_halfway_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +270,24 @@ def test_a_ballast_takes_all_but_less_than_a_block(tmp_path: Path, monkeypatch: 
     assert fill.fill() == (tmp_path / "ballast").stat().st_size
     assert fill.free() == fill.free() == 0
     assert not (tmp_path / "ballast").exists()
+
+
+def test_a_ballast_is_on_the_disk_before_it_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes and goes for good, by its content and by its name."""
+
+    def allocate(*_arguments: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    synced: list[str] = []
+    monkeypatch.setattr(fill, "BALLAST", str(tmp_path / "ballast"))
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    )
+    fill.fill()
+    assert synced == [f"{tmp_path}/ballast", "/var"]
+    fill.free()
+    assert synced[2:] == ["/var"]
 
 
 def test_qemu_puts_the_fault_between_controller_and_image_once(monkeypatch: pytest.MonkeyPatch) -> None:

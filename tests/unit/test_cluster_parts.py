@@ -1,13 +1,16 @@
 """The smaller parts of the bench."""
 
 import asyncio
+import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from kmcluster import (
     console,
     forward,
     inotify,
+    kvm,
+    nspawn,
     process,
     qmp,
     starter,
@@ -30,9 +35,12 @@ from kmcluster import (
     tuning,
     waiting,
 )
+from kmcluster.driver import Result
 from kmcluster.launch import Spec
+from kmcluster.qemu import QemuDriver
 from kmcluster.state import Machine
 from kmcluster.topology import Node, Role
+from kmplan import run
 from kmplan.errors import UserError
 from kmplan.tuning import Tuning
 
@@ -187,9 +195,7 @@ def test_a_late_answer_to_another_request_is_passed_over() -> None:
     late = json.dumps({"id": "a", "code": 0, "stdout": "", "stderr": ""}).encode()
     assert channel.parse(late, "b") is None
     assert channel.parse(late[:9], "a") is None
-    result = channel.parse(late, "a")
-    assert result is not None
-    assert result.code == 0
+    assert channel.parse(late, "a") == (0, b"", b"")
 
 
 def test_the_guests_script_answers_requests(tmp_path: Path) -> None:
@@ -205,14 +211,122 @@ for line in sys.stdin.buffer:
         {"id": "2", "read": str(tmp_path / "missing")},
         {"id": "3", "argv": ["nonsuch"]},
         {"id": "4", "argv": ["sleep", "9"], "timeout_s": 0.1},
+        {"id": "5", "argv": ["sh", "-c", "printf '\\377'; kill -TERM $$"]},
     ]
     text = "\n".join(json.dumps(request) for request in requests) + "\nhalf a li\n"
     done = subprocess.run([sys.executable, "-c", code], input=text.encode(), capture_output=True, check=True)
-    first, second, third, fourth = (
-        channel.parse(line, str(number)) for number, line in enumerate(done.stdout.split(b"\n\n"), 1)
-    )
-    assert (first.code, first.stdout, first.stderr) == (3, "hi", "no\n")  # type: ignore[union-attr]
-    assert [result.code for result in (second, third, fourth) if result] == [127, 127, 124]
+    answers = [channel.parse(line, str(number)) for number, line in enumerate(done.stdout.split(b"\n\n"), 1)]
+    assert answers[0] == (3, b"hi", b"no\n")
+    assert answers[4] == (128 + signal.SIGTERM, b"\xff", b"")
+    assert [answer[0] for answer in answers[1:4] if answer] == [127, 127, 124]
+
+
+@pytest.fixture
+def guest() -> Iterator[socket.socket]:
+    """The host's end of a port that the very script serves which the machine runs."""
+    code = f"import runpy; runpy.run_path({str(channel.SCRIPT)!r})['serve'](0)"
+    host, inside = socket.socketpair()
+    with host, inside, subprocess.Popen([sys.executable, "-c", code], stdin=inside) as served:
+        host.settimeout(30)
+        yield host
+        served.kill()
+
+
+def ask_guest(host: socket.socket, name: str, **request: Any) -> None:
+    host.sendall(b"\n" + json.dumps({"id": name, **request}).encode() + b"\n")
+
+
+def answer_of(host: socket.socket, name: str) -> channel.Answer:
+    data = b""
+    while not (found := [answer for line in data.split(b"\n") if (answer := channel.parse(line, name))]):
+        data += host.recv(65536)
+    return found[0]
+
+
+def test_a_command_ends_when_the_host_hangs_up(guest: socket.socket) -> None:
+    ask_guest(guest, "1", argv=["sleep", "600"])
+    guest.shutdown(socket.SHUT_WR)
+    assert answer_of(guest, "1")[0] == 128 + signal.SIGKILL
+
+
+def test_a_command_ends_when_the_host_asks_the_next(guest: socket.socket, tmp_path: Path) -> None:
+    """The machine may miss that the host hung up and called again."""
+    ask_guest(guest, "1", argv=["sh", "-c", f"echo > {tmp_path}/runs; exec sleep 600"])
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    ask_guest(guest, "2", argv=["echo", "still there"])
+    data = b""
+    while b'"1"' not in data or b'"2"' not in data:
+        data += guest.recv(65536)
+    lines = data.split(b"\n")
+    assert [answer for line in lines if (answer := channel.parse(line, "2"))] == [(0, b"still there\n", b"")]
+    assert [answer[0] for line in lines if (answer := channel.parse(line, "1"))] == [128 + signal.SIGKILL]
+
+
+def test_bytes_of_a_virtual_machine_are_passed_on_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """For as long as somebody waits at the terminal."""
+    asked: list[Any] = []
+
+    def execute(_path: Path, *rest: Any) -> channel.Answer:
+        asked.append(rest)
+        return 137, b"\r\n\xff\0", b"\xfe"
+
+    driver, machine = QemuDriver(make_cluster()), make_cluster().machines[0]
+    monkeypatch.setattr(channel, "execute", execute)
+    monkeypatch.setattr(driver, "power", lambda _: "on")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xfd")))
+    assert driver.attach(machine, ["cat"]) == 137
+    assert asked == [(["cat"], b"\xfd", 86400)]
+    assert capsysbinary.readouterr() == (b"\r\n\xff\0", b"\xfe")
+    assert driver.execute(machine, ["cat"]) == Result(137, "\r\n\ufffd\0", "\ufffd")
+
+
+def test_what_an_interrupted_power_on_left_to_do_is_done_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, told = make_cluster(), []
+    driver, machine = QemuDriver(cluster), cluster.machines[0]
+    machine.disk_faults = ["errors"]
+    monkeypatch.setattr(driver, "power", lambda _: power)
+    monkeypatch.setattr(driver, "start_qemu", lambda _: told.append("start"))
+    monkeypatch.setattr(driver, "wait_for_monitor", lambda _: told.append("wait"))
+    monkeypatch.setattr(driver, "fail_disk", lambda _, failing: told.append(f"errors {failing}"))
+    monkeypatch.setattr(driver, "apply_cables", lambda _: told.append("cables"))
+    power = "off"
+    driver.power_on(machine)
+    assert told == ["start", "wait", "errors True", "cables"]
+    power, told[:] = "on", []
+    driver.power_on(machine)
+    assert told == ["wait", "errors True", "cables"]
+
+
+def test_only_a_container_that_is_on_says_how_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The file of one that is frozen is there too."""
+    cluster = make_cluster()
+    driver, machine = nspawn.NspawnDriver(cluster), cluster.machines[0]
+    (tmp_path / "status.json").write_text('{"state": "ready"}')
+    monkeypatch.setattr(nspawn, "STATUS", f"{tmp_path}/status.json".lstrip("/"))
+    assert driver.read_status(machine) is None
+    machine.processes["init"] = process.identify(os.getpid())
+    assert driver.read_status(machine) == {"state": "ready"}
+    monkeypatch.setattr(cgroups, "is_frozen", lambda _: True)
+    assert driver.read_status(machine) is None
+
+
+def test_the_machine_that_tries_kvm_dies_with_the_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Spec] = []
+
+    def start(spec: Spec, *_arguments: Any, **_options: Any) -> process.Process:
+        started.append(spec)
+        raise UserError("enough")
+
+    monkeypatch.setattr(kvm, "start", start)
+    monkeypatch.setattr(kvm, "qemu", lambda _tools, _arguments: ["qemu"])
+    monkeypatch.setattr(kvm.shutil, "copyfile", lambda *_: None)
+    with pytest.raises(UserError, match="enough"):
+        kvm.probe(make_cluster().image)
+    assert started[0].argv == run.die_with_parent(["qemu"])
 
 
 def test_events_are_shown_once_and_again_after_a_new_boot() -> None:

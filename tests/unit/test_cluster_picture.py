@@ -80,7 +80,7 @@ def test_a_card_shows_role_and_state(change: dict[str, Any], expected: str) -> N
     ("change", "words"),
     [
         (
-            {"conditions": {"api": True}, "pods": {"running": 6, "total": 7}, "routes": 14},
+            {"conditions": {"api": True}, "pods": {"ready": 6, "total": 7}, "routes": 14},
             "api ok · 6/7 pods · 14 routes",
         ),
         ({"conditions": {"etcd": True}, "pods": None, "routes": 0}, "no api · 0 routes"),

@@ -11,7 +11,7 @@ from test_cluster_state import make_cluster
 
 from kmbuild.cluster import cluster as command
 from kmbuild.status_command import cable_row, node_row
-from kmcluster import report, state
+from kmcluster import picture, report, state
 from kmcluster.cable import Cable, Port
 from kmcluster.state import Cluster, Machine
 from kmcluster.topology import Node
@@ -94,12 +94,30 @@ def test_a_node_counts_its_links_and_tells_the_worst(monkeypatch: pytest.MonkeyP
 
 
 def test_pods_are_counted_by_node() -> None:
-    text = "pair-1  Running\npair-1   Pending\npair-2  Running\npair-2  Succeeded\n<none>  Pending\n"
+    """Those that are ready, of all that have not ended."""
+    text = """\
+pair-1   Running     True
+pair-1   Running     False
+pair-1   Pending     <none>
+pair-2   Running     True
+pair-2   Succeeded   False
+pair-2   Failed      False
+<none>   Pending     False
+"""
     assert report.tally(text) == {
-        "pair-1": {"running": 1, "total": 2},
-        "pair-2": {"running": 1, "total": 1},
-        "<none>": {"running": 0, "total": 1},
+        "pair-1": {"ready": 1, "total": 3},
+        "pair-2": {"ready": 1, "total": 1},
+        "<none>": {"ready": 0, "total": 1},
     }
+
+
+def test_a_machine_that_is_off_has_no_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the API still counts on it."""
+    monkeypatch.setattr(report, "count_pods", lambda cluster: {"pair-2": {"ready": 3, "total": 3}})
+    one, two = described(monkeypatch, {"role": "voter"}, None, ask_api=True)["nodes"]
+    assert (one["pods"], two["pods"]) == ({"ready": 0, "total": 0}, None)
+    assert node_row(two)[8] == "-"
+    assert picture.health(two) == ""
 
 
 def test_an_api_that_does_not_answer_leaves_pods_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +137,7 @@ def test_the_tables_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         "ports": [port("eth0"), port("eth1", 256)],
         "events": [{"name": "node-ready", "boot_s": 9.04}],
     }
-    monkeypatch.setattr(report, "count_pods", lambda cluster: {"pair-1": {"running": 5, "total": 6}})
+    monkeypatch.setattr(report, "count_pods", lambda cluster: {"pair-1": {"ready": 5, "total": 6}})
     two = {"node": {"name": "pair-3"}, "ports": [port("eth1", 131)]}
     shown = described(monkeypatch, one, two, ask_api=True)
     shown["nodes"][0]["disk_faults"] = ["full"]
@@ -133,7 +151,7 @@ def test_the_tables_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_status_draws_a_picture_beside_its_words(tmp_path: Path) -> None:
-    with state.locked("pair"):
+    with state.locked("pair", make=True):
         pair().save()
     result = CliRunner().invoke(command, ["status", "--json", "--svg", str(tmp_path / "a.svg")])
     assert [node["power"] for node in json.loads(result.stdout)["nodes"]] == ["off", "off"]

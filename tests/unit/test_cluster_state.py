@@ -1,17 +1,20 @@
 """The state file and the processes in it: what a crash of the tool at any point leaves, and what is never touched."""
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kmcluster import process, state
+from kmcluster import bench, process, state
 from kmcluster.image import Image
 from kmcluster.launch import Spec
 from kmcluster.process import Process
@@ -52,14 +55,14 @@ def make_cluster(name: str = "one") -> Cluster:
 def test_a_saved_cluster_is_read_back_the_same() -> None:
     cluster = make_cluster()
     cluster.machines[0].processes["init"] = process.identify(os.getpid())
-    with state.locked("one"):
+    with state.locked("one", make=True):
         cluster.save()
     assert state.load("one") == cluster
     assert state.cluster_names() == ["one"]
 
 
 def test_the_state_file_is_the_owners_only(home: Path) -> None:
-    with state.locked("one"):
+    with state.locked("one", make=True):
         make_cluster().save()
     assert (home / "one/cluster.json").stat().st_mode & 0o777 == 0o600
     assert (home / "one").stat().st_mode & 0o777 == 0o700
@@ -103,7 +106,7 @@ def test_nodes_are_found_by_name_and_number() -> None:
 
 def test_a_held_lock_is_waited_for_and_then_named() -> None:
     with (
-        state.locked("one"),
+        state.locked("one", make=True),
         pytest.raises(UserError, match="cluster one is being changed by another kmbuild"),
         state.locked("one", timeout_s=0.3),
     ):
@@ -111,11 +114,30 @@ def test_a_held_lock_is_waited_for_and_then_named() -> None:
 
 
 def test_a_lock_on_a_removed_folder_counts_for_nothing(home: Path) -> None:
-    with state.locked("one") as folder:
+    with state.locked("one", make=True) as folder:
         state.remove(folder)
         assert not folder.exists()
-        with state.locked("one", timeout_s=1):
+        with state.locked("one", timeout_s=1, make=True):
             assert folder.exists()
+
+
+def test_only_who_makes_a_cluster_makes_its_folder(home: Path) -> None:
+    with pytest.raises(state.NoClusterError, match="no cluster one on this machine; `kmbuild cluster up` makes one"):
+        state.locked("one").__enter__()
+    assert not home.exists()
+
+
+def test_who_waits_for_a_cluster_that_goes_finds_none(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a second `down` has nothing to do."""
+    monkeypatch.setattr(state.time, "sleep", lambda _: state.remove(home / "one"))
+    with state.locked("one", make=True):
+        make_cluster().save()
+        assert bench.down("one") is False
+    with state.locked("one", make=True):
+        make_cluster().save()
+        with pytest.raises(state.NoClusterError):
+            bench.power("one", "1", "on")
+    assert list(home.iterdir()) == []
 
 
 def test_a_process_is_known_by_its_start_time_too(sleeper: subprocess.Popen[bytes]) -> None:
@@ -126,6 +148,34 @@ def test_a_process_is_known_by_its_start_time_too(sleeper: subprocess.Popen[byte
     assert not process.send(later, signal.SIGKILL)
     process.end(later)
     assert sleeper.poll() is None
+
+
+def test_a_thread_that_has_the_pid_now_is_not_taken_for_the_process() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        gone = Process(pid=thread.native_id or 0, started=1, boot=process.boot_id())
+        assert not process.send(gone, signal.SIGKILL)
+        process.end(gone)
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize(("answers", "raised"), [([True, False], False), ([True, True], True)])
+def test_a_process_that_ends_while_it_is_opened_is_gone(
+    monkeypatch: pytest.MonkeyPatch, answers: list[bool], raised: bool
+) -> None:
+    """Another failure is not kept quiet about."""
+
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    known, left = process.identify(os.getpid()), iter(answers)
+    monkeypatch.setattr(process, "is_running", lambda _: next(left))
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(OSError, match="Invalid") if raised else contextlib.nullcontext():
+        assert process.wait_end(known, 0)
 
 
 def test_a_process_of_an_earlier_boot_is_never_touched(sleeper: subprocess.Popen[bytes]) -> None:
@@ -171,8 +221,29 @@ start(Spec(argv=["touch", {str(mark)!r}]), Path({str(log)!r}), lambda _: os.kill
     assert not mark.exists()
 
 
+def test_a_process_that_dies_with_the_tool_does_so_behind_the_launcher(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = f"""
+import os, time
+from pathlib import Path
+from kmcluster.launch import Spec
+from kmcluster.starter import start
+from kmplan import run
+started = start(Spec(argv=run.die_with_parent(["sleep", "60"])), Path({str(tmp_path / "log")!r}), lambda _: None)
+while Path(f"/proc/{{started.pid}}/comm").read_text() != "sleep\\n":
+    time.sleep(0.01)
+Path({str(pid)!r}).write_text(str(started.pid))
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while (stat := process.read_stat(int(pid.read_text()))) and stat[0] not in "ZX" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert stat is None or stat[0] in "ZX"
+
+
 def test_a_killed_writer_leaves_the_old_state(home: Path) -> None:
-    with state.locked("one"):
+    with state.locked("one", make=True):
         make_cluster().save()
     (home / "one/.cluster.json.abc").write_text("{half")
     assert state.load("one").name == "one"
@@ -181,6 +252,6 @@ def test_a_killed_writer_leaves_the_old_state(home: Path) -> None:
 
 
 def test_the_state_is_plain_json(home: Path) -> None:
-    with state.locked("one"):
+    with state.locked("one", make=True):
         make_cluster().save()
     assert json.loads((home / "one/cluster.json").read_text())["image"]["raw"] == "/nowhere"

@@ -21,13 +21,11 @@ from collections.abc import Callable
 from functools import partial
 
 STATE, RUN = "/var/lib/kubermesh", "/run/kubermesh"
-ITEM_S = 20.0
+ITEM_S, ASKED_S = 20.0, 5.0
 TAIL = 1 << 19
 JOURNAL = ["journalctl", "--merge", "--no-pager", "--output=short-iso-precise", "--lines=40000"]
 COMMANDS = {
-    "units.txt": ["systemctl", "--no-pager", "--all", "list-units"],
     "processes.txt": ["ps", "-eo", "pid,ppid,user,stat,rss,etime,args"],
-    "containers.txt": ["ctr", "--namespace=k8s.io", "tasks", "list"],
     "addresses.txt": ["ip", "address"],
     "routes-ipv6.txt": ["ip", "-6", "route", "show", "table", "all"],
     "routes-ipv4.txt": ["ip", "route", "show", "table", "all"],
@@ -35,6 +33,8 @@ COMMANDS = {
     "links.txt": ["ip", "-statistics", "link"],
     "nftables.txt": ["nft", "list", "ruleset"],
     "disk.txt": ["df", "-h"],
+    "units.txt": ["systemctl", "--no-pager", "--all", "list-units"],
+    "containers.txt": ["ctr", "--namespace=k8s.io", "tasks", "list"],
 }
 STATE_FILES = {"nodes.json": f"{STATE}/nodes.json"}
 RUN_FILES = {
@@ -70,7 +70,7 @@ def read_end(path: str, _timeout_s: float = ITEM_S) -> str:
 def ask_babeld(timeout_s: float) -> str:
     """babeld's answer to `dump`, which ends with `ok`; so does its greeting."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
+        connection.settimeout(min(timeout_s, ASKED_S))
         connection.connect(f"{RUN}/babeld.sock")
         connection.sendall(b"dump\n")
         data = b""
@@ -83,23 +83,27 @@ def ask_etcd(path: str, timeout_s: float) -> str:
     """The local member's answer, by the agent's own certificate."""
     context = ssl.create_default_context(cafile=f"{ETCD_PKI}/etcd-ca.crt")
     context.load_cert_chain(f"{ETCD_PKI}/etcd-client.crt", f"{ETCD_PKI}/etcd-client.key")
-    with urllib.request.urlopen(ETCD + path, b"{}", timeout_s, context=context) as answer:
+    with urllib.request.urlopen(ETCD + path, b"{}", min(timeout_s, ASKED_S), context=context) as answer:
         return str(answer.read().decode())
 
 
 def jobs(live: bool) -> dict[str, Callable[[float], str]]:
-    """What to collect, by its name: functions of the seconds they may take."""
+    """What to collect, by its name: functions of the seconds they may take.
+
+    What matters most comes first, and last what somebody has to answer.
+    """
+    found: dict[str, Callable[[float], str]] = {"journal.txt": partial(run, JOURNAL)}
+    for path in sorted(glob.glob("/var/log/pods/*/*/*.log")):
+        pod, container, name = path.split("/")[-3:]
+        found[f"pods/{'_'.join(pod.split('_')[:2])}_{container}_{name}"] = partial(read_end, path)
     files = STATE_FILES | (RUN_FILES if live else {})
-    found: dict[str, Callable[[float], str]] = {name: partial(read_end, path) for name, path in files.items()}
+    found |= {name: partial(read_end, path) for name, path in files.items()}
     if live:
         found |= {name: partial(run, argv) for name, argv in COMMANDS.items()}
         found["babeld.txt"] = ask_babeld
     if live and os.path.exists(f"{STATE}/etcd/member"):
         found |= {name: partial(ask_etcd, question) for name, question in ETCD_QUESTIONS.items()}
-    for path in sorted(glob.glob("/var/log/pods/*/*/*.log")):
-        pod, container, name = path.split("/")[-3:]
-        found[f"pods/{'_'.join(pod.split('_')[:2])}_{container}_{name}"] = partial(read_end, path)
-    return found | {"journal.txt": partial(run, JOURNAL)}
+    return found
 
 
 def known_secrets() -> list[str]:

@@ -15,7 +15,7 @@ SMALLEST = 4096
 
 
 def fill() -> int:
-    """Make the ballast as big as it can be; returns its size in bytes."""
+    """Make the ballast as big as it can be, for good; returns its size in bytes."""
     descriptor = os.open(BALLAST, os.O_WRONLY | os.O_CREAT, 0o600)
     size, step = os.fstat(descriptor).st_size, 1 << 32
     while step >= SMALLEST:
@@ -28,18 +28,25 @@ def fill() -> int:
             # Of what did not fit a part may be there.
             os.ftruncate(descriptor, size)
             step //= 2
+    os.fsync(descriptor)
     os.close(descriptor)
+    sync_folder()
     return size
 
 
 def free() -> int:
-    """Remove the ballast for good: a power cut or an error of the disk right after this does not bring it back."""
+    """Remove the ballast for good."""
     if os.path.lexists(BALLAST):
         os.unlink(BALLAST)
+    sync_folder()
+    return 0
+
+
+def sync_folder() -> None:
+    """A power cut or an error of the disk right after this neither takes the ballast away nor brings it back."""
     folder = os.open("/var", os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-    return 0
 
 
 if __name__ == "__main__":
