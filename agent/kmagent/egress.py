@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 TABLE = 9440
 NETWORKS = Path("/run/systemd/network")
 PERIOD_S = 1.0
+# How soon this looks again while nobody knows which ports there are.
+STARTING_S = 0.2
 BAD_TO_WITHDRAW = 2
 METRIC = 512
 
@@ -102,7 +104,11 @@ async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, floa
     # What an agent before this one announced, also by routers that it heard.
     announced = await _routers("main", "proto", "static")
     heard = {router.port for router in announced}
+    known: frozenset[str] | None = None
     while True:
+        if not mesh.ports:
+            await asyncio.sleep(STARTING_S)
+            continue
         heard |= set(routers)
         for port in heard - set(configured) if facts.discover_gateways else ():
             log.info("%s: a router is heard, the port leads outside", port)
@@ -110,6 +116,8 @@ async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, floa
         ports = frozenset(configured) & set(mesh.ports)
         if ports != mesh.gateways:
             await mesh.set_gateways(ports)
+        if ports != known:
+            known = ports
             await _configure([configured[port] for port in sorted(ports)])
         misses = {
             router: await _probe(router, misses.get(router, BAD_TO_WITHDRAW)) for router in await _routers(str(TABLE))

@@ -141,8 +141,8 @@ class Fence:
 
     def _lost(self, registry: Registry) -> str:
         """What is gone from this disk: without it etcd might begin another cluster, or go on alone."""
-        if not registry.nodes and self._paths.registry.exists():
-            return f"{self._paths.registry} cannot be read: nobody knows whom to ask whether the cluster was begun anew"
+        if not registry.nodes and self._paths.registry.exists() and not self._begins(registry):
+            return f"{self._paths.registry} cannot be read: remove it, if the cluster was begun anew nowhere"
         if self._facts.began and registry.nodes and not (self._paths.etcd / "member").exists():
             return "etcd's data are gone from this disk: another node takes its place, or `kmbuild recover`"
         return ""

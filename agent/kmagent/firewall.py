@@ -153,9 +153,15 @@ async def apply(script: str) -> None:
     await run_async(["nft", "-f", "-"], input=script)
 
 
-async def trusted() -> frozenset[str]:
-    """Return the ports that are trusted now."""
-    _, text = await run_async(["nft", "--json", "list", "set", *TABLE.split(), "trusted"], check=False)
+async def remove() -> None:
+    """Take all of it away: this node was removed, and who was trusted is not to be when it comes back."""
+    for table in (TABLE, ARP_TABLE):
+        await run_async(["nft", "delete", "table", *table.split()], check=False)
+
+
+async def members_of(name: str) -> frozenset[str]:
+    """Return the ports that are in a set now: those that are `trusted`, or the `gateways`."""
+    _, text = await run_async(["nft", "--json", "list", "set", *TABLE.split(), name], check=False)
     try:
         sets = [item["set"] for item in json.loads(text)["nftables"] if "set" in item]
     except (ValueError, KeyError):

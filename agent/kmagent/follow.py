@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kmagent import candidates, egress, identity_files, network, provision
+from kmagent import candidates, egress, firewall, identity_files, network, provision
 from kmagent import registry as registries
 from kmagent.candidates import Report
 from kmagent.facts import Facts
@@ -71,7 +71,7 @@ class Follower:
             self._note_behind()
             await self._check_refused()
             soon, due = self._behind() or self._enrol_is_due(), min([self._enrol_at, *self._ask_at.values()])
-            pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, due - time.monotonic()))
+            pause = RETRY_S if soon else min(AGAIN_S, max(RETRY_S, (due - time.monotonic()) / self._facts.probe_scale))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), pause * self._facts.probe_scale)
                 await asyncio.sleep(start + BUSY_S * self._facts.probe_scale - time.monotonic())
@@ -207,6 +207,7 @@ async def leave(paths: Paths) -> None:
     await run_async(["systemctl", "stop", "containerd.service"], check=False)
     await provision.end(paths)
     await egress.end()
+    await firewall.remove()
     await network.give_back()
     identity_files.put_aside(paths.state, everything=True)
     for name in ("pki", "config", "manifests", "kubelet"):

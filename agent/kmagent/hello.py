@@ -106,7 +106,9 @@ def decode(data: bytes, keys: Keys) -> tuple[Hello, bool] | None:
 
 def receive(link: Link, hello: Hello, good: bool, address: str, now: float) -> Link:
     """Take in a hello: what the link knows after it. A stranger does not displace a neighbour that is believed."""
-    old = link.neighbour if link.neighbour and now - link.neighbour.seen < HOLD_S else None
+    # Who was not heard for long has to hear a new nonce: what it said before may be said again by others.
+    link = expire(link, now)
+    old = link.neighbour
     believed = good and hello.heard == link.nonce
     if old and old.authenticated:
         same = old.hello.number == hello.number

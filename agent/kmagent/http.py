@@ -38,7 +38,7 @@ class Client:
     """One server, reached over one connection that is kept.
 
     The files of `tls` are read at every connect, and a certificate that was renewed makes a new one: a server may check it
-    with every request. Without `tls` the connection is plain.
+    with every request. Without `tls` the connection is plain. An answer of `most` bytes or more is none.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class Client:
         *,
         tls: Tls | None = None,
         timeout_s: float = 10,
+        most: int | None = None,
     ) -> None:
         self._address = (host, port)
+        self._most = most
         self._tls = tls
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
@@ -141,7 +143,10 @@ class Client:
         headers = {"Content-Type": content_type} if body is not None else {}
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
-        response = Response(answer.status, answer.read())
+        content = answer.read(self._most)
+        if len(content) == self._most:
+            raise OSError(f"{path}: the answer has {self._most} bytes or more")
+        response = Response(answer.status, content)
         if answer.will_close:
             self._close()
         return response

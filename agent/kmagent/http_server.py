@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD = 8 * 1024
 CHUNK = 256 * 1024
+# How long a connection that is closed may take for it.
+CLOSE_S = 1.0
 LENGTH = re.compile(r"[0-9]{1,12}\Z")
 REASONS = {
     200: "OK", 202: "Accepted", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
@@ -105,6 +107,8 @@ async def serve(listening: asyncio.Server) -> None:
 class Server:
     """Serves `handler`; more than `max_connections` at a time are closed unread, a body over `max_body` bytes is refused.
 
+    So are connections from addresses that are not `welcome`.
+
     The body of a PUT may have `max_upload` bytes, and is left to the handler.
     """
 
@@ -116,11 +120,13 @@ class Server:
         max_upload: int = 0,
         max_connections: int = 32,
         timeout_s: float = 5.0,
+        welcome: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._handler = handler
         self._max_body, self._max_upload = max_body, max_upload
         self._timeout_s = timeout_s
         self._free = max_connections
+        self._welcome = welcome
 
     async def start(self, host: str | None, port: int, context: ssl.SSLContext | None = None) -> asyncio.Server:
         """Start listening, at all addresses of both families without `host`; with `context` by TLS."""
@@ -133,7 +139,7 @@ class Server:
     async def _accept(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext | None
     ) -> None:
-        if self._free <= 0:
+        if self._free <= 0 or not self._welcome(str(writer.get_extra_info("peername")[0])):
             writer.transport.abort()
             return
         self._free -= 1
@@ -145,8 +151,14 @@ class Server:
                 writer.write(encode(await self._answer(reader, writer)))
                 await asyncio.wait_for(writer.drain(), self._timeout_s)
         finally:
-            self._free += 1
             writer.close()
+            try:
+                # TLS waits half a minute for the other end to say goodbye.
+                with contextlib.suppress(OSError, TimeoutError):
+                    await asyncio.wait_for(writer.wait_closed(), CLOSE_S)
+            finally:
+                writer.transport.abort()
+                self._free += 1
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Answer:
         try:

@@ -1,5 +1,6 @@
 """`python3 -m kmagent order`: the child that checks an order to begin the cluster anew, from its standard input, and keeps it."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -37,10 +38,15 @@ def keep(paths: Paths, packed: str) -> dict[str, Any]:
 
 
 def give_up(paths: Paths) -> None:
-    """Forget an order that was carried out: it may hold the cluster's keys, sealed to this node."""
+    """Forget an order that this node has carried out, when it holds the cluster's keys, sealed to it.
+
+    All others are kept: who was left behind asks for them.
+    """
     role = identity.read_role(paths)
-    if role and 0 < _epoch(paths.order) <= role.epoch:
-        paths.order.unlink()
+    with contextlib.suppress(OSError, ValueError):
+        order, _, _ = recovery.unpack(paths.order.read_text())
+        if role and order.sealed and order.number == role.number and order.epoch <= role.epoch:
+            paths.order.unlink()
 
 
 def _epoch(path: Path) -> int:

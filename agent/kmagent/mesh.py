@@ -61,7 +61,7 @@ class Mesh:
         self.me = me
         self.ports: dict[str, Port] = {}
         self.links: dict[str, Link] = {}
-        self.gateways: frozenset[str] = frozenset()
+        self.gateways = frozenset(str(gateway["port"]) for gateway in facts.gateways) if facts else frozenset[str]()
         # Ports on which a machine is offered a system, and what it does.
         self.offers: dict[str, str] = {}
         # Ports that are left to strangers: an agent before this one may have left some.
@@ -89,6 +89,8 @@ class Mesh:
         asyncio.get_running_loop().add_reader(self._socket, self._read)
         if self._facts:
             await network.leave_detours()
+            # Also those on which an agent before this one has heard a router.
+            self.gateways |= await firewall.members_of("gateways")
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch_ports())
@@ -211,7 +213,7 @@ class Mesh:
                 firewall.ruleset(mesh_ports, self.gateways, me.api, me.address, provision=me.provision)
             )
         if self._trusted is None:
-            self._trusted = await firewall.trusted()
+            self._trusted = await firewall.members_of("trusted")
             self._inherited = self._trusted & {name for name, port in self.ports.items() if port.carrier}
         await self._start_babel(mesh_ports)
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kmagent import kubernetes_api, network, removed_nodes
+from kmagent.etcd import EtcdError
 from kmagent.http import Client
 from kmagent.ledger import ASKED, Ledger
 from kmagent.registry import Node, Registry
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 PATH = "/apis/kubermesh.io/v1/meshnodes"
 # Who asked once and went away is forgotten after a while.
 FORGET_S = 3600.0
+# A machine that asks is noted every minute: one that was not for so long asks no more, and takes nobody's place.
+ASKS_S = 150.0
 FACTS = ("via", "ports", "disks", "firstSeen")
 
 Object = dict[str, Any]
@@ -117,7 +120,7 @@ class MeshNodes:
         objects = {item["metadata"]["name"]: item for item in (listed or {}).get("items", [])}
         asked = await self._ledger.asked()
         registry, _ = await self._ledger.registry()
-        decided = await self._carry_out(objects, asked, registry, now)
+        decided = await self._carry_out(objects, asked, registry, reachable, now)
         decided |= await self._replace(objects, asked, registry, reachable, now)
         for name in await self._keep_out(now) & ready.keys():
             await kubernetes_api.delete(self._client, f"/api/v1/nodes/{name}")
@@ -140,13 +143,19 @@ class MeshNodes:
         for fingerprint in sorted(set(asked) - finished, key=lambda one: (not _status(objects, one), one)):
             shown = status_of_asked(asked[fingerprint], _status(objects, fingerprint), now)
             wanted.setdefault(object_name(fingerprint), shown)
-        await self._show(objects, wanted)
+        said = {object_name(key): one for key, one in asked.items() if key not in finished}
+        await self._show(objects, wanted, said)
         for fingerprint in finished:
             await self._ledger.forget_asked(fingerprint)
         return decided
 
     async def _carry_out(
-        self, objects: dict[str, Object], asked: dict[str, dict[str, Any]], registry: Registry, now: float
+        self,
+        objects: dict[str, Object],
+        asked: dict[str, dict[str, Any]],
+        registry: Registry,
+        reachable: frozenset[int],
+        now: float,
     ) -> bool:
         """Do what spec.decision says; tells whether anything changed."""
         changed = False
@@ -168,7 +177,7 @@ class MeshNodes:
                 changed = True
         for node in registry.nodes:
             if _decision(objects, node.fingerprint) == "Removed":
-                changed |= await self._remove(objects, node, now)
+                changed |= await self._remove(objects, node, reachable, now)
         return changed
 
     async def _replace(
@@ -183,14 +192,22 @@ class MeshNodes:
         changed = False
         for one in asked.values():
             node = registry.find(number=one.get("replaces"), uuid=one["uuid"])
-            if node is not None and node.number not in reachable:
+            asks = one["decision"] != "Denied" and now - one["last_seen"] < ASKS_S
+            if asks and node is not None and node.number not in reachable:
                 log.info("%s lost its disk, and asks anew", node.name)
-                changed |= await self._remove(objects, node, now)
+                changed |= await self._remove(objects, node, reachable, now)
         return changed
 
-    async def _remove(self, objects: dict[str, Object], node: Node, now: float) -> bool:
-        """Take a node out: first its vote, then its name and its objects, then its place in the registry."""
-        if not await self._leave_etcd(node):
+    async def _remove(self, objects: dict[str, Object], node: Node, reachable: frozenset[int], now: float) -> bool:
+        """Take a node out: first its vote, then its name and its objects, then its place in the registry.
+
+        One that etcd cannot spare now keeps nobody else waiting.
+        """
+        try:
+            if not await self._leave_etcd(node, reachable):
+                return False
+        except EtcdError as error:
+            log.warning("%s is not removed yet: %s", node.name, error)
             return False
         await self._ledger.rest(node, now)
         await self._keep_out(now, node.number)
@@ -209,7 +226,7 @@ class MeshNodes:
             self._kept_out = names
         return names
 
-    async def _leave_etcd(self, node: Node) -> bool:
+    async def _leave_etcd(self, node: Node, reachable: frozenset[int]) -> bool:
         members = await self._ledger.etcd.members()
         peer = network.peer_url(self._prefix, node.number)
         member = next((one for one in members if peer in one.peer_urls), None)
@@ -221,6 +238,8 @@ class MeshNodes:
             return False
         if (await self._ledger.etcd.status()).member == member.id:
             # Another has to lead, and finish what begins here.
+            urls = {network.peer_url(self._prefix, number) for number in reachable}
+            others.sort(key=lambda one: urls.isdisjoint(one.peer_urls))
             await self._ledger.etcd.move_leader(others[0].id)
             return False
         await self._ledger.etcd.remove(member.id)
@@ -230,11 +249,16 @@ class MeshNodes:
         await kubernetes_api.delete(self._client, f"{PATH}/{object_name(fingerprint)}")
         objects.pop(object_name(fingerprint), None)
 
-    async def _show(self, objects: dict[str, Object], wanted: dict[str, Object]) -> None:
+    async def _show(
+        self, objects: dict[str, Object], wanted: dict[str, Object], said: dict[str, dict[str, Any]]
+    ) -> None:
         for name, status in wanted.items():
             item = objects.get(name)
             if item is None:
-                body = {"apiVersion": "kubermesh.io/v1", "kind": "MeshNode", "metadata": {"name": name}, "spec": {}}
+                # Somebody may have deleted it: what was decided stays.
+                one = said.get(name, {})
+                spec = {"decision": one.get("decision", ""), "wipe": one.get("wipe", False)}
+                body = {"apiVersion": "kubermesh.io/v1", "kind": "MeshNode", "metadata": {"name": name}, "spec": spec}
                 item = await kubernetes_api.create(self._client, PATH, body)
             if item.get("status") != status:
                 await kubernetes_api.replace(self._client, f"{PATH}/{name}/status", {**item, "status": status})

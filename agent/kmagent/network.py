@@ -123,6 +123,12 @@ def owner(cluster_prefix: str, prefix: str) -> int | None:
     return AddressPlan.parse(cluster_prefix).owner(prefix)
 
 
+def node_of(cluster_prefix: str, address: str) -> int | None:
+    """Return the number of the node whose own address this is; None when it is no node's, but a pod's perhaps."""
+    number = owner(cluster_prefix, f"{address}/128") if ":" in address and "%" not in address else None
+    return number if number is not None and node_address(cluster_prefix, number) == address else None
+
+
 def pod_prefixes(prefix: str, number: int) -> list[str]:
     """Return the prefixes of a node's pods, IPv6 and IPv4."""
     plan = AddressPlan.parse(prefix)

@@ -105,7 +105,11 @@ class Outages:
         # Who begins to lead does not know who has just returned.
         self._returned = now if self._returned is None else self._returned
         # Who has the taint keeps it until there is a way again, whoever leads and however long.
-        known = frozenset(one.number for one in registry.nodes if one.name in objects and is_tainted(objects[one.name]))
+        tainted = {one.number for one in registry.nodes if one.name in objects and is_tainted(objects[one.name])}
+        # Nor does a node that is away and has no object tell anything: somebody has deleted it, or it never had one.
+        known = frozenset(
+            tainted | {one.number for one in registry.nodes if one.number in away and one.name not in objects}
+        )
         nodes = len(registry.nodes)
         again = returning(self._lost.keys(), away.keys(), nodes, links, known)
         self._lost = {number: now if number in again else moment for number, moment in away.items()}

@@ -15,7 +15,8 @@ from kmagent.registry import Node, Registry
 log = logging.getLogger(__name__)
 
 NODE_PORT = 9444
-ANSWER_S = 3.0
+# What a node may say of itself, in bytes: the order that it keeps is most of it.
+ANSWER_S, MOST = 3.0, 1 << 18
 
 
 class Peers:
@@ -48,11 +49,13 @@ class Peers:
     async def _ask(self, node: Node, method: str, path: str, body: bytes | None) -> dict[str, Any] | None:
         tls = Tls(self._paths.state / "pki/node-ca.crt", self._paths.state / "identity.crt", digest=node.certificate)
         address = network.node_address(self._facts.prefix, node.number)
-        client = Client(address, NODE_PORT, tls=tls, timeout_s=ANSWER_S * self._facts.probe_scale)
+        client = Client(address, NODE_PORT, tls=tls, timeout_s=ANSWER_S * self._facts.probe_scale, most=MOST)
         try:
-            answer = await client.request(method, path, body)
+            # Of all of it: one that was admitted may say it byte by byte.
+            asked = client.request(method, path, body)
+            answer = await asyncio.wait_for(asked, 2 * ANSWER_S * self._facts.probe_scale)
             data = json.loads(answer.body) if answer.status == 200 else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.debug("%s: %s: %s", node.name, path, error)
             return None
         finally:
@@ -61,6 +64,14 @@ class Peers:
 
 
 def _is_sound(answer: Mapping[str, Any]) -> bool:
-    """Whether what is counted with are numbers; a node of another version may not say all of it."""
+    """Whether what is counted with are numbers, and so on; a node of another version may not say all of it."""
     counted = [answer[name] for name in ("own_epoch", "withdrawn") if name in answer]
-    return all(isinstance(value, int) for value in (answer.get("epoch"), *counted))
+    texts = [answer[name] for name in ("role", "signed_order") if name in answer]
+    etcd = answer.get("etcd") or {"revision": None, "has_leader": False}
+    return (
+        all(isinstance(value, int) for value in (answer.get("epoch"), *counted))
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(etcd, dict)
+        and isinstance(etcd.get("has_leader"), bool)
+        and isinstance(etcd.get("revision"), int | None)
+    )

@@ -10,6 +10,7 @@ on then, and what it has written since would be lost: such an order is withdrawn
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -29,10 +30,13 @@ log = logging.getLogger(__name__)
 
 # How often the node that an order names tries, and the others that keep it ask what became of it.
 AGAIN_S, KEEPER_S = 2.0, 15.0
+# For how long the node asks a majority for an order of an earlier boot that most of it may never have had.
+UNDECIDED_S = 60.0
 
 
 async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: Peers) -> None:
     """Wait for an order, and carry it out when it names this node; ends with RestartError when that is done, or not any more."""
+    since: float | None = None
     while True:
         changed = state.change()
         order = orders.newest
@@ -48,7 +52,13 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
         registry = registries.load_or_empty(paths.registry, facts.cluster)
         states = await peers.states(registry)
         begun = paths.begun(order.epoch).exists()
-        if is_over(order, facts.number, registry, states, begun=begun, is_new=orders.is_new):
+        is_old = not (order.force or begun or orders.is_new)
+        keepers = 1 + sum(said["epoch"] >= order.epoch for said in states.values())
+        too_few = is_old and 2 * keepers <= len(registry.numbers)
+        waits = too_few and order.number == facts.number and 2 * (1 + len(states)) > len(registry.numbers)
+        since = (since or time.monotonic()) if waits else None
+        given_up = since is not None and time.monotonic() - since > UNDECIDED_S * facts.probe_scale
+        if given_up or is_over(order, facts.number, registry, states, begun=begun, is_new=orders.is_new):
             if await orders.withdraw(order):
                 log.warning("epoch %d does not begin: the cluster goes on without it", order.epoch)
                 raise RestartError
@@ -57,8 +67,7 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), KEEPER_S * facts.probe_scale)
             continue
-        keepers = 1 + sum(said["epoch"] >= order.epoch for said in states.values())
-        if not (order.force or begun or orders.is_new) and 2 * keepers <= len(registry.numbers):
+        if too_few:
             # The others may have gone on without it long ago: they are not told before a majority has been heard.
             state.fail(f"epoch {order.epoch} waits: does a majority of the nodes know of it still?")
             await asyncio.sleep(AGAIN_S * facts.probe_scale)

@@ -29,16 +29,15 @@ class Snapshots:
         self._late: asyncio.Task[None] | None = None
         # When one was begun, and when a change was let go on with one, or without.
         self._tried = self._taken = float("-inf")
-        # How many other nodes have the newest one.
+        # How many other nodes have the newest one, and how many did not want it.
         self._kept_by = COPIES
-        self._asked: frozenset[int] = frozenset()
+        self._refused = 0
 
     def take_if_due(self, registry: Registry, reachable: frozenset[int]) -> None:
         """Begin one when the newest that is kept here is old, or not kept by enough others though they are there now."""
         newest = max((one.taken for one in snapshot_files.find(self._paths.snapshots)), default=0)
         is_old = not 0 <= time.time() - newest < PERIOD_S
-        # Those that were there have refused it.
-        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number})) and reachable != self._asked
+        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number}) - self._refused)
         if (is_old or is_alone) and time.monotonic() - self._tried >= AGAIN_S * self._facts.probe_scale:
             self._begin(registry, reachable)
 
@@ -63,7 +62,7 @@ class Snapshots:
 
     def _begin(self, registry: Registry, reachable: frozenset[int]) -> None:
         if self._taking is None or self._taking.done():
-            self._tried, self._asked = time.monotonic(), reachable
+            self._tried = time.monotonic()
             self._taking = asyncio.create_task(self._take(registry, reachable))
 
     async def _take(self, registry: Registry, reachable: frozenset[int]) -> None:
@@ -76,7 +75,7 @@ class Snapshots:
         ]
         answer = await child("snapshot", json.dumps(nodes))
         if "name" in answer:
-            self._kept_by = len(answer["kept_by"])
+            self._kept_by, self._refused = len(answer["kept_by"]), len(answer["refused_by"])
             log.info(
                 "snapshot %s is kept here and by %s", answer["name"], ", ".join(answer["kept_by"]) or "nobody else"
             )

@@ -72,6 +72,6 @@ def unpack(packed: str) -> tuple[Order, str, str]:
         }
         if any(type(getattr(order, name)) is not kind for name, kind in known.items()):
             raise TypeError("a value of another type")
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"not an order to begin anew: {error}") from error
     return order, text, signature

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from machines import wait_for
+from machines import Node, wait_for
 
 from kmcluster import process
 from kmcluster.cable import parse_port
@@ -33,6 +34,32 @@ async def one(target):
 async def main():
     await asyncio.gather(*map(one, sys.argv[1:]))
 asyncio.run(main())
+"""
+# Asks for a target from ever another address of its network: solicitations (RFC 4861, 4.3) and pings (RFC 4443, 4.1) by ICMPv6,
+# or ARP (RFC 826).
+ASK_FROM_MANY = r"""
+import random, socket, struct, sys, time
+port, kind, address, hardware, lasts = sys.argv[1:]
+family, length = (socket.AF_INET, 2) if kind == "arp" else (socket.AF_INET6, 8)
+target, hardware = socket.inet_pton(family, address), bytes.fromhex(hardware.replace(":", ""))
+peer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+peer.bind((port, 0x86DD))
+mac = peer.getsockname()[4]
+def icmp(here):
+    number = {"solicitation": 135, "ping": 128}[kind]
+    body = struct.pack("!BBHI", number, 0, 0, 0) + (target + b"\x01\x01" + mac if number == 135 else b"")
+    summed = here + target + struct.pack("!II", len(body), 58) + body
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
+    return b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(body), 58, 255) + here + target + body
+def arp(here):
+    return b"\x08\x06" + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + here + bytes(6) + target
+end = time.monotonic() + float(lasts)
+while time.monotonic() < end:
+    here = target[:length] + random.randbytes(len(target) - length)
+    peer.send(hardware + mac + (arp if kind == "arp" else icmp)(here))
 """
 # Says hello as a node of another cluster does, with that cluster's key.
 HELLO = """
@@ -116,3 +143,25 @@ def plugged_in(cluster: Cluster, *ports: str) -> Iterator[Stranger]:
             stranger.run("ip", "link", "set", name, "down")
             stranger.run("ip", "link", "set", name, "name", end)
             stranger.run("ip", "link", "set", end, "netns", str(cables))
+
+
+def ask_from_many(stranger: Stranger, node: Node, port: str, kind: str, beginning: str) -> None:
+    """Ask a node (see `ASK_FROM_MANY`) at an address that begins so, and see that this takes little of its table of neighbours.
+
+    All ports have one table for each family: entries of the mesh's neighbours would have to go.
+    """
+
+    def own() -> tuple[str, str] | None:
+        shown = json.loads(node.output("ip", "-json", "address", "show", "dev", port))[0]
+        found = [one["local"] for one in shown["addr_info"] if one["local"].startswith(beginning)]
+        return (found[0], shown["address"]) if found else None
+
+    def entries() -> int:
+        family = "-4" if kind == "arp" else "-6"
+        return len(node.output("ip", family, "neigh", "show", "dev", port).splitlines())
+
+    to = wait_for("address", own, 60)
+    before, lasts_s, begin = entries(), 4, time.monotonic()
+    stranger.python(ASK_FROM_MANY, PORT, kind, *to, str(lasts_s))
+    # 50 in a second, and 200 at first; it sends some thousand.
+    assert 0 < entries() - before <= 200 + 50 * (time.monotonic() - begin + 1)

@@ -13,7 +13,7 @@ import pytest
 from firmware import DHCP4, DHCP6, HTTP, READ, TFTP
 from machines import IMAGE, kmbuild, wait_for
 from rings import Ring
-from stranger import CONNECT, PORT, Stranger, greeting, nobody, plugged_in
+from stranger import CONNECT, PORT, Stranger, ask_from_many, greeting, nobody, plugged_in
 
 from kmbuild.config import load
 from kmplan import pki, seed
@@ -79,6 +79,11 @@ def test_firmware_boots_by_pxe_in_two_steps(ring: Ring, stranger: Stranger) -> N
     )
     # The same over IPv6.
     assert json.loads(stranger.python(DHCP6, PORT, "7"))["url"].startswith("tftp://[fd6b:6d00:1:")
+
+
+@pytest.mark.parametrize(("kind", "beginning"), [("ping", "fd6b:6d00:"), ("arp", "198.19.")])
+def test_a_storm_from_many_addresses_fills_no_table(ring: Ring, stranger: Stranger, kind: str, beginning: str) -> None:
+    ask_from_many(stranger, ring[1], "eth2", kind, beginning)
 
 
 def test_who_is_no_firmware_is_given_no_address(stranger: Stranger) -> None:

@@ -124,6 +124,14 @@ def test_a_client_that_says_nothing_more_is_cut_off(sent: bytes) -> None:
     live(scenario())
 
 
+def test_who_is_not_welcome_is_not_heard() -> None:
+    async def scenario() -> None:
+        async with served(repeat, welcome=lambda address: address != HOST) as port:
+            assert await exchange(port, b"GET / HTTP/1.1\r\n\r\n") == b""
+
+    live(scenario())
+
+
 def test_more_connections_than_allowed_are_closed_unread() -> None:
     async def scenario() -> None:
         async with served(repeat, max_connections=2) as port:

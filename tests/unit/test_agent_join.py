@@ -428,3 +428,19 @@ def test_a_removal_that_was_interrupted_is_finished_at_the_next_start(
     assert left <= {"identity.key", "join.json", "left.json"}
     assert identity.load(blank.paths, 0) is None
     assert len([*blank.paths.state.glob("removed-*")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "number"),
+    [
+        ("fd12:3456:789a::7", 7),
+        # A pod's, the cluster's own, another cluster's, a link's, and an old one.
+        ("fd12:3456:789a:7::5", None),
+        ("fd12:3456:789a::a:1", None),
+        ("fd12:3456:789b::7", None),
+        ("fe80::7%eth0", None),
+        ("10.0.7.1", None),
+    ],
+)
+def test_only_nodes_speak_for_machines_that_want_to_be_nodes(address: str, number: int | None) -> None:
+    assert network.node_of("fd12:3456:789a::/48", address) == number

@@ -176,6 +176,8 @@ def test_a_hello_that_was_recorded_changes_nothing(link: Link, message: Hello) -
 def test_what_was_recorded_is_not_believed_when_the_neighbour_is_gone(link: Link) -> None:
     recorded = say(heard=link.nonce, sequence=6)
     assert not believed(heard(hello.expire(link, NOW + HOLD_S), recorded, now=NOW + HOLD_S))
+    # Nobody has looked meanwhile who is still heard.
+    assert not believed(heard(link, recorded, now=NOW + HOLD_S))
 
 
 @pytest.mark.parametrize("keys", [{}, {1: OTHER}], ids=["without a key", "with a wrong key"])
@@ -487,8 +489,8 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def apply(script: str) -> None:
         applied.append(script)
 
-    async def trusted() -> frozenset[str]:
-        return frozenset(name for name, _, _ in PORTS)
+    async def members_of(name: str) -> frozenset[str]:
+        return frozenset(port for port, _, _ in PORTS if name == "trusted")
 
     async def command(*_: Any, **__: Any) -> tuple[int, str]:
         await asyncio.sleep(0.02)
@@ -496,7 +498,7 @@ def applied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ports, "physical_ports", lambda **_: found)
     monkeypatch.setattr(firewall, "apply", apply)
-    monkeypatch.setattr(firewall, "trusted", trusted)
+    monkeypatch.setattr(firewall, "members_of", members_of)
     for module in (mesh, seqno, network):
         monkeypatch.setattr(module, "run_async", command)
     monkeypatch.setattr(mesh, "_hello_socket", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))

@@ -218,7 +218,8 @@ def test_a_denied_machine_stays_denied_until_somebody_says_otherwise(people: Peo
     assert people.status(machine.fingerprint)["phase"] == "Denied"
     # Its object was deleted by hand, and once more together with its kind.
     del people.api.objects[people.path(machine.fingerprint)]
-    people.turn(now=2000.0 + 10 * mesh_nodes.FORGET_S)
+    for _ in range(2):
+        people.turn(now=2000.0 + 10 * mesh_nodes.FORGET_S)
     assert people.asked()[machine.fingerprint]["decision"] == "Denied"
     assert people.status(machine.fingerprint)["phase"] == "Denied"
     people.api.collections.clear()
@@ -344,6 +345,28 @@ def test_the_node_that_leads_hands_over_before_it_is_removed(people: People) -> 
     assert people.known().numbers == {1, node.number} and len(people.shop.etcd.members) == 2
 
 
+def test_the_lead_is_handed_to_one_that_is_there(people: People) -> None:
+    first, second = people.join(member=True), people.join(member=True)
+    people.say(FIRST.fingerprint, "Removed")
+    assert people.turn(away=first.number) is False
+    assert people.shop.etcd.leader == str(second.number)
+
+
+def test_a_node_that_etcd_cannot_spare_keeps_nobody_else_waiting(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, goes, new = people.join(member=True), people.join(), Machine()
+    for node in (stays, goes):
+        people.say(node.fingerprint, "Removed")
+    people.asks(new)
+    with monkeypatch.context() as patch:
+        refuse = ValueError("unhealthy cluster")
+        patch.setattr(people.shop.etcd, "do_cluster_member_remove", lambda _: (_ for _ in ()).throw(refuse))
+        assert people.turn() is True
+    assert people.known().numbers == {1, stays.number}
+    assert people.status(new.fingerprint)["phase"] == "Pending"
+
+
 @pytest.mark.parametrize("learner", [False, True], ids=["alone", "with a learner"])
 def test_the_only_voter_stays(people: People, learner: bool) -> None:
     if learner:
@@ -373,7 +396,14 @@ def test_a_removal_that_was_interrupted_goes_on_where_it_was(people: People, mon
 @pytest.mark.parametrize("member", [False, True])
 def test_a_machine_that_lost_its_disk_takes_its_own_place(people: People, member: bool) -> None:
     node, machine = people.join(member=member), Machine()
-    people.asks(machine, replaces=node.number, uuid=node.uuid)
+    # One that asks no more, or was denied, takes nobody's place.
+    for said in ({"last_seen": 2000.0 - mesh_nodes.ASKS_S}, {"last_seen": 2000.0, "decision": "Denied"}):
+        people.asks(machine, replaces=node.number, uuid=node.uuid, **said)
+        people.turn(away=node.number)
+        assert people.known().find(number=node.number) == node
+        asyncio.run(people.shop.ledger.forget_asked(machine.fingerprint))
+        people.turn()
+    people.asks(machine, replaces=node.number, uuid=node.uuid, last_seen=2000.0)
     # Somebody who only says so, while the node is there.
     people.turn()
     assert people.known().find(number=node.number) == node

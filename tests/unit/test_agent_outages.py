@@ -152,6 +152,18 @@ def test_a_lost_node_is_tainted_until_it_is_back() -> None:
     assert turn({1, 2, 3}, 101) is False and api.tainted() == set()
 
 
+def test_a_dead_node_whose_object_was_deleted_says_nothing_of_the_others() -> None:
+    """It would be one of half of all that are lost, for ever."""
+    api = Nodes()
+    leader = Leader(api)
+    leader.registry = leader.registry.put(Shop.node(4))
+    api.objects = {path: one for path, one in api.objects.items() if not path.endswith("shop-4")}
+    leader.turn({1, 2, 3}, 0)
+    leader.turn({1, 3}, 100)
+    leader.turn({1, 3}, 100 + ALONE_S)
+    assert api.tainted() == {"shop-2"}
+
+
 @pytest.mark.parametrize("reachable", [{1, 3}, {1}], ids=["alone", "with half of all"])
 def test_a_lost_node_keeps_its_taint_under_a_new_leader(reachable: set[int]) -> None:
     api = Nodes()

@@ -11,9 +11,10 @@ import pytest
 from agent_fakes import FACTS
 from agent_recoveries import FakePeers, Node, registry_of
 
-from kmagent import keep_order, orders, recover
+from kmagent import keep_order, orders, peers, recover
 from kmagent.facts import Facts
 from kmagent.follow import RestartError
+from kmagent.http import Client, Response
 from kmagent.orders import Orders
 from kmagent.peers import Peers
 from kmagent.registry import Registry
@@ -123,6 +124,16 @@ def test_an_order_that_was_given_before_this_machine_started_is_old_when_most_kn
     assert node.paths.order.exists() is not over
 
 
+def test_an_order_that_too_few_keep_is_given_up_after_a_while(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are gone for good: most will never say that they know nothing of it."""
+    monkeypatch.setattr(recover, "AGAIN_S", 0.01)
+    monkeypatch.setattr(recover, "UNDECIDED_S", 0.05)
+    with pytest.raises(RestartError):
+        carry_out(node, {4: says(1), 5: says(2)}, is_new=False)
+    assert carry_out(node, {4: says(1)}, is_new=False, epoch=3).given == []
+    assert node.paths.order.exists()
+
+
 @pytest.mark.parametrize(
     ("states", "order", "over"),
     [
@@ -210,6 +221,27 @@ def test_another_order_that_came_meanwhile_stays(node: Node) -> None:
 def test_an_answer_that_cannot_be_counted_with_is_none(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that was admitted may lie, and must not end the agents of others."""
     peers = Peers(node.paths, facts_of(node))
-    answers = {1: says(2), 2: says(2, own_epoch=None), 3: says(2, withdrawn="x"), 4: {"epoch": "2"}, 5: {"epoch": 2}}
+    answers: dict[int, Any] = {1: says(2), 2: says(2, own_epoch=None), 3: says(2, withdrawn="x"), 4: {"epoch": "2"}}
+    answers |= {5: {"epoch": 2}, 6: says(2, "x"), 7: says(2, {"has_leader": 1}), 8: says(2, role=[])}  # type: ignore[arg-type]
+    answers |= {9: says(2, {"has_leader": True, "revision": "9"}), 10: says(2, signed_order=7)}
     monkeypatch.setattr(peers, "_ask_all", lambda *_: asyncio.sleep(0, answers))
     assert asyncio.run(peers.states(Registry("shop"))).keys() == {1, 5}
+
+
+@pytest.mark.parametrize("answer", [b"[" * 100_000, b"x" * (peers.MOST + 1), None], ids=["deep", "long", "slow"])
+def test_a_node_whose_answer_does_not_end_keeps_nobody_from_asking(
+    node: Node, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    """Every voter asks all nodes before it starts etcd."""
+
+    async def request(client: Client, *_: Any) -> Response:
+        if answer is None:
+            await asyncio.sleep(60)
+        if client._most is not None and len(answer or b"") >= client._most:
+            raise OSError("too long")
+        return Response(200, answer or b"")
+
+    monkeypatch.setattr(Client, "request", request)
+    monkeypatch.setattr(peers, "ANSWER_S", 0.05)
+    asked = Peers(node.paths, facts_of(node))
+    assert asyncio.run(asyncio.wait_for(asked.states(registry_of(5, {1, 2, 3})), 20)) == {}
