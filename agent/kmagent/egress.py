@@ -104,7 +104,7 @@ async def run(state: State, mesh: Mesh, facts: Facts, routers: Mapping[str, floa
     # What an agent before this one announced, also by routers that it heard.
     announced = await _routers("main", "proto", "static")
     heard = {router.port for router in announced}
-    known: frozenset[str] | None = None
+    known: frozenset[str] = frozenset()
     while True:
         if not mesh.ports:
             await asyncio.sleep(STARTING_S)

@@ -199,7 +199,7 @@ class Follower:
 async def leave(paths: Paths) -> None:
     """Be a machine that belongs to no cluster again: what ran here ends, and what was given is put aside."""
     log.warning("this node was removed from the cluster")
-    units = ["kubelet.service", "kubermesh-babeld.service"]
+    units = ["kubelet.service", "kubermesh-babeld.service", "ssh.service"]
     await run_async(["systemctl", "stop", *units], check=False)
     _, tasks = await run_async(["ctr", "--namespace=k8s.io", "tasks", "list", "--quiet"], check=False)
     for task in tasks.split():

@@ -17,8 +17,6 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD = 8 * 1024
 CHUNK = 256 * 1024
-# How long a connection that is closed may take for it.
-CLOSE_S = 1.0
 LENGTH = re.compile(r"[0-9]{1,12}\Z")
 REASONS = {
     200: "OK", 202: "Accepted", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
@@ -155,7 +153,7 @@ class Server:
             try:
                 # TLS waits half a minute for the other end to say goodbye.
                 with contextlib.suppress(OSError, TimeoutError):
-                    await asyncio.wait_for(writer.wait_closed(), CLOSE_S)
+                    await asyncio.wait_for(writer.wait_closed(), self._timeout_s)
             finally:
                 writer.transport.abort()
                 self._free += 1

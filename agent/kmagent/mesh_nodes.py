@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 PATH = "/apis/kubermesh.io/v1/meshnodes"
 # Who asked once and went away is forgotten after a while.
 FORGET_S = 3600.0
-# A machine that asks is noted every minute: one that was not for so long asks no more, and takes nobody's place.
-ASKS_S = 150.0
+# A machine that asks is noted every minute: one that was not for so long asks no more, and takes nobody's place. It is noted by
+# another node's clock.
+ASKS_S = 900.0
 FACTS = ("via", "ports", "disks", "firstSeen")
 
 Object = dict[str, Any]

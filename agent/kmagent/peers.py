@@ -54,12 +54,11 @@ class Peers:
             # Of all of it: one that was admitted may say it byte by byte.
             asked = client.request(method, path, body)
             answer = await asyncio.wait_for(asked, 2 * ANSWER_S * self._facts.probe_scale)
+            client.close()
             data = json.loads(answer.body) if answer.status == 200 else None
         except (OSError, ValueError, RecursionError) as error:
             log.debug("%s: %s: %s", node.name, path, error)
             return None
-        finally:
-            client.close()
         return data if isinstance(data, dict) else None
 
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 PERIOD_S = 600.0
 # Changes that follow one another have one snapshot, before the first; and none waits for one for longer than this.
 TOGETHER_S, PATIENCE_S = 20.0, 20.0
-AGAIN_S = 60.0
+AGAIN_S, LONELY_S = 60.0, 300.0
 
 
 class Snapshots:
@@ -29,15 +29,17 @@ class Snapshots:
         self._late: asyncio.Task[None] | None = None
         # When one was begun, and when a change was let go on with one, or without.
         self._tried = self._taken = float("-inf")
-        # How many other nodes have the newest one, and how many did not want it.
+        # How many other nodes have the newest one, and which could be reached when it was begun.
         self._kept_by = COPIES
-        self._refused = 0
+        self._asked: frozenset[int] = frozenset()
 
     def take_if_due(self, registry: Registry, reachable: frozenset[int]) -> None:
         """Begin one when the newest that is kept here is old, or not kept by enough others though they are there now."""
         newest = max((one.taken for one in snapshot_files.find(self._paths.snapshots)), default=0)
         is_old = not 0 <= time.time() - newest < PERIOD_S
-        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number}) - self._refused)
+        is_alone = self._kept_by < min(COPIES, len(reachable - {self._facts.number}))
+        # Those that were there may have no room: what is kept is not to be of the last minutes alone.
+        is_alone &= reachable != self._asked or time.monotonic() - self._tried >= LONELY_S * self._facts.probe_scale
         if (is_old or is_alone) and time.monotonic() - self._tried >= AGAIN_S * self._facts.probe_scale:
             self._begin(registry, reachable)
 
@@ -62,7 +64,7 @@ class Snapshots:
 
     def _begin(self, registry: Registry, reachable: frozenset[int]) -> None:
         if self._taking is None or self._taking.done():
-            self._tried = time.monotonic()
+            self._tried, self._asked = time.monotonic(), reachable
             self._taking = asyncio.create_task(self._take(registry, reachable))
 
     async def _take(self, registry: Registry, reachable: frozenset[int]) -> None:
@@ -75,7 +77,7 @@ class Snapshots:
         ]
         answer = await child("snapshot", json.dumps(nodes))
         if "name" in answer:
-            self._kept_by, self._refused = len(answer["kept_by"]), len(answer["refused_by"])
+            self._kept_by = len(answer["kept_by"])
             log.info(
                 "snapshot %s is kept here and by %s", answer["name"], ", ".join(answer["kept_by"]) or "nobody else"
             )

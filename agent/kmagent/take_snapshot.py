@@ -1,8 +1,8 @@
 """`python3 -m kmagent snapshot NODES`: the child that takes a snapshot of etcd, seals it, and gives it to other nodes.
 
 NODES is a JSON list of `{"address": …, "digest": …}`: they are asked one after the other until two have taken it. Prints
-`{"name": …, "kept_by": [addresses], "refused_by": [addresses]}`. The key is derived from the cluster's `encryption.key`, which
-control-plane nodes have and the cluster directory: a node that only keeps a snapshot cannot read it.
+`{"name": …, "kept_by": [addresses]}`. The key is derived from the cluster's `encryption.key`, which control-plane nodes have
+and the cluster directory: a node that only keeps a snapshot cannot read it.
 """
 
 import base64
@@ -53,22 +53,22 @@ def take(paths: Paths, nodes: list[dict[str, str]]) -> dict[str, Any]:
         run.run(["etcdctl", f"--endpoints={ETCD}", *tls, "snapshot", "save", plain])
         snapshot = Snapshot(role.epoch, revision_of(plain), int(time.time()))
         seal.seal_file(plain, paths.snapshots / snapshot.name, secret(paths))
-    answers: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    kept_by: list[str] = []
     for node in nodes:
-        if len(answers[True]) < snapshot_files.COPIES:
-            answers[give(paths, snapshot, node)].append(node["address"])
-    return {"name": snapshot.name, "kept_by": answers[True], "refused_by": answers[False]}
+        if len(kept_by) < snapshot_files.COPIES and give(paths, snapshot, node):
+            kept_by.append(node["address"])
+    return {"name": snapshot.name, "kept_by": kept_by}
 
 
-def give(paths: Paths, snapshot: Snapshot, node: dict[str, str]) -> bool | None:
-    """Give a snapshot to a node; tells whether it took it, None when it could not be asked."""
+def give(paths: Paths, snapshot: Snapshot, node: dict[str, str]) -> bool:
+    """Give a snapshot to a node; tells whether it took it."""
     tls = http.Tls(paths.state / "pki/node-ca.crt", paths.state / "identity.crt", digest=node["digest"])
     file = paths.snapshots / snapshot.name
     try:
         answer = http.upload(node["address"], NODE_PORT, tls, f"/v1/snapshots/{snapshot.name}", file, UPLOAD_S)
     except OSError as error:
         log.warning("%s does not take the snapshot: %s", node["address"], error)
-        return None
+        return False
     if answer.status != 200:
         log.warning("%s does not take the snapshot: %s", node["address"], answer.body[:200].decode(errors="replace"))
     return answer.status == 200

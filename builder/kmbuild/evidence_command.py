@@ -54,8 +54,14 @@ def find_on(driver: Driver, cluster: str, node: str) -> Machine | None:
         machine = state.load(cluster).machine(node)
         if driver.power(machine) != "off":
             return machine
-        with state.locked(cluster):
-            machine = state.load(cluster).machine(node)
+        try:
+            with state.locked(cluster):
+                machine = state.load(cluster).machine(node)
+        except state.NoClusterError:
+            raise
+        except UserError:
+            # Somebody takes long with it.
+            return machine
         return machine if driver.power(machine) != "off" else None
     return None
 

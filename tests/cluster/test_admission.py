@@ -170,7 +170,13 @@ def test_a_thousand_machines_that_ask_at_once_disturb_nothing(line: dict[int, No
         there = f"{line[1].link_local('eth2')}%{PORT}"
         outcome = json.loads(stranger.python(FLOOD, there, join_request("line", ""), "1000", timeout_s=300))
     assert outcome.keys() <= {"202", "429", "closed"} and outcome.get("202"), outcome
-    waiting = [item for item in listed(directory) if item["status"]["phase"] == "Pending"]
+
+    def phases() -> list[str] | None:
+        """None while an object is new, and says nothing yet."""
+        shown = [item["status"].get("phase") for item in listed(directory)]
+        return None if None in shown else shown
+
+    waiting = [phase for phase in wait_for("phases", phases, 20, 1) if phase == "Pending"]
     assert 1 <= len(waiting) <= ledger.MAX_ASKED_AT_ONE, outcome
     assert kubernetes_nodes(line[1]) == {"line-1", "line-2", "line-3"}
     # A host that stands still for half a second is one whose nodes all miss hellos: ways are lost for a moment then.
