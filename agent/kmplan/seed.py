@@ -11,12 +11,15 @@ from kmplan.cluster import NAME_PATTERN, ClusterFile, Install, read_cluster
 from kmplan.errors import UserError
 from kmplan.secret_files import SECRET_FILES
 
+# A cluster's name, a dash and a number.
+NODE_PATTERN = r"^[a-z]([-a-z0-9]{0,44}[a-z0-9])?$"
+
 
 class SeedNode(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Which node the bundle is for."""
 
     number: Annotated[int, Meta(ge=1, le=MAX_NODE)]
-    name: Annotated[str, Meta(pattern=NAME_PATTERN)]
+    name: Annotated[str, Meta(pattern=NODE_PATTERN)]
 
 
 class SeedBundle(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

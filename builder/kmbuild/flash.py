@@ -111,13 +111,15 @@ def ask(found: list[Drive]) -> Drive:
 
 
 def confirm(drive: Drive, *, yes: bool) -> None:
-    """Ask before a drive is overwritten; nobody is asked for a file."""
+    """Ask before a drive is overwritten, and see that it is still the same one; nobody is asked for a file."""
     if yes or drive.is_file:
         return
     holds = ", ".join(drive.content) or "nothing that is known"
     if not sys.stdin.isatty():
         raise UserError(f"{drive.path}: holds {holds}, which would be lost", "--yes does not ask")
     click.confirm(f"{drive.path}, {drive.model} {size_of(drive)}, holds {holds}. Overwrite it?", abort=True, err=True)
+    if drives.find(drive.path) != drive:
+        raise UserError(f"{drive.path}: is not what it was when you were asked", "begin again")
 
 
 def size_of(drive: Drive) -> str:

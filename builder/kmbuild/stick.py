@@ -106,8 +106,8 @@ def write(image: Path, block_map: BlockMap, target: Path, finish: Callable[[Path
 @contextlib.contextmanager
 def opened(target: Path) -> Iterator[int]:
     """The drive for nobody else: the kernel refuses one that is mounted (O_EXCL on a block device, open(2))."""
-    exclusive = os.O_EXCL if stat.S_ISBLK(target.stat().st_mode) else 0
     try:
+        exclusive = os.O_EXCL if stat.S_ISBLK(target.stat().st_mode) else 0
         device = os.open(target, os.O_RDWR | os.O_CLOEXEC | exclusive)
     except OSError as error:
         hint = "unmount it first" if error.errno == errno.EBUSY else "is it the right one, and may you write to it?"

@@ -1,5 +1,6 @@
 """Flashing: which drives are refused, and what is on a drive when something goes wrong."""
 
+import contextlib
 import errno
 import os
 import re
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -320,6 +322,17 @@ def test_nothing_is_lost_before_somebody_has_said_so(monkeypatch: pytest.MonkeyP
     with pytest.raises(click.Abort):
         flashing.confirm(used, yes=False)
     assert asked == ["/dev/sdy, Stick 16.0 GB, holds ntfs. Overwrite it?"]
+    # While somebody was asked, another one was plugged in, or it was mounted; or it is gone.
+    monkeypatch.setattr(flashing.click, "confirm", lambda *_, **__: True)
+    for now in (used, msgspec.structs.replace(used, serial="S9"), msgspec.structs.replace(used, mounts=["/mnt"])):
+        monkeypatch.setattr(drives, "find", lambda _, found=now: found)
+        with pytest.raises(UserError, match="begin again") if now != used else contextlib.nullcontext():
+            flashing.confirm(used, yes=False)
+
+
+def test_a_drive_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file or directory; is it the right one"), stick.opened(tmp_path / "x"):
+        pass
 
 
 def test_what_is_no_image_no_drive_or_no_cluster_is_one_line(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_a_folder_that_is_no_cluster_directory_is_told_so(tmp_path: Path) -> Non
 
 def test_a_bundle_has_everything_but_the_admins_keys(tmp_path: Path) -> None:
     create(tmp_path / "shop", read(GOOD))
+    # A cluster's name may have forty characters.
+    assert parse_bundle(make_bundle(tmp_path / "shop", 32767, f"{'s' * 40}-32767")).node.number == 32767
     bundle = parse_bundle(make_bundle(tmp_path / "shop", 7, "shop-7"))
     assert (bundle.node.number, bundle.node.name, bundle.cluster.name) == (7, "shop-7", "shop")
     assert set(bundle.files) == set(SECRET_FILES)
