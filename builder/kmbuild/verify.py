@@ -89,8 +89,11 @@ def verify(
         rows = [("SCENARIO", "TAGS", "WHAT HAPPENS"), *((one.name, ", ".join(one.tags), one.title) for one in chosen)]
         click.echo(json.dumps([one.name for one in chosen]) if as_json else table(rows))
         return
-    # Whoever ends this, by Ctrl-C or not, leaves no cluster behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # Whoever ends this, by Ctrl-C or not, or closes the terminal, leaves no cluster behind.
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    if publish and sabotage:
+        raise UserError("what --sabotage undermines has no figures to --publish", "leave one of them out")
     earlier = document.read(compare, Verdict) if compare else None
     if publish:
         verdict_table.split(publish.read_text())

@@ -19,11 +19,13 @@ HEAD, RULE = f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"
 def publish(page: str, verdict: Verdict, known: dict[str, Scenario]) -> str:
     """Return the page with the verdict's figures in their place, scenarios in the order of `known`.
 
-    A row whose scenario is not known any more goes. Raises UserError when the page has no place for figures.
+    A row whose scenario is not known any more goes, one whose scenario could not be played stays as it was. Raises UserError
+    when the page has no place for figures.
     """
     before, old, after = split(page)
     rows = {name_of(line): line for line in old.splitlines() if line.startswith("| <a id=")}
-    rows |= {name: row(known[name], runs, verdict) for name, runs in verdict.by_scenario.items() if name in known}
+    played = {name: runs for name, runs in verdict.by_scenario.items() if any(run.is_played for run in runs)}
+    rows |= {name: row(known[name], runs, verdict) for name, runs in played.items() if name in known}
     kept = [rows[name] for name in known if name in rows]
     return f"{before}{BEGIN}\n\n" + "\n".join([HEAD, RULE, *kept]) + f"\n\n{END}{after}"
 

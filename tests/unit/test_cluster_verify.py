@@ -228,6 +228,8 @@ def test_figures_are_published_and_those_of_other_scenarios_stay() -> None:
     assert "`leader-gone`" in gone and "| 1 | 1 | 1 | nspawn, 2 cores, 2026-11-25 |" in gone
     assert both.startswith("Before.") and both.endswith("After.\n")
     assert verdict_table.publish(both, verdict(), ALL) == both
+    not_played = verdict(run(took_s=0, outages=[]), run(scenario="leader-gone", took_s=0, faults=["no machine"]))
+    assert verdict_table.publish(both, not_played, ALL) == both
     # What was not measured is no figure, and what was not played none at all.
     silent = verdict_table.publish(PAGE, verdict(run(probed=False), run(took_s=0, probed=False, outages=[])), ALL)
     assert "| 3.0 s, 3.0 s | 5 s | - | - | 31.0 s, 31.0 s | 2 | 0 | 0 |" in silent
@@ -252,6 +254,8 @@ def test_a_page_without_a_place_is_refused_before_anything_is_played(tmp_path: P
     (tmp_path / "page.md").write_text("Before.")
     result = CliRunner().invoke(kmbuild, ["verify", "--publish", str(tmp_path / "page.md")])
     assert isinstance(result.exception, UserError) and "no place for figures" in str(result.exception)
+    result = CliRunner().invoke(kmbuild, ["verify", "--sabotage", "--publish", str(tmp_path / "page.md")])
+    assert isinstance(result.exception, UserError) and "no figures to --publish" in str(result.exception)
 
 
 def test_scenarios_are_chosen_by_name_and_tag() -> None:
