@@ -164,6 +164,9 @@ class Follower:
         registry = registries.load(self._paths.registry)
         if (answer["role"], answer["epoch"]) != (self._facts.role, self._facts.epoch):
             log.info("this node is a %s in epoch %d now", answer["role"], answer["epoch"])
+            if answer["epoch"] != self._facts.epoch and self._facts.controls:
+                # It has not heard yet that the API's objects of its static pods are gone, and makes no new ones until it has.
+                await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
             raise RestartError
         await child("prepare")
         if registry:
