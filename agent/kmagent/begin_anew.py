@@ -45,7 +45,7 @@ def begin(paths: Paths) -> dict[str, Any]:
         return {"state": "done", "epoch": me.role.epoch}
     take_secrets(paths, order)
     new = paths.state / f"etcd.epoch-{order.epoch}"
-    with end_etcd.ended(paths.etcd / "member/snap/db"):
+    with end_etcd.ended(paths.etcd_database):
         source = keep_source(paths, order)
         shutil.rmtree(new, ignore_errors=True)
         restore(source, new, me, order)
@@ -90,7 +90,7 @@ def keep_source(paths: Paths, order: Order) -> Path:
         except ValueError as error:
             raise UserError(str(error)) from error
         return kept
-    database = paths.etcd / "member/snap/db"
+    database = paths.etcd_database
     if not database.exists():
         raise UserError("this node has no data of etcd")
     partial = kept.with_suffix(".partial")

@@ -82,7 +82,7 @@ async def run(state: State, paths: Paths, is_served: Callable[[], bool]) -> None
                 log.warning("%s ended: %s", ", ".join(ended), state.fenced)
             try:
                 # Also where kubelet stands still, or this agent was started anew: what etcd acknowledges would be lost.
-                await asyncio.to_thread(end_etcd.end, paths.etcd / "member/snap/db")
+                await asyncio.to_thread(end_etcd.end, paths.etcd_database)
             except UserError as error:
                 log.error("%s", error)
                 continue

@@ -24,7 +24,7 @@ def look(paths: Paths) -> dict[str, Any]:
     paths.snapshots.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".look-", dir=paths.snapshots) as folder:
         copy = Path(folder) / "db"
-        shutil.copyfile(paths.etcd / "member/snap/db", copy)
+        shutil.copyfile(paths.etcd_database, copy)
         return {"state": "ok", "revision": revision_of(copy)}
 
 

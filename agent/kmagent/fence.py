@@ -35,12 +35,16 @@ def has_majority(me: int, epoch: int, registry: Registry, heard: Mapping[int, in
 
 def is_current(me: int, epoch: int, registry: Registry, heard: Mapping[int, int]) -> bool:
     """Tell whether no newer epoch than `epoch` can have begun without this node."""
-    members = {node.number for node in registry.nodes if node.role in CONTROL_PLANE}
+    members = _members(registry)
     complete = bool(members) and members <= _agreeing(me, epoch, registry, heard)
     if members == {me} and any(other > epoch for other in heard.values()):
         # Nobody but this node itself says so.
         complete = False
     return complete or has_majority(me, epoch, registry, heard)
+
+
+def _members(registry: Registry) -> set[int]:
+    return {node.number for node in registry.nodes if node.role in CONTROL_PLANE}
 
 
 def _agreeing(me: int, epoch: int, registry: Registry, heard: Mapping[int, int]) -> set[int]:
@@ -130,8 +134,7 @@ class Fence:
 
     def _is_alone(self, registry: Registry) -> bool:
         """Whether nobody but this node has etcd's data, there are others, and nobody meant it to begin without them."""
-        members = {node.number for node in registry.nodes if node.role in CONTROL_PLANE}
-        return members == {self._facts.number} != registry.numbers and not self._begins(registry)
+        return _members(registry) == {self._facts.number} != registry.numbers and not self._begins(registry)
 
     def _may_serve(self, registry: Registry, heard: Mapping[int, int]) -> bool:
         """With witnesses only a majority counts: the others may begin anew though all voters are here."""

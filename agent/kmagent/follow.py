@@ -21,7 +21,7 @@ from kmagent.http import Client, Tls
 from kmagent.joining import child
 from kmagent.mesh import Mesh
 from kmagent.paths import Paths
-from kmagent.programs import run_async
+from kmagent.programs import restart_kubelet, run_async
 from kmagent.registry import Registry
 from kmagent.relay import JOIN_PORT
 from kmagent.state import State, boot_seconds
@@ -166,7 +166,7 @@ class Follower:
             log.info("this node is a %s in epoch %d now", answer["role"], answer["epoch"])
             if answer["epoch"] != self._facts.epoch and self._facts.controls:
                 # It has not heard yet that the API's objects of its static pods are gone, and makes no new ones until it has.
-                await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
+                await restart_kubelet()
             raise RestartError
         await child("prepare")
         if registry:

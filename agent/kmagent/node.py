@@ -9,7 +9,7 @@ from typing import Any
 from kmagent import kubernetes_api
 from kmagent.http import Client
 from kmagent.paths import Paths
-from kmagent.programs import run_async
+from kmagent.programs import restart_kubelet, run_async
 from kmagent.registry import Node
 from kmagent.state import State, boot_seconds
 
@@ -110,4 +110,4 @@ async def hurry_kubelet(state: State, paths: Paths) -> None:
     if state.conditions["ready"] or paths.hurried.exists():
         return
     paths.hurried.touch()
-    await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
+    await restart_kubelet()

@@ -105,7 +105,7 @@ class NodeApi:
 
     async def _describe_etcd(self) -> dict[str, Any] | None:
         """How far etcd's data here go; None when there are none. An etcd without a quorum that was started anew does not say."""
-        database = self._paths.etcd / "member/snap/db"
+        database = self._paths.etcd_database
         if self._etcd is None or not database.exists():
             return None
         with contextlib.suppress(OSError):

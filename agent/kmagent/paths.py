@@ -128,6 +128,11 @@ class Paths:
         return self.state / "etcd"
 
     @property
+    def etcd_database(self) -> Path:
+        """The file in etcd's data that bbolt holds a lock on while an etcd has it open."""
+        return self.etcd / "member/snap/db"
+
+    @property
     def snapshots(self) -> Path:
         """Sealed snapshots of etcd, this node's own and those that it keeps for others."""
         return self.state / "snapshots"

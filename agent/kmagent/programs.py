@@ -27,6 +27,11 @@ async def run_async(argv: Sequence[str | Path], *, input: str | None = None, che
     return code, text
 
 
+async def restart_kubelet() -> None:
+    """Have kubelet begin anew, if it runs: running pods do not notice."""
+    await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
+
+
 async def start_async(argv: Sequence[str | Path]) -> asyncio.subprocess.Process:
     """Start a command to talk with over its standard input and output; it ends with this process's end of its input."""
     return await asyncio.create_subprocess_exec(

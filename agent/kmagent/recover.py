@@ -21,7 +21,7 @@ from kmagent.joining import child
 from kmagent.orders import Orders
 from kmagent.paths import Paths
 from kmagent.peers import Peers
-from kmagent.programs import run_async
+from kmagent.programs import restart_kubelet
 from kmagent.registry import Registry
 from kmagent.state import State
 from kmplan.recovery import Order
@@ -53,8 +53,7 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
         states = await peers.states(registry)
         begun = paths.begun(order.epoch).exists()
         is_old = not (order.force or begun or orders.is_new)
-        keepers = 1 + sum(said["epoch"] >= order.epoch for said in states.values())
-        too_few = is_old and 2 * keepers <= len(registry.numbers)
+        too_few = is_old and 2 * keepers(order.epoch, states.values()) <= len(registry.numbers)
         waits = too_few and order.number == facts.number and 2 * (1 + len(states)) > len(registry.numbers)
         since = (since or time.monotonic()) if waits else None
         given_up = since is not None and time.monotonic() - since > UNDECIDED_S * facts.probe_scale
@@ -84,7 +83,7 @@ async def run(state: State, paths: Paths, facts: Facts, orders: Orders, peers: P
                 state.fail("")
                 log.warning("epoch %d of the cluster begins here, from %s", order.epoch, order.source)
                 # It may be waiting for an API server that is gone, up to a minute, and starts nothing meanwhile.
-                await run_async(["systemctl", "try-restart", "kubelet.service"], check=False)
+                await restart_kubelet()
                 raise RestartError
             state.fail(f"epoch {order.epoch} does not begin: {answer['message']}")
         await asyncio.sleep(AGAIN_S * facts.probe_scale)
@@ -128,6 +127,11 @@ def is_unknown(order: Order, registry: Registry, states: Mapping[int, Mapping[st
     return 2 * sum(bool(said["epoch"] < order.epoch) for said in states.values()) > len(registry.numbers)
 
 
+def keepers(epoch: int, states: Collection[Mapping[str, Any]]) -> int:
+    """Return how many nodes know of an epoch, or a later one: this one, and those that say so."""
+    return 1 + sum(bool(state["epoch"] >= epoch) for state in states)
+
+
 def leads(epoch: int, states: Collection[Mapping[str, Any]]) -> bool:
     """Tell whether a voter of an epoch before this one says that etcd has a leader; a standby does not notice that it is gone."""
     voters = [state for state in states if state["epoch"] < epoch and state.get("role") == "voter"]
@@ -139,5 +143,4 @@ def goes_on(epoch: int, nodes: int, states: Collection[Mapping[str, Any]]) -> bo
 
     `states` is what the other nodes say of themselves, those that answer.
     """
-    known = 1 + sum(state["epoch"] >= epoch for state in states)
-    return 2 * known <= nodes and leads(epoch, states)
+    return 2 * keepers(epoch, states) <= nodes and leads(epoch, states)

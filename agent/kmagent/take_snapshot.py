@@ -40,7 +40,7 @@ def take(paths: Paths, nodes: list[dict[str, str]]) -> dict[str, Any]:
         raise UserError("this machine is no node")
     paths.snapshots.mkdir(mode=0o700, exist_ok=True)
     # As it is, and sealed; and as much again is left to etcd's own log.
-    if not snapshot_files.make_room(paths.snapshots, 3 * (paths.etcd / "member/snap/db").stat().st_size // 2):
+    if not snapshot_files.make_room(paths.snapshots, 3 * paths.etcd_database.stat().st_size // 2):
         raise UserError("not enough room for a snapshot")
     with tempfile.TemporaryDirectory(prefix=".new-", dir=paths.snapshots) as folder:
         plain = Path(folder) / "db"
